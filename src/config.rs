@@ -1,0 +1,251 @@
+//! What is fixed for the life of a bank: topology, shard map, time-outs and limits.
+//!
+//! Pure data and arithmetic. Reading `cluster.toml` belongs to [`crate::runtime`], which validates through here.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{AccountId, NodeId, ShardId};
+
+/// How many clusters, servers and accounts there are. Two servers work together only if theirs are equal.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Topology {
+    /// Number of clusters, which is the number of shards; 1 to 1,000.
+    pub clusters: u16,
+    /// Servers in each cluster; odd, 1 to 9.
+    pub servers_per_cluster: u16,
+    /// Accounts 1…N, divided by range; at least one per shard.
+    pub accounts: u64,
+    /// Units with which every account is opened.
+    pub initial_balance: u64,
+}
+
+impl Default for Topology {
+    fn default() -> Self {
+        Topology { clusters: 3, servers_per_cluster: 3, accounts: 3000, initial_balance: 10 }
+    }
+}
+
+impl Topology {
+    /// The most accounts a bank may have: their balances are dense arrays in memory.
+    pub const MAX_ACCOUNTS: u64 = 1 << 32;
+
+    /// Says what is wrong with this topology and what is accepted, naming the flag.
+    pub fn validate(&self) -> Result<(), String> {
+        if !(1..=1000).contains(&self.clusters) {
+            return Err(format!("--clusters {}: must be 1 to 1000", self.clusters));
+        }
+        if !(1..=9).contains(&self.servers_per_cluster) || self.servers_per_cluster % 2 == 0 {
+            return Err(format!(
+                "--servers {}: must be odd, 1 to 9 (servers per cluster)",
+                self.servers_per_cluster
+            ));
+        }
+        if self.accounts < u64::from(self.clusters) || self.accounts > Self::MAX_ACCOUNTS {
+            return Err(format!(
+                "--accounts {}: must be {} (one per cluster) to {}",
+                self.accounts,
+                self.clusters,
+                Self::MAX_ACCOUNTS
+            ));
+        }
+        match self.accounts.checked_mul(self.initial_balance) {
+            Some(total) if total <= i64::MAX as u64 => Ok(()),
+            _ => Err(format!(
+                "--balance {}: times {} accounts must stay below 2^63",
+                self.initial_balance, self.accounts
+            )),
+        }
+    }
+
+    pub fn shards(&self) -> impl DoubleEndedIterator<Item = ShardId> + use<> {
+        (1..=self.clusters).map(ShardId)
+    }
+
+    pub fn servers(&self) -> impl DoubleEndedIterator<Item = NodeId> + use<> {
+        (1..=self.clusters * self.servers_per_cluster).map(NodeId)
+    }
+
+    pub fn server_count(&self) -> usize {
+        usize::from(self.clusters) * usize::from(self.servers_per_cluster)
+    }
+
+    pub fn contains_server(&self, server: NodeId) -> bool {
+        server.0 >= 1 && usize::from(server.0) <= self.server_count()
+    }
+
+    /// The servers of one cluster, in ascending order.
+    pub fn servers_of(&self, shard: ShardId) -> impl DoubleEndedIterator<Item = NodeId> + use<> {
+        let first = (shard.0 - 1) * self.servers_per_cluster + 1;
+        (first..first + self.servers_per_cluster).map(NodeId)
+    }
+
+    /// The shard that a server replicates.
+    pub fn shard_of_server(&self, server: NodeId) -> ShardId {
+        assert!(self.contains_server(server), "{server} is not in this topology");
+        ShardId((server.0 - 1) / self.servers_per_cluster + 1)
+    }
+
+    /// The shard that holds an account, or `None` for one outside 1…N.
+    pub fn shard_of(&self, account: AccountId) -> Option<ShardId> {
+        let index = account.0.checked_sub(1).filter(|i| *i < self.accounts)?;
+        let (small, larger) = self.shard_sizes();
+        let in_larger = larger * (small + 1);
+        let shard =
+            if index < in_larger { index / (small + 1) } else { larger + (index - in_larger) / small };
+        Some(ShardId(shard as u16 + 1))
+    }
+
+    /// The accounts of a shard. Where the division leaves a rest, the first shards hold one more.
+    pub fn accounts_of(&self, shard: ShardId) -> RangeInclusive<u64> {
+        let (small, larger) = self.shard_sizes();
+        let before = u64::from(shard.0 - 1);
+        let first = before * small + before.min(larger) + 1;
+        let size = small + u64::from(before < larger);
+        first..=first + size - 1
+    }
+
+    /// Servers that must agree: more than half of a cluster.
+    pub fn majority(&self) -> usize {
+        usize::from(self.servers_per_cluster) / 2 + 1
+    }
+
+    /// (size of the smaller shards, how many shards hold one account more)
+    fn shard_sizes(&self) -> (u64, u64) {
+        let clusters = u64::from(self.clusters);
+        (self.accounts / clusters, self.accounts % clusters)
+    }
+}
+
+/// Time-outs of the protocol. They decide how fast failures are noticed, never whether money is safe.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// How often an idle leader shows that it is alive.
+    pub heartbeat_interval_ms: u64,
+    /// Silence after which a leader counts as lost; each server adds a random share of the same length again.
+    pub election_timeout_ms: u64,
+    /// How long a cross-shard transaction may stay in doubt before its participants finish it (T4).
+    pub in_doubt_timeout_ms: u64,
+    /// How long a read waits for an undecided lock or a confirmed leader (T6).
+    pub read_timeout_ms: u64,
+    /// Silence after which a client counts a server as unreachable.
+    pub unreachable_timeout_ms: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            heartbeat_interval_ms: 50,
+            election_timeout_ms: 300,
+            in_doubt_timeout_ms: 1000,
+            read_timeout_ms: 5000,
+            unreachable_timeout_ms: 700,
+        }
+    }
+}
+
+impl Timeouts {
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_interval_ms)
+    }
+
+    pub fn election(&self) -> Duration {
+        Duration::from_millis(self.election_timeout_ms)
+    }
+
+    pub fn in_doubt(&self) -> Duration {
+        Duration::from_millis(self.in_doubt_timeout_ms)
+    }
+
+    pub fn read(&self) -> Duration {
+        Duration::from_millis(self.read_timeout_ms)
+    }
+
+    pub fn unreachable(&self) -> Duration {
+        Duration::from_millis(self.unreachable_timeout_ms)
+    }
+
+    pub fn validate(&self) -> Result<(), String> {
+        if self.heartbeat_interval_ms == 0 || self.election_timeout_ms < 3 * self.heartbeat_interval_ms {
+            return Err(format!(
+                "election_timeout_ms {}: must be at least three heartbeat intervals ({} ms each, at least 1)",
+                self.election_timeout_ms, self.heartbeat_interval_ms
+            ));
+        }
+        for (name, ms) in [
+            ("in_doubt_timeout_ms", self.in_doubt_timeout_ms),
+            ("read_timeout_ms", self.read_timeout_ms),
+            ("unreachable_timeout_ms", self.unreachable_timeout_ms),
+        ] {
+            if ms == 0 || ms > 3_600_000 {
+                return Err(format!("{name} {ms}: must be 1 to 3600000"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bounds on what one server buffers. Everything that grows has one.
+pub mod limits {
+    /// Largest value of a slot, in bytes: 8,190 transfers of 24 bytes and their headers fit.
+    pub const VALUE_BYTES: usize = 256 * 1024;
+    /// Slots a leader keeps in flight above its decided one; also bounds the votes in a promise.
+    pub const WINDOW_SLOTS: u64 = 64;
+    /// Largest frame between servers: a promise with a whole window of votes, and room for headers.
+    pub const PEER_FRAME_BYTES: usize = (WINDOW_SLOTS as usize + 2) * (VALUE_BYTES + 256);
+    /// Largest frame from a client: it must fit one slot.
+    pub const CLIENT_FRAME_BYTES: usize = VALUE_BYTES + 4096;
+    /// Bytes of client requests that wait for the leader's next batch; more is answered *busy*.
+    pub const QUEUE_BYTES: usize = 8 * 1024 * 1024;
+    /// Bytes of decided entries kept in memory for servers that lag a little; older ones are read from disk.
+    pub const TAIL_BYTES: usize = 2 * 1024 * 1024;
+    /// Bytes of entries in one catch-up message.
+    pub const CATCH_UP_BYTES: usize = 512 * 1024;
+    /// Sequence numbers above its mark that a session may use on one shard.
+    pub const SESSION_WINDOW: u64 = 1 << 16;
+    /// Bytes waiting to be written to one peer before messages to it are dropped.
+    pub const PEER_BUFFER_BYTES: usize = 2 * PEER_FRAME_BYTES;
+    /// Bytes waiting to be written to one client before it is no longer read.
+    pub const CLIENT_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+    /// Size of a WAL segment file.
+    pub const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_cover_every_account_once_and_first_shards_take_the_rest() {
+        for (clusters, accounts) in [(3, 3000), (3, 3001), (3, 3002), (4, 7), (1, 5), (5, 5)] {
+            let t = Topology { clusters, accounts, ..Topology::default() };
+            let mut next = 1;
+            for shard in t.shards() {
+                let range = t.accounts_of(shard);
+                assert_eq!(*range.start(), next);
+                for a in range.clone() {
+                    assert_eq!(t.shard_of(AccountId(a)), Some(shard));
+                }
+                next = range.end() + 1;
+            }
+            assert_eq!(next, accounts + 1);
+            assert_eq!(t.shard_of(AccountId(0)), None);
+            assert_eq!(t.shard_of(AccountId(next)), None);
+        }
+        let t = Topology { accounts: 3001, ..Topology::default() };
+        assert_eq!(t.accounts_of(ShardId(1)), 1..=1001);
+        assert_eq!(t.accounts_of(ShardId(2)), 1002..=2001);
+    }
+
+    #[test]
+    fn impossible_topologies_name_the_flag() {
+        let even = Topology { servers_per_cluster: 2, ..Topology::default() };
+        assert!(even.validate().unwrap_err().starts_with("--servers 2"));
+        let rich = Topology { initial_balance: u64::MAX, ..Topology::default() };
+        assert!(rich.validate().unwrap_err().starts_with("--balance"));
+        let few = Topology { accounts: 2, ..Topology::default() };
+        assert!(few.validate().unwrap_err().starts_with("--accounts 2"));
+    }
+}

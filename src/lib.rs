@@ -1,0 +1,3 @@
+//! ShardPaxosBank.
+pub mod config;
+pub mod types;

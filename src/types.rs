@@ -1,0 +1,294 @@
+//! The vocabulary: one newtype per idea, so that a slot cannot be passed where a ballot round is meant.
+//!
+//! Everything here is plain data: `Copy`, ordered, hashable, without behaviour that depends on configuration.
+
+use std::fmt;
+use std::ops::Add;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A server, numbered from 1 over the whole bank: S1, S2, …
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeId(pub u16);
+
+/// A shard of the accounts and, under the same number, the cluster of servers that replicates it; from 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ShardId(pub u16);
+
+/// An account (data item), from 1 to the configured number of accounts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AccountId(pub u64);
+
+/// A position in the replicated log of one shard. The first slot is 1; 0 means "before the log".
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Slot(pub u64);
+
+/// A Paxos ballot: ordered by round, ties broken by the server that owns it. The default is below every real ballot.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Ballot {
+    /// Rounds start at 1; 0 is "no ballot yet".
+    pub round: u64,
+    /// The only server that may propose in this ballot.
+    pub server: u16,
+}
+
+/// One life of a coordinator, opened through the log of the shard named in its upper 16 bits, never used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Session(pub u64);
+
+/// A transaction's exactly-once identity: its session, and its sequence number in it (from 1).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TxnId {
+    pub session: Session,
+    pub seq: u64,
+}
+
+/// Microseconds of a monotonic clock, counted from an origin that the driver chooses. Never compared across servers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Time(pub u64);
+
+/// An encoded batch of commands: the opaque value of a slot, shared by log, WAL and sockets without copying.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Value(pub Arc<[u8]>);
+
+/// A connection of a client to one server, numbered by that server's driver and never used again in its life.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ClientId(pub u64);
+
+impl ShardId {
+    /// Position in a table of all shards.
+    pub fn index(self) -> usize {
+        usize::from(self.0) - 1
+    }
+}
+
+impl NodeId {
+    /// Position in a table of all servers.
+    pub fn index(self) -> usize {
+        usize::from(self.0) - 1
+    }
+}
+
+impl Slot {
+    pub const ZERO: Slot = Slot(0);
+
+    pub fn next(self) -> Slot {
+        Slot(self.0 + 1)
+    }
+}
+
+impl Ballot {
+    pub const ZERO: Ballot = Ballot { round: 0, server: 0 };
+
+    pub fn new(round: u64, server: NodeId) -> Ballot {
+        Ballot { round, server: server.0 }
+    }
+
+    /// The server that leads in this ballot, if it is a real one.
+    pub fn leader(self) -> Option<NodeId> {
+        (self.round > 0).then_some(NodeId(self.server))
+    }
+}
+
+impl Session {
+    /// The `number`-th session (from 1) that `shard` issued.
+    pub fn new(shard: ShardId, number: u64) -> Session {
+        assert!(number < 1 << 48, "a shard has issued 2^48 sessions");
+        Session(u64::from(shard.0) << 48 | number)
+    }
+
+    /// The shard whose log opened this session.
+    pub fn shard(self) -> ShardId {
+        ShardId((self.0 >> 48) as u16)
+    }
+
+    /// Its number among the sessions of that shard.
+    pub fn number(self) -> u64 {
+        self.0 & ((1 << 48) - 1)
+    }
+}
+
+impl Time {
+    pub fn since(self, earlier: Time) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Time {
+    type Output = Time;
+
+    fn add(self, d: Duration) -> Time {
+        Time(self.0.saturating_add(d.as_micros().min(u128::from(u64::MAX)) as u64))
+    }
+}
+
+impl Value {
+    /// The no-op that a new leader puts into a slot for which nobody in its quorum holds a vote.
+    pub fn noop() -> Value {
+        Value(Arc::from([]))
+    }
+
+    pub fn from_slice(bytes: &[u8]) -> Value {
+        Value(Arc::from(bytes))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What the protocol asks the disk to keep. Records are written in the order in which the core hands them out.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Record {
+    /// This server will not take part in any lower ballot (P1).
+    Promise(Ballot),
+    /// A vote: this server accepted `value` for `slot` in `ballot`, which implies the promise of that ballot.
+    Accept { slot: Slot, ballot: Ballot, value: Value },
+    /// A value learned as decided from a peer. `ballot` is the one under which that peer holds it.
+    Learn { slot: Slot, ballot: Ballot, value: Value },
+    /// Every slot up to this one is decided and its value stands earlier in the log.
+    Decided(Slot),
+}
+
+/// Why a transaction aborted, in order of precedence: where several apply, the first is reported.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum Reason {
+    /// The amount is zero or negative.
+    InvalidAmount = 1,
+    /// Sender and receiver are the same account.
+    SameAccount = 2,
+    /// An account is outside 1…N.
+    UnknownAccount = 3,
+    /// A participant lacked a majority, and the transaction is known to have no effect anywhere, for ever.
+    NoQuorum = 4,
+    /// An account is locked by a cross-shard transaction in progress.
+    LockContention = 5,
+    /// The sender's balance is below the amount.
+    InsufficientBalance = 6,
+}
+
+impl Reason {
+    pub const ALL: [Reason; 6] = [
+        Reason::InvalidAmount,
+        Reason::SameAccount,
+        Reason::UnknownAccount,
+        Reason::NoQuorum,
+        Reason::LockContention,
+        Reason::InsufficientBalance,
+    ];
+
+    pub fn from_code(code: u8) -> Option<Reason> {
+        Reason::ALL.into_iter().find(|r| *r as u8 == code)
+    }
+
+    /// The spelling used in set files, tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::InvalidAmount => "invalid-amount",
+            Reason::SameAccount => "same-account",
+            Reason::UnknownAccount => "unknown-account",
+            Reason::NoQuorum => "no-quorum",
+            Reason::LockContention => "lock-contention",
+            Reason::InsufficientBalance => "insufficient-balance",
+        }
+    }
+}
+
+/// A transfer as it stands in a set file. Nothing about it has been validated: the amount may be negative.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Transfer {
+    pub from: AccountId,
+    pub to: AccountId,
+    pub amount: i64,
+}
+
+macro_rules! show {
+    ($($type:ty, $prefix:literal, $($field:tt).+;)*) => {$(
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.$($field).+)
+            }
+        }
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    )*};
+}
+
+show! {
+    NodeId, "S", 0;
+    ShardId, "D", 0;
+    AccountId, "", 0;
+    Slot, "", 0;
+    ClientId, "client ", 0;
+}
+
+impl fmt::Display for Ballot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.S{}", self.round, self.server)
+    }
+}
+
+impl fmt::Debug for Ballot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.shard(), self.number())
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for TxnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.session, self.seq)
+    }
+}
+
+impl fmt::Debug for TxnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}us", self.0)
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}B", self.0.len())
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({}, {}, {})", self.from, self.to, self.amount)
+    }
+}
