@@ -37,7 +37,7 @@ impl Topology {
         if !(1..=1000).contains(&self.clusters) {
             return Err(format!("--clusters {}: must be 1 to 1000", self.clusters));
         }
-        if !(1..=9).contains(&self.servers_per_cluster) || self.servers_per_cluster % 2 == 0 {
+        if !(1..=9).contains(&self.servers_per_cluster) || self.servers_per_cluster.is_multiple_of(2) {
             return Err(format!(
                 "--servers {}: must be odd, 1 to 9 (servers per cluster)",
                 self.servers_per_cluster

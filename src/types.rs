@@ -7,7 +7,8 @@ use std::ops::Add;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A server, numbered from 1 over the whole bank: S1, S2, …
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -50,7 +51,7 @@ pub struct TxnId {
 pub struct Time(pub u64);
 
 /// An encoded batch of commands: the opaque value of a slot, shared by log, WAL and sockets without copying.
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Value(pub Arc<[u8]>);
 
 /// A connection of a client to one server, numbered by that server's driver and never used again in its life.
@@ -140,6 +141,31 @@ impl Value {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+// Serialized as one byte string; the derived form would go byte by byte.
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a byte string")
+            }
+
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Value, E> {
+                Ok(Value::from_slice(bytes))
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
     }
 }
 

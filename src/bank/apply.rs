@@ -1,0 +1,442 @@
+//! The state of one shard, and the one function that changes it.
+
+use std::collections::BTreeMap;
+
+use crate::bank::command::{self, Command, Range, TransferRecord};
+use crate::bank::session::{Register, SessionState};
+use crate::bank::{BlockResult, Status};
+use crate::config::Topology;
+use crate::types::{AccountId, Reason, Session, ShardId, Slot, Transfer, TxnId, Value};
+
+/// An undecided YES: what is held until the outcome arrives. The balance still includes it (B2).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Hold {
+    pub transfer: Transfer,
+    pub participants: [ShardId; 2],
+}
+
+/// A transaction that took effect at this shard, in log order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Committed {
+    pub slot: Slot,
+    pub id: TxnId,
+    pub transfer: Transfer,
+}
+
+/// What applying one slot brought about, beside the new state. Reused from slot to slot.
+#[derive(Clone, Default, Debug)]
+pub struct Effects {
+    /// One result for each block of the value, in order.
+    pub results: Vec<BlockResult>,
+    /// Transactions that committed here, if `history` is set.
+    pub committed: Vec<Committed>,
+    /// Transactions that became in doubt.
+    pub prepared: Vec<TxnId>,
+    /// Transactions that are in doubt no longer.
+    pub settled: Vec<TxnId>,
+    /// Whether to collect `committed`.
+    pub history: bool,
+    /// Scratch space for the statuses of a block.
+    statuses: Vec<Status>,
+}
+
+impl Effects {
+    fn clear(&mut self) {
+        self.results.clear();
+        self.committed.clear();
+        self.prepared.clear();
+        self.settled.clear();
+    }
+}
+
+/// One shard's accounts, locks, vote registers and sessions after a prefix of its log.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Bank {
+    topology: Topology,
+    shard: ShardId,
+    first_account: u64,
+    /// Units by account, from `first_account` on, including what is held from them.
+    balances: Vec<u64>,
+    locks: BTreeMap<AccountId, TxnId>,
+    holds: BTreeMap<TxnId, Hold>,
+    sessions: BTreeMap<Session, SessionState>,
+    /// The number of the next session that this shard issues.
+    next_session: u64,
+    digest: u64,
+    applied: Slot,
+}
+
+/// The checks that need no state, in order of precedence. Whoever handles a transfer comes to the same answer.
+pub fn validate(topology: &Topology, transfer: &Transfer) -> Result<(ShardId, ShardId), Reason> {
+    if transfer.amount <= 0 {
+        return Err(Reason::InvalidAmount);
+    }
+    if transfer.from == transfer.to {
+        return Err(Reason::SameAccount);
+    }
+    match (topology.shard_of(transfer.from), topology.shard_of(transfer.to)) {
+        (Some(from), Some(to)) => Ok((from, to)),
+        _ => Err(Reason::UnknownAccount),
+    }
+}
+
+/// One element's share of the digest. The digest is the wrapping sum of all shares, so that replacing an element costs
+/// one subtraction and one addition, and a snapshot can be digested anew (an additive multiset hash; P4).
+fn share(tag: u64, a: u64, b: u64) -> u64 {
+    fn mix(mut x: u64) -> u64 {
+        // The finaliser of SplitMix64: every input bit reaches every output bit.
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+    mix(mix(mix(tag.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(a)).wrapping_add(b))
+}
+
+const BALANCE: u64 = 1;
+const LOCK: u64 = 2;
+const REGISTER: u64 = 3;
+const MARK: u64 = 4;
+const ISSUED: u64 = 5;
+
+impl Bank {
+    /// The shard as it is opened: every account holds the initial balance.
+    pub fn new(topology: Topology, shard: ShardId) -> Bank {
+        let accounts = topology.accounts_of(shard);
+        let digest = accounts.clone().fold(share(ISSUED, 0, 1), |d: u64, a| {
+            d.wrapping_add(share(BALANCE, a, topology.initial_balance))
+        });
+        Bank {
+            topology,
+            shard,
+            first_account: *accounts.start(),
+            balances: vec![topology.initial_balance; (accounts.end() - accounts.start() + 1) as usize],
+            locks: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            next_session: 1,
+            digest,
+            applied: Slot::ZERO,
+        }
+    }
+
+    /// The last slot that was applied.
+    pub fn applied(&self) -> Slot {
+        self.applied
+    }
+
+    /// Digest of the whole state; equal on all servers of a shard that applied the same slots.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// Units on an account of this shard, `None` for any other account.
+    pub fn balance(&self, account: AccountId) -> Option<u64> {
+        self.index(account).map(|i| self.balances[i])
+    }
+
+    /// The undecided transaction that locks an account.
+    pub fn locked_by(&self, account: AccountId) -> Option<TxnId> {
+        self.locks.get(&account).copied()
+    }
+
+    /// Every undecided YES, by transaction.
+    pub fn holds(&self) -> &BTreeMap<TxnId, Hold> {
+        &self.holds
+    }
+
+    /// The sum of all balances of this shard.
+    pub fn total(&self) -> u128 {
+        self.balances.iter().map(|b| u128::from(*b)).sum()
+    }
+
+    /// Applies the next decided slot. The same prefix of slots gives the same state and the same results (P4).
+    pub fn apply(&mut self, slot: Slot, value: &Value, effects: &mut Effects) {
+        assert_eq!(slot, self.applied.next(), "P4: slots are applied in order, none twice");
+        effects.clear();
+        for block in command::blocks(&value.0) {
+            let command = block.expect("P4: the leader checked these bytes before it proposed them");
+            self.apply_block(slot, command, effects);
+        }
+        self.applied = slot;
+    }
+
+    fn apply_block(&mut self, slot: Slot, command: Command<'_>, effects: &mut Effects) {
+        let mut statuses = std::mem::take(&mut effects.statuses);
+        statuses.clear();
+        let common = match command {
+            Command::Open => {
+                effects.results.push(BlockResult::Opened(self.open()));
+                effects.statuses = statuses;
+                return;
+            }
+            Command::Mark { session, mark } => {
+                statuses.push(self.advance_mark(session, mark));
+                Status::Done
+            }
+            Command::Transfers { range, records } => {
+                statuses.extend(each(range, records).map(|(id, t)| self.transfer(slot, id, t, effects)));
+                Status::Committed
+            }
+            Command::Prepare { range, participants, records } => {
+                let votes = each(range, records).map(|(id, t)| self.prepare(id, participants, t, effects));
+                statuses.extend(votes);
+                Status::Yes
+            }
+            Command::Outcome { range, commits } => {
+                for (i, seq) in range.seqs().enumerate() {
+                    let id = TxnId { session: range.session, seq };
+                    statuses.push(self.outcome(slot, id, command::bit(commits, i), effects));
+                }
+                Status::Done
+            }
+            Command::Fence { range } => {
+                for seq in range.seqs() {
+                    statuses.push(self.fence(TxnId { session: range.session, seq }));
+                }
+                Status::Yes
+            }
+        };
+        effects.results.push(BlockResult::pack(common, &statuses));
+        effects.statuses = statuses;
+    }
+
+    fn open(&mut self) -> Session {
+        let session = Session::new(self.shard, self.next_session);
+        self.swap_share(ISSUED, 0, Some(self.next_session), Some(self.next_session + 1));
+        self.next_session += 1;
+        self.create(session);
+        session
+    }
+
+    fn create(&mut self, session: Session) {
+        let state = SessionState::new();
+        self.swap_share(MARK, session.0, None, Some(state.mark()));
+        self.sessions.insert(session, state);
+    }
+
+    /// Makes sure that a session exists if it may: one of another shard opens with its first mention, one of this shard
+    /// only through `open`, because its number would otherwise be issued twice.
+    fn knows(&mut self, session: Session) -> bool {
+        if !self.sessions.contains_key(&session) {
+            if session.shard() == self.shard {
+                return false;
+            }
+            self.create(session);
+        }
+        true
+    }
+
+    fn state(&mut self, session: Session) -> &mut SessionState {
+        self.sessions.get_mut(&session).expect("B3: `knows` was asked first")
+    }
+
+    fn advance_mark(&mut self, session: Session, mark: u64) -> Status {
+        if !self.knows(session) {
+            return Status::Expired;
+        }
+        let state = self.sessions.get_mut(&session).expect("B3: `knows` was asked first");
+        let before = state.mark();
+        let mut digest = self.digest;
+        state.advance(mark, |seq, register| {
+            if register != Register::Empty {
+                let id = TxnId { session, seq };
+                digest = digest.wrapping_sub(register_share(id, register));
+            }
+        });
+        let after = state.mark();
+        self.digest = digest;
+        self.swap_share(MARK, session.0, Some(before), Some(after));
+        Status::Done
+    }
+
+    /// The answer to a mention of `id` that may set its register, if it is not up to this mention to set it.
+    fn recorded(&mut self, id: TxnId, within_window: bool) -> Option<Status> {
+        if !self.knows(id.session) {
+            return Some(Status::Expired);
+        }
+        let state = self.state(id.session);
+        if id.seq < state.mark() {
+            return Some(Status::Finished);
+        }
+        if within_window && !state.in_window(id.seq) {
+            return Some(Status::Busy);
+        }
+        state.get(id.seq).status()
+    }
+
+    /// Sets a register that is empty, or turns an undecided YES into its outcome; nothing else is ever written (T1).
+    fn record(&mut self, id: TxnId, register: Register) {
+        let before = self.state(id.session).set(id.seq, register);
+        match (before, register) {
+            (Register::Empty, _) => {}
+            (Register::Yes, Register::YesCommitted | Register::YesAborted) => {
+                self.digest = self.digest.wrapping_sub(register_share(id, before));
+            }
+            _ => panic!("T1: the register of {id} is {before:?} and would become {register:?}"),
+        }
+        self.digest = self.digest.wrapping_add(register_share(id, register));
+    }
+
+    fn abort(&mut self, id: TxnId, reason: Reason) -> Status {
+        self.record(id, Register::No(reason));
+        Status::Aborted(reason)
+    }
+
+    fn transfer(&mut self, slot: Slot, id: TxnId, transfer: Transfer, effects: &mut Effects) -> Status {
+        if let Some(status) = self.recorded(id, true) {
+            return status;
+        }
+        match self.execute(&transfer) {
+            Ok(()) => {
+                self.record(id, Register::Committed);
+                if effects.history {
+                    effects.committed.push(Committed { slot, id, transfer });
+                }
+                Status::Committed
+            }
+            Err(reason) => self.abort(id, reason),
+        }
+    }
+
+    fn execute(&mut self, transfer: &Transfer) -> Result<(), Reason> {
+        validate(&self.topology, transfer)?;
+        // A leader refuses transfers that were sent to the wrong shard; a shard knows no accounts but its own.
+        let from = self.index(transfer.from).ok_or(Reason::UnknownAccount)?;
+        let to = self.index(transfer.to).ok_or(Reason::UnknownAccount)?;
+        if self.locks.contains_key(&transfer.from) || self.locks.contains_key(&transfer.to) {
+            return Err(Reason::LockContention);
+        }
+        let amount = transfer.amount.unsigned_abs();
+        let debited = self.balances[from].checked_sub(amount).ok_or(Reason::InsufficientBalance)?;
+        let credited = self.balances[to].checked_add(amount).expect("B2: all money together fits");
+        self.set_balance(from, debited);
+        self.set_balance(to, credited);
+        Ok(())
+    }
+
+    fn prepare(
+        &mut self,
+        id: TxnId,
+        participants: [ShardId; 2],
+        transfer: Transfer,
+        effects: &mut Effects,
+    ) -> Status {
+        if let Some(status) = self.recorded(id, true) {
+            return status;
+        }
+        match self.lockable(&transfer, participants) {
+            Ok(account) => {
+                self.record(id, Register::Yes);
+                self.swap_share(LOCK, account.0, None, Some(id.session.0 ^ id.seq.rotate_left(32)));
+                self.locks.insert(account, id);
+                self.holds.insert(id, Hold { transfer, participants });
+                effects.prepared.push(id);
+                Status::Yes
+            }
+            Err(reason) => self.abort(id, reason),
+        }
+    }
+
+    /// The account of this shard that the transfer would lock, if this shard votes YES.
+    fn lockable(&self, transfer: &Transfer, participants: [ShardId; 2]) -> Result<AccountId, Reason> {
+        let (from, to) = validate(&self.topology, transfer)?;
+        let account = self.part(transfer).ok_or(Reason::UnknownAccount)?;
+        if from == to || !participants.contains(&from) || !participants.contains(&to) {
+            return Err(Reason::UnknownAccount);
+        }
+        if self.locks.contains_key(&account) {
+            return Err(Reason::LockContention);
+        }
+        let index = self.index(account).expect("B1: `part` chose an account of this shard");
+        if account == transfer.from && self.balances[index] < transfer.amount.unsigned_abs() {
+            return Err(Reason::InsufficientBalance);
+        }
+        Ok(account)
+    }
+
+    /// The account of a cross-shard transfer that lies in this shard.
+    fn part(&self, transfer: &Transfer) -> Option<AccountId> {
+        [transfer.from, transfer.to].into_iter().find(|a| self.index(*a).is_some())
+    }
+
+    fn outcome(&mut self, slot: Slot, id: TxnId, commit: bool, effects: &mut Effects) -> Status {
+        match (self.recorded(id, false), commit) {
+            (None, false) => {
+                self.record(id, Register::No(Reason::NoQuorum));
+                Status::Done
+            }
+            (Some(Status::Yes), _) => {
+                self.settle(slot, id, commit, effects);
+                Status::Done
+            }
+            (Some(Status::YesCommitted), true)
+            | (Some(Status::YesAborted), false)
+            | (Some(Status::Aborted(_)), false) => Status::Done,
+            (Some(status @ (Status::Finished | Status::Expired)), _) => status,
+            // T2: no commit without this shard's YES, and no second, different decision.
+            (None, true) | (Some(_), _) => Status::Invalid,
+        }
+    }
+
+    fn settle(&mut self, slot: Slot, id: TxnId, commit: bool, effects: &mut Effects) {
+        let hold = self.holds.remove(&id).expect("T5: an undecided YES has its hold");
+        let account = self.part(&hold.transfer).expect("T5: a hold names an account of this shard");
+        let locked = self.locks.remove(&account);
+        assert_eq!(locked, Some(id), "T5: an undecided YES holds its lock");
+        self.swap_share(LOCK, account.0, Some(id.session.0 ^ id.seq.rotate_left(32)), None);
+        if commit {
+            let index = self.index(account).expect("T5: a hold names an account of this shard");
+            let amount = hold.transfer.amount.unsigned_abs();
+            let balance = if account == hold.transfer.from {
+                self.balances[index].checked_sub(amount).expect("B1: the prepare held the money")
+            } else {
+                self.balances[index].checked_add(amount).expect("B2: all money together fits")
+            };
+            self.set_balance(index, balance);
+            if effects.history {
+                effects.committed.push(Committed { slot, id, transfer: hold.transfer });
+            }
+        }
+        self.record(id, if commit { Register::YesCommitted } else { Register::YesAborted });
+        effects.settled.push(id);
+    }
+
+    fn fence(&mut self, id: TxnId) -> Status {
+        match self.recorded(id, false) {
+            Some(status) => status,
+            None => self.abort(id, Reason::NoQuorum),
+        }
+    }
+
+    fn index(&self, account: AccountId) -> Option<usize> {
+        let index = account.0.checked_sub(self.first_account)? as usize;
+        (index < self.balances.len()).then_some(index)
+    }
+
+    fn set_balance(&mut self, index: usize, balance: u64) {
+        let account = self.first_account + index as u64;
+        let before = self.balances[index];
+        self.swap_share(BALANCE, account, Some(before), Some(balance));
+        self.balances[index] = balance;
+    }
+
+    fn swap_share(&mut self, tag: u64, key: u64, before: Option<u64>, after: Option<u64>) {
+        if let Some(before) = before {
+            self.digest = self.digest.wrapping_sub(share(tag, key, before));
+        }
+        if let Some(after) = after {
+            self.digest = self.digest.wrapping_add(share(tag, key, after));
+        }
+    }
+}
+
+fn register_share(id: TxnId, register: Register) -> u64 {
+    share(REGISTER, id.session.0, id.seq << 8 | u64::from(register.code()))
+}
+
+fn each(range: Range, records: &[TransferRecord]) -> impl Iterator<Item = (TxnId, Transfer)> + '_ {
+    range.seqs().zip(records).map(move |(seq, r)| (TxnId { session: range.session, seq }, r.get()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+//! Commands as bytes: the fixed little-endian layout of what stands in a slot, read in place.
+//!
+//! A slot's value is a concatenation of *blocks*; a leader's batch is therefore the concatenation of what its clients
+//! sent, copied once. A block names a session and a range of sequence numbers, so that one block carries thousands of
+//! transactions and is answered with a bit set. An empty value is the no-op.
+//!
+//! Bytes from outside go through [`check`] before they are proposed; `apply` may then rely on their shape.
+
+use zerocopy::little_endian::{I64, U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::types::{AccountId, Session, ShardId, Transfer};
+
+/// What every block begins with; `bytes` counts the header too, so that a reader can step from block to block.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Header {
+    bytes: U32,
+    kind: u8,
+    zero: u8,
+    /// Participants of the transactions, 0 where the kind has none.
+    participants: [U16; 2],
+    zero2: U16,
+    count: U32,
+    session: U64,
+    first: U64,
+}
+
+const HEADER: usize = size_of::<Header>();
+
+/// One transfer as it stands in a block.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct TransferRecord {
+    from: U64,
+    to: U64,
+    amount: I64,
+}
+
+impl TransferRecord {
+    pub fn get(&self) -> Transfer {
+        Transfer { from: AccountId(self.from.get()), to: AccountId(self.to.get()), amount: self.amount.get() }
+    }
+}
+
+/// A range of consecutive transactions of one session: sequences `first` to `first + count - 1`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Range {
+    pub session: Session,
+    pub first: u64,
+    pub count: u32,
+}
+
+impl Range {
+    pub fn seqs(self) -> std::ops::Range<u64> {
+        self.first..self.first + u64::from(self.count)
+    }
+}
+
+/// A block, decoded in place.
+#[derive(Clone, Copy)]
+pub enum Command<'a> {
+    /// Issues a new session number of this shard.
+    Open,
+    /// Everything of the session below `mark` is finished at its client, as far as this shard takes part (T7).
+    Mark { session: Session, mark: u64 },
+    /// Transfers inside this shard.
+    Transfers { range: Range, records: &'a [TransferRecord] },
+    /// This shard's vote is asked for on transfers across two shards (T1).
+    Prepare { range: Range, participants: [ShardId; 2], records: &'a [TransferRecord] },
+    /// The decision on prepared transfers; bit i of `commits` belongs to sequence `first + i`.
+    Outcome { range: Range, commits: &'a [u8] },
+    /// Sets every vote register of the range that is still empty to NO (T1, T4).
+    Fence { range: Range },
+}
+
+const OPEN: u8 = 1;
+const MARK: u8 = 2;
+const TRANSFERS: u8 = 3;
+const PREPARE: u8 = 4;
+const OUTCOME: u8 = 5;
+const FENCE: u8 = 6;
+
+/// Bit `i` of a little-endian bit set.
+pub fn bit(bits: &[u8], i: usize) -> bool {
+    bits[i / 8] & (1 << (i % 8)) != 0
+}
+
+/// A bit set from booleans, the unused bits of the last byte zero.
+pub fn bits(values: impl IntoIterator<Item = bool>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (i, value) in values.into_iter().enumerate() {
+        if i % 8 == 0 {
+            out.push(0);
+        }
+        out[i / 8] |= u8::from(value) << (i % 8);
+    }
+    out
+}
+
+/// Walks the blocks of a value. After an error nothing more is yielded.
+pub fn blocks(value: &[u8]) -> impl Iterator<Item = Result<Command<'_>, String>> {
+    let mut rest = value;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let item = take(&mut rest);
+        if item.is_err() {
+            rest = &[];
+        }
+        Some(item)
+    })
+}
+
+/// Checks bytes that came from outside, block by block, and returns how many there are.
+pub fn check(value: &[u8]) -> Result<usize, String> {
+    let mut count = 0;
+    for block in blocks(value) {
+        block.map_err(|e| format!("block {}: {e}", count + 1))?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
+    let (header, _) = Header::read_from_prefix(rest)
+        .map_err(|_| format!("{} bytes are left, a header has {HEADER}", rest.len()))?;
+    let bytes = header.bytes.get() as usize;
+    if bytes < HEADER || bytes > rest.len() {
+        return Err(format!("length {bytes} with {} bytes left", rest.len()));
+    }
+    let body = &rest[HEADER..bytes];
+    *rest = &rest[bytes..];
+
+    let count = header.count.get();
+    let raw = header.session.get();
+    let session = Session(raw);
+    let first = header.first.get();
+    if header.zero != 0 || header.zero2.get() != 0 {
+        return Err("reserved fields are not zero".into());
+    }
+    if header.kind == OPEN {
+        let clean = raw == 0 && first == 0 && count == 0 && body.is_empty();
+        return if clean { Ok(Command::Open) } else { Err("an open carries no fields".into()) };
+    }
+    if session.shard().0 == 0 || session.number() == 0 {
+        return Err(format!("session {raw:#x} was never issued"));
+    }
+    if header.kind == MARK {
+        let clean = count == 0 && body.is_empty();
+        return if clean { Ok(Command::Mark { session, mark: first }) } else { Err("a bad mark".into()) };
+    }
+    // Far below overflow: no client reaches this sequence in the life of a session.
+    if first == 0 || first > 1 << 60 || count == 0 {
+        return Err(format!("sequences {first} + {count} are out of range"));
+    }
+    let range = Range { session, first, count };
+    let records = || match <[TransferRecord]>::ref_from_bytes(body) {
+        Ok(records) if records.len() == count as usize => Ok(records),
+        _ => Err(format!("{} bytes for {count} transfers", body.len())),
+    };
+    match header.kind {
+        TRANSFERS => Ok(Command::Transfers { range, records: records()? }),
+        PREPARE => {
+            let participants = header.participants.map(|p| ShardId(p.get()));
+            if participants[0].0 == 0 || participants[0] >= participants[1] {
+                return Err(format!("participants {participants:?} are not two ascending shards"));
+            }
+            Ok(Command::Prepare { range, participants, records: records()? })
+        }
+        OUTCOME if body.len() == (count as usize).div_ceil(8) => {
+            Ok(Command::Outcome { range, commits: body })
+        }
+        OUTCOME => Err(format!("{} bytes for the decisions on {count} transfers", body.len())),
+        FENCE if body.is_empty() => Ok(Command::Fence { range }),
+        FENCE => Err("a fence has no body".into()),
+        kind => Err(format!("unknown kind {kind}")),
+    }
+}
+
+fn put(out: &mut Vec<u8>, kind: u8, participants: [ShardId; 2], range: Range, body: &[u8]) {
+    let header = Header {
+        bytes: U32::new((HEADER + body.len()) as u32),
+        kind,
+        zero: 0,
+        participants: participants.map(|p| U16::new(p.0)),
+        zero2: U16::ZERO,
+        count: U32::new(range.count),
+        session: U64::new(range.session.0),
+        first: U64::new(range.first),
+    };
+    out.extend_from_slice(header.as_bytes());
+    out.extend_from_slice(body);
+}
+
+const NOBODY: [ShardId; 2] = [ShardId(0), ShardId(0)];
+
+/// Bytes that a block of `count` transfers takes.
+pub const fn transfers_bytes(count: usize) -> usize {
+    HEADER + count * size_of::<TransferRecord>()
+}
+
+pub fn put_open(out: &mut Vec<u8>) {
+    put(out, OPEN, NOBODY, Range { session: Session(0), first: 0, count: 0 }, &[]);
+}
+
+pub fn put_mark(out: &mut Vec<u8>, session: Session, mark: u64) {
+    put(out, MARK, NOBODY, Range { session, first: mark, count: 0 }, &[]);
+}
+
+fn put_records(
+    out: &mut Vec<u8>,
+    kind: u8,
+    participants: [ShardId; 2],
+    range: Range,
+    transfers: &[Transfer],
+) {
+    assert_eq!(transfers.len(), range.count as usize);
+    let records: Vec<TransferRecord> = transfers
+        .iter()
+        .map(|t| TransferRecord {
+            from: U64::new(t.from.0),
+            to: U64::new(t.to.0),
+            amount: I64::new(t.amount),
+        })
+        .collect();
+    put(out, kind, participants, range, records.as_bytes());
+}
+
+pub fn put_transfers(out: &mut Vec<u8>, range: Range, transfers: &[Transfer]) {
+    put_records(out, TRANSFERS, NOBODY, range, transfers);
+}
+
+/// `participants` in ascending order.
+pub fn put_prepare(out: &mut Vec<u8>, range: Range, participants: [ShardId; 2], transfers: &[Transfer]) {
+    put_records(out, PREPARE, participants, range, transfers);
+}
+
+/// `commits` holds one bit for each sequence of the range.
+pub fn put_outcome(out: &mut Vec<u8>, range: Range, commits: &[u8]) {
+    put(out, OUTCOME, NOBODY, range, commits);
+}
+
+pub fn put_fence(out: &mut Vec<u8>, range: Range) {
+    put(out, FENCE, NOBODY, range, &[]);
+}

@@ -1,0 +1,156 @@
+//! Exactly-once identities (B3): what a shard remembers of the transactions of one session.
+//!
+//! One byte per sequence in a ring that starts at the client's mark. For a cross-shard transaction that byte *is* the
+//! write-once vote register of T1; for a transfer inside the shard it is the recorded outcome.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::bank::Status;
+use crate::config::limits::SESSION_WINDOW;
+use crate::types::Reason;
+
+/// A recorded outcome or vote. `Empty` means that no decided entry mentioned the sequence yet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Register {
+    Empty,
+    Committed,
+    /// Aborted inside the shard, or a vote of NO.
+    No(Reason),
+    Yes,
+    YesCommitted,
+    YesAborted,
+}
+
+impl Register {
+    pub fn code(self) -> u8 {
+        match self {
+            Register::Empty => 0,
+            Register::No(reason) => reason as u8,
+            Register::Committed => 0x40,
+            Register::Yes => 0x41,
+            Register::YesCommitted => 0x42,
+            Register::YesAborted => 0x43,
+        }
+    }
+
+    fn from_code(code: u8) -> Register {
+        match code {
+            0 => Register::Empty,
+            0x40 => Register::Committed,
+            0x41 => Register::Yes,
+            0x42 => Register::YesCommitted,
+            0x43 => Register::YesAborted,
+            _ => Register::No(Reason::from_code(code).expect("B3: the ring holds what `code` wrote")),
+        }
+    }
+
+    /// How a retry is answered from the record.
+    pub fn status(self) -> Option<Status> {
+        Some(match self {
+            Register::Empty => return None,
+            Register::Committed => Status::Committed,
+            Register::No(reason) => Status::Aborted(reason),
+            Register::Yes => Status::Yes,
+            Register::YesCommitted => Status::YesCommitted,
+            Register::YesAborted => Status::YesAborted,
+        })
+    }
+}
+
+/// One session, as one shard knows it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct SessionState {
+    mark: u64,
+    /// Registers of the sequences from `mark` on; what lies behind its end is empty.
+    ring: VecDeque<u8>,
+    /// Registers beyond the window: fences and outcomes may set them, transfers and prepares may not.
+    beside: BTreeMap<u64, u8>,
+}
+
+impl SessionState {
+    pub fn new() -> SessionState {
+        SessionState { mark: 1, ring: VecDeque::new(), beside: BTreeMap::new() }
+    }
+
+    pub fn mark(&self) -> u64 {
+        self.mark
+    }
+
+    /// Whether a transfer or prepare with this sequence may set a register.
+    pub fn in_window(&self, seq: u64) -> bool {
+        seq < self.mark + SESSION_WINDOW
+    }
+
+    /// The register of a sequence at or above the mark.
+    pub fn get(&self, seq: u64) -> Register {
+        let code = match self.ring.get((seq - self.mark) as usize) {
+            Some(code) => *code,
+            None => self.beside.get(&seq).copied().unwrap_or(0),
+        };
+        Register::from_code(code)
+    }
+
+    /// Sets the register of a sequence at or above the mark and returns the one before.
+    pub fn set(&mut self, seq: u64, register: Register) -> Register {
+        let before = self.get(seq);
+        if self.in_window(seq) {
+            let index = (seq - self.mark) as usize;
+            if index >= self.ring.len() {
+                self.ring.resize(index + 1, 0);
+            }
+            self.ring[index] = register.code();
+        } else {
+            self.beside.insert(seq, register.code());
+        }
+        before
+    }
+
+    /// Moves the mark up to `mark`, but never past an undecided YES (T7), and hands every forgotten register to
+    /// `forget`.
+    pub fn advance(&mut self, mark: u64, mut forget: impl FnMut(u64, Register)) {
+        while self.mark < mark {
+            let Some(code) = self.ring.front() else { break };
+            let register = Register::from_code(*code);
+            if register == Register::Yes {
+                return;
+            }
+            forget(self.mark, register);
+            self.ring.pop_front();
+            self.mark += 1;
+            self.refill();
+        }
+        while self.mark < mark {
+            // The ring is empty: jump, but only over what `beside` does not hold back.
+            let next = self.beside.first_key_value().map(|(seq, code)| (*seq, Register::from_code(*code)));
+            match next {
+                Some((seq, Register::Yes)) if seq < mark => {
+                    self.mark = seq;
+                    break;
+                }
+                Some((seq, register)) if seq < mark => {
+                    self.beside.pop_first();
+                    forget(seq, register);
+                    self.mark = seq + 1;
+                }
+                _ => self.mark = mark,
+            }
+        }
+        self.refill();
+    }
+
+    /// Moves registers that have come into the window from beside the ring into it.
+    fn refill(&mut self) {
+        while let Some((seq, _)) = self.beside.first_key_value() {
+            let seq = *seq;
+            if !self.in_window(seq) {
+                return;
+            }
+            let code = self.beside.remove(&seq).expect("B3: the key was just read");
+            let index = (seq - self.mark) as usize;
+            if index >= self.ring.len() {
+                self.ring.resize(index + 1, 0);
+            }
+            self.ring[index] = code;
+        }
+    }
+}

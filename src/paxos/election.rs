@@ -1,0 +1,220 @@
+//! How a server becomes leader: pre-vote, phase 1 with state synchronisation, taking over, and giving up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::paxos::leader::Leader;
+use crate::paxos::message::*;
+use crate::paxos::replica::{Event, Output, Replica, Role};
+use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
+
+impl Replica {
+    /// Campaigns now instead of at the next time-out, if no leader is known: for the server that clients ask first.
+    pub fn campaign_if_leaderless(&mut self, now: Time, out: &mut Output) {
+        if matches!(self.role, Role::Follower) && self.live_leader(now).is_none() {
+            self.begin_pre_vote(now, out);
+        }
+    }
+
+    /// This server was cut off and is back: leadership, if it had it, is long gone, and silence counts from now.
+    pub fn resume(&mut self, now: Time, out: &mut Output) {
+        self.step_down(now, "the server was cut off", out);
+        self.leader = None;
+        self.up_since = now;
+        self.reset_deadline(now);
+    }
+
+    /// The leader, if it was heard within an election time-out.
+    pub(super) fn live_leader(&self, now: Time) -> Option<NodeId> {
+        match self.role {
+            Role::Leader(_) => Some(self.me),
+            Role::Follower if now.since(self.leader_heard) < self.timeouts.election() => self.leader,
+            _ => None,
+        }
+    }
+
+    pub(super) fn begin_pre_vote(&mut self, now: Time, out: &mut Output) {
+        self.attempt += 1;
+        self.role = Role::PreCandidate { grants: BTreeSet::from([self.me]) };
+        // Asking again costs nothing and changes nothing, so it happens sooner than a whole time-out.
+        let pause = self.timeouts.heartbeat() * 2;
+        self.deadline = now + pause + self.jitter(pause);
+        out.events.push(Event::PreVoteBegun);
+        for peer in self.peers() {
+            out.now.push((peer, Message::PreVote(PreVote { attempt: self.attempt })));
+        }
+        self.campaign_if_granted(now, out);
+    }
+
+    pub(super) fn on_pre_vote(&mut self, now: Time, from: NodeId, m: PreVote, out: &mut Output) {
+        // A leader that was refused for a higher ballot asks its own followers, and they agree.
+        let granted = self.live_leader(now).is_none_or(|leader| leader == from);
+        let reply = PreVoteReply { attempt: m.attempt, granted, promised: self.promised };
+        out.now.push((from, Message::PreVoteReply(reply)));
+    }
+
+    pub(super) fn on_pre_vote_reply(&mut self, now: Time, from: NodeId, m: PreVoteReply, out: &mut Output) {
+        self.highest = self.highest.max(m.promised);
+        let attempt = self.attempt;
+        let Role::PreCandidate { grants } = &mut self.role else { return };
+        if m.attempt != attempt {
+            return;
+        }
+        if m.granted {
+            grants.insert(from);
+            self.campaign_if_granted(now, out);
+        } else {
+            out.events.push(Event::PreVoteRefused { by: from });
+        }
+    }
+
+    fn campaign_if_granted(&mut self, now: Time, out: &mut Output) {
+        let Role::PreCandidate { grants } = &self.role else { return };
+        if grants.len() < self.majority() {
+            return;
+        }
+        let ballot = Ballot::new(self.highest.max(self.promised).round + 1, self.me);
+        self.highest = ballot;
+        self.promise(now, ballot, out);
+        self.role = Role::Candidate { promises: BTreeMap::new(), fetching: false };
+        out.events.push(Event::Campaigning { ballot });
+        // P1: to itself as to the others, and to nobody before its own promise is durable.
+        for server in self.servers.clone() {
+            let prepare = Prepare { ballot, decided: self.decided };
+            out.after.push((server, Message::Prepare(prepare)));
+        }
+    }
+
+    pub(super) fn on_promise(&mut self, now: Time, from: NodeId, m: Promise, out: &mut Output) {
+        let ballot = self.promised;
+        let Role::Candidate { promises, .. } = &mut self.role else { return };
+        if m.ballot != ballot {
+            return;
+        }
+        promises.insert(from, m);
+        self.lead_if_prepared(now, out);
+    }
+
+    /// Takes over once a majority has promised and this server has everything that they know as decided.
+    fn lead_if_prepared(&mut self, now: Time, out: &mut Output) {
+        let (me, majority, decided) = (self.me, self.majority(), self.decided);
+        let Role::Candidate { promises, fetching } = &mut self.role else { return };
+        if promises.len() < majority || !promises.contains_key(&me) {
+            return;
+        }
+        let (ahead, known) = promises
+            .iter()
+            .map(|(server, promise)| (*server, promise.decided))
+            .max_by_key(|(_, decided)| *decided)
+            .expect("a majority is at least one");
+        if known > decided {
+            if !*fetching {
+                *fetching = true;
+                out.now.push((ahead, Message::Fetch(Fetch { from: decided.next() })));
+            }
+            return;
+        }
+        let promises = std::mem::take(promises);
+        self.lead(now, promises, out);
+    }
+
+    pub(super) fn on_entries(&mut self, now: Time, from: NodeId, m: Entries, out: &mut Output) {
+        let Role::Candidate { fetching, .. } = &mut self.role else { return };
+        *fetching = false;
+        let mut slot = m.first;
+        for (ballot, value) in m.entries {
+            if slot == self.decided.next() {
+                // The value is decided, so every vote of a higher ballot for this slot, here or elsewhere, equals it.
+                let ballot = ballot.min(self.promised);
+                out.records.push(Record::Learn { slot, ballot, value: value.clone() });
+                self.log.put(slot, ballot, value);
+                self.decided = slot;
+                self.position = self.position.max(slot);
+            }
+            slot = slot.next();
+        }
+        out.events.push(Event::CaughtUp { from, decided: self.decided });
+        // The campaign's clock stands still while the transfer makes progress.
+        self.reset_deadline(now);
+        self.lead_if_prepared(now, out);
+    }
+
+    fn lead(&mut self, now: Time, promises: BTreeMap<NodeId, Promise>, out: &mut Output) {
+        let ballot = self.promised;
+        let mut votes: BTreeMap<Slot, (Ballot, Value)> = BTreeMap::new();
+        let mut phase1_end = self.decided;
+        for promise in promises.values() {
+            let mut slot = promise.decided;
+            for (ballot, value) in &promise.votes {
+                slot = slot.next();
+                // P2: slot by slot, the vote of the highest ballot.
+                match votes.get(&slot) {
+                    Some((highest, known)) if highest == ballot => {
+                        assert_eq!(known, value, "P2: two values for slot {slot} in ballot {ballot}");
+                    }
+                    Some((highest, _)) if highest > ballot => {}
+                    _ => {
+                        votes.insert(slot, (*ballot, value.clone()));
+                    }
+                }
+            }
+            phase1_end = phase1_end.max(slot);
+        }
+        let mut progress: BTreeMap<_, _> =
+            self.servers.iter().map(|s| (*s, Replica::progress(now, None))).collect();
+        for (server, promise) in &promises {
+            progress.insert(*server, Replica::progress(now, Some(promise.decided)));
+        }
+        // Its own acknowledgement comes through the message to itself, when it is durable.
+        progress.insert(self.me, Replica::progress(now, None));
+        self.position = self.decided;
+        while self.position < phase1_end {
+            let slot = self.position.next();
+            let value = votes.remove(&slot).map_or_else(Value::noop, |(_, value)| value);
+            self.accept_own(slot, value, out);
+        }
+        assert_eq!(self.log.last(), phase1_end, "P2: its own votes are among the promises");
+        self.role = Role::Leader(Leader {
+            phase1_end,
+            progress,
+            round: 0,
+            heartbeat_due: now,
+            told: self.decided,
+            tell_due: None,
+        });
+        self.leader = Some(self.me);
+        out.events.push(Event::Leading { ballot, decided: self.decided, phase1_end });
+        self.begin_round(now, out);
+    }
+
+    pub(super) fn on_refuse(&mut self, now: Time, m: Refuse, out: &mut Output) {
+        self.highest = self.highest.max(m.promised);
+        if m.ballot != self.promised || m.promised <= m.ballot {
+            return;
+        }
+        match self.role {
+            // Somebody promised a ballot that never came to lead. Go above it, if the others agree.
+            Role::Leader(_) => {
+                self.step_down(now, "a server has promised a higher ballot", out);
+                self.begin_pre_vote(now, out);
+            }
+            Role::Candidate { .. } => {
+                self.role = Role::Follower;
+                self.leader = None;
+                self.reset_deadline(now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends any role but that of a follower.
+    pub(super) fn step_down(&mut self, now: Time, why: &'static str, out: &mut Output) {
+        if self.is_leader() {
+            out.events.push(Event::LostLeadership { ballot: self.promised, why });
+        }
+        if !matches!(self.role, Role::Follower) {
+            self.role = Role::Follower;
+            self.leader = None;
+            self.reset_deadline(now);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What the servers of one cluster say to each other.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Ballot, Slot, Value};
+
+/// A message between two servers of a cluster. The sender is known from the connection.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Message {
+    PreVote(PreVote),
+    PreVoteReply(PreVoteReply),
+    Prepare(Prepare),
+    Promise(Promise),
+    Refuse(Refuse),
+    Accept(Accept),
+    Accepted(Accepted),
+    Heartbeat(Heartbeat),
+    HeartbeatReply(HeartbeatReply),
+    Fetch(Fetch),
+    Entries(Entries),
+}
+
+/// "Would you follow me if I campaigned?" Changes nothing at the receiver.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct PreVote {
+    /// Tells apart the attempts of one server, so that a late answer to an earlier one does not count.
+    pub attempt: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct PreVoteReply {
+    pub attempt: u64,
+    /// Yes, unless a leader other than the asker was heard within the election time-out.
+    pub granted: bool,
+    /// The highest ballot that the answering server has promised; the campaign must go above it.
+    pub promised: Ballot,
+}
+
+/// Phase 1a, for all slots above what the candidate has decided.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Prepare {
+    pub ballot: Ballot,
+    /// Everything up to this slot is decided at the candidate.
+    pub decided: Slot,
+}
+
+/// Phase 1b.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Promise {
+    pub ballot: Ballot,
+    /// Everything up to this slot is decided at the acceptor.
+    pub decided: Slot,
+    /// The acceptor's votes for `decided + 1`, `decided + 2`, …, each with the ballot it was cast in.
+    pub votes: Vec<(Ballot, Value)>,
+}
+
+/// "I have promised a higher ballot than the one you wrote in."
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Refuse {
+    pub ballot: Ballot,
+    pub promised: Ballot,
+}
+
+/// Phase 2a for one or several consecutive slots.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Accept {
+    pub ballot: Ballot,
+    /// Everything up to this slot is decided at the leader.
+    pub decided: Slot,
+    /// The slot of the first value.
+    pub first: Slot,
+    pub values: Vec<Value>,
+}
+
+/// Phase 2b, cumulative within the ballot: every slot up to `position` is accepted in it, or decided.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Accepted {
+    pub ballot: Ballot,
+    pub position: Slot,
+}
+
+/// "I lead in this ballot."
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Heartbeat {
+    pub ballot: Ballot,
+    /// Number of the heartbeat round, echoed in the answer (P5).
+    pub round: u64,
+    /// Everything up to this slot is decided at the leader.
+    pub decided: Slot,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct HeartbeatReply {
+    pub ballot: Ballot,
+    pub round: u64,
+    /// As in [`Accepted`]; it tells a leader what was lost on the way.
+    pub position: Slot,
+}
+
+/// A candidate asks for decided entries that it lacks.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Fetch {
+    pub from: Slot,
+}
+
+/// Decided entries, from `first` on, each with the ballot under which the sender holds it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Entries {
+    pub first: Slot,
+    pub entries: Vec<(Ballot, Value)>,
+}

@@ -1,0 +1,603 @@
+//! One server's part in Multi-Paxos: the acceptor, the leader's accept rounds, and all control flow.
+//!
+//! Campaigns (pre-vote, phase 1, taking over) stand in `election.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::config::{Timeouts, limits};
+use crate::paxos::leader::{Leader, Progress};
+use crate::paxos::log::Log;
+use crate::paxos::message::*;
+use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
+
+/// How long a freshly decided slot may wait for an `Accept` that carries the news to the followers.
+const TELL_DELAY: Duration = Duration::from_millis(1);
+/// How long a decided slot may stay unwritten on a server that has nothing else to write.
+const SAVE_DELAY: Duration = Duration::from_millis(100);
+
+/// What a step asks of its driver. The order within each list is the order in which to act.
+#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
+pub struct Output {
+    /// To be made durable before anything in `after` leaves.
+    pub records: Vec<Record>,
+    /// Messages that promise nothing and may leave at once.
+    pub now: Vec<(NodeId, Message)>,
+    /// Messages, to this server itself too, that may leave only when every record so far is durable (P1).
+    pub after: Vec<(NodeId, Message)>,
+    /// Decided entries to be read from disk and handed back.
+    pub reads: Vec<ReadLog>,
+    pub events: Vec<Event>,
+}
+
+/// A request to read decided entries that are no longer in memory.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct ReadLog {
+    pub purpose: Purpose,
+    pub from: Slot,
+    /// Not beyond this slot.
+    pub to: Slot,
+    pub max_bytes: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Purpose {
+    /// A follower lags behind the leader's memory.
+    CatchUp(NodeId),
+    /// A candidate asked for what it lacks.
+    Fetch(NodeId),
+}
+
+/// What happened, for logs, metrics and golden tests; the core itself never logs.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Event {
+    PreVoteBegun,
+    PreVoteRefused {
+        by: NodeId,
+    },
+    Campaigning {
+        ballot: Ballot,
+    },
+    Promised {
+        ballot: Ballot,
+    },
+    /// Phase 1 is over; the slots up to `phase1_end` are proposed again.
+    Leading {
+        ballot: Ballot,
+        decided: Slot,
+        phase1_end: Slot,
+    },
+    LostLeadership {
+        ballot: Ballot,
+        why: &'static str,
+    },
+    CaughtUp {
+        from: NodeId,
+        decided: Slot,
+    },
+    Resending {
+        to: NodeId,
+        from: Slot,
+    },
+    /// A message that fits nothing this server is doing.
+    Ignored {
+        from: NodeId,
+        what: &'static str,
+    },
+}
+
+/// Where this server stands, as it would tell a client.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Standing {
+    Leading,
+    Following(NodeId),
+    /// No leader is known, but a majority answers: there will be one.
+    Searching,
+    /// No majority was heard for an election time-out.
+    NoQuorum,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Role {
+    Follower,
+    PreCandidate { grants: BTreeSet<NodeId> },
+    Candidate { promises: BTreeMap<NodeId, Promise>, fetching: bool },
+    Leader(Leader),
+}
+
+/// A server's Paxos state.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Replica {
+    pub(super) me: NodeId,
+    /// The servers of the cluster, this one included.
+    pub(super) servers: Vec<NodeId>,
+    pub(super) timeouts: Timeouts,
+    pub(super) promised: Ballot,
+    /// Accepted in the promised ballot, or decided, up to here (P2).
+    pub(super) position: Slot,
+    pub(super) decided: Slot,
+    pub(super) log: Log,
+    pub(super) role: Role,
+    /// The server that was last heard leading in the promised ballot.
+    pub(super) leader: Option<NodeId>,
+    pub(super) leader_heard: Time,
+    /// When this server acts if it hears nothing; unused while it leads.
+    pub(super) deadline: Time,
+    /// When each peer was last heard, with anything.
+    pub(super) heard: BTreeMap<NodeId, Time>,
+    /// When this server started, or its cable was plugged in again.
+    pub(super) up_since: Time,
+    /// Number of the last pre-vote.
+    pub(super) attempt: u64,
+    /// The highest ballot heard of; a campaign goes above it.
+    pub(super) highest: Ballot,
+    /// Last random number from the driver; jitter is drawn from it.
+    pub(super) random: u64,
+    /// The decided slot that the WAL knows.
+    saved: Slot,
+    save_due: Option<Time>,
+}
+
+impl Replica {
+    /// A server that starts, or starts again with what its disk gave back: its promise, the decided slot, and the votes
+    /// for the slots above it, in order and without a gap.
+    pub fn new(
+        me: NodeId,
+        servers: Vec<NodeId>,
+        timeouts: Timeouts,
+        now: Time,
+        random: u64,
+        restored: (Ballot, Slot, Vec<(Ballot, Value)>),
+    ) -> Replica {
+        assert!(servers.contains(&me), "{me} is not a server of its own cluster");
+        let (promised, decided, votes) = restored;
+        let mut log = Log::new(decided);
+        let mut position = decided;
+        for (ballot, value) in votes {
+            assert!(ballot <= promised, "P1: a vote implies its promise");
+            let slot = log.last().next();
+            // Durable acceptances in the promised ballot, without a gap from the decided slot, still count (P2).
+            if ballot == promised && position.next() == slot {
+                position = slot;
+            }
+            log.put(slot, ballot, value);
+        }
+        let mut replica = Replica {
+            me,
+            servers,
+            timeouts,
+            promised,
+            position,
+            decided,
+            log,
+            role: Role::Follower,
+            leader: None,
+            leader_heard: Time::default(),
+            deadline: now,
+            heard: BTreeMap::new(),
+            up_since: now,
+            attempt: 0,
+            highest: promised,
+            random,
+            saved: decided,
+            save_due: None,
+        };
+        replica.reset_deadline(now);
+        replica
+    }
+
+    pub fn promised(&self) -> Ballot {
+        self.promised
+    }
+
+    pub fn decided(&self) -> Slot {
+        self.decided
+    }
+
+    /// Accepted in the promised ballot, or decided, up to here.
+    pub fn position(&self) -> Slot {
+        self.position
+    }
+
+    /// The vote for a slot, if it is in memory; decided if the slot is.
+    pub fn entry(&self, slot: Slot) -> Option<&(Ballot, Value)> {
+        self.log.get(slot)
+    }
+
+    pub fn is_leader(&self) -> bool {
+        matches!(self.role, Role::Leader(_))
+    }
+
+    pub fn standing(&self, now: Time) -> Standing {
+        if self.is_leader() {
+            return Standing::Leading;
+        }
+        let timeout = self.timeouts.election();
+        if let Some(leader) = self.live_leader(now) {
+            return Standing::Following(leader);
+        }
+        let peers = self.heard.values().filter(|heard| now.since(**heard) < timeout).count();
+        if peers + 1 >= self.majority() || now.since(self.up_since) < timeout {
+            Standing::Searching
+        } else {
+            Standing::NoQuorum
+        }
+    }
+
+    /// When [`Replica::timer`] wants to be called next.
+    pub fn next_deadline(&self) -> Time {
+        let role = match &self.role {
+            Role::Leader(leader) => {
+                leader.tell_due.map_or(leader.heartbeat_due, |t| t.min(leader.heartbeat_due))
+            }
+            _ => self.deadline,
+        };
+        self.save_due.map_or(role, |t| t.min(role))
+    }
+
+    /// A message from another server of the cluster, or from this one to itself.
+    pub fn message(&mut self, now: Time, from: NodeId, message: Message, out: &mut Output) {
+        if !self.servers.contains(&from) {
+            out.events.push(Event::Ignored { from, what: "a message from outside the cluster" });
+            return;
+        }
+        if from != self.me {
+            self.heard.insert(from, now);
+        }
+        // The ballot check for everything that a leader or candidate writes stands here, once.
+        if let Some(ballot) = written_in(&message) {
+            self.highest = self.highest.max(ballot);
+            if ballot.leader() != Some(from) {
+                out.events.push(Event::Ignored { from, what: "a ballot of another server" });
+                return;
+            }
+            if ballot < self.promised {
+                let refuse = Refuse { ballot, promised: self.promised };
+                out.after.push((from, Message::Refuse(refuse)));
+                return;
+            }
+            if ballot > self.promised {
+                self.promise(now, ballot, out);
+            }
+        }
+        match message {
+            Message::PreVote(m) => self.on_pre_vote(now, from, m, out),
+            Message::PreVoteReply(m) => self.on_pre_vote_reply(now, from, m, out),
+            Message::Prepare(m) => self.on_prepare(m, out),
+            Message::Promise(m) => self.on_promise(now, from, m, out),
+            Message::Refuse(m) => self.on_refuse(now, m, out),
+            Message::Accept(m) => self.on_accept(now, from, m, out),
+            Message::Accepted(m) => self.on_progress(now, from, m.ballot, m.position, None, out),
+            Message::Heartbeat(m) => self.on_heartbeat(now, from, m, out),
+            Message::HeartbeatReply(m) => {
+                self.on_progress(now, from, m.ballot, m.position, Some(m.round), out);
+            }
+            Message::Fetch(m) => self.on_fetch(from, m, out),
+            Message::Entries(m) => self.on_entries(now, from, m, out),
+        }
+    }
+
+    /// The deadline passed. `random` feeds the jitter of whatever is armed next.
+    pub fn timer(&mut self, now: Time, random: u64, out: &mut Output) {
+        self.random = random;
+        if self.save_due.is_some_and(|due| due <= now) {
+            out.records.push(Record::Decided(self.decided));
+            self.save_due = None;
+        }
+        let me = self.me;
+        let (majority, timeout) = (self.majority(), self.timeouts.election());
+        let Role::Leader(leader) = &mut self.role else {
+            if self.deadline <= now {
+                self.begin_pre_vote(now, out);
+            }
+            return;
+        };
+        if leader.heartbeat_due <= now {
+            if leader.hears_majority(me, majority, now, timeout) {
+                self.begin_round(now, out);
+            } else {
+                self.step_down(now, "a majority was not heard for an election time-out", out);
+            }
+        } else if leader.tell_due.is_some_and(|due| due <= now) {
+            self.send_heartbeat(out);
+        }
+    }
+
+    /// Everything of this turn has been stepped: entries go out, and what the leader appended is acknowledged by itself.
+    pub fn turn_end(&mut self, now: Time, out: &mut Output) {
+        if self.is_leader() {
+            for peer in self.peers() {
+                self.send_entries(peer, out);
+            }
+            let (me, ballot, position, decided) = (self.me, self.promised, self.position, self.decided);
+            let leader = self.leading();
+            let own = leader.progress.get_mut(&me).expect("a leader keeps its own progress");
+            if own.sent < position {
+                own.sent = position;
+                // P1: the leader's own vote counts when it is durable, like everybody else's.
+                out.after.push((me, Message::Accepted(Accepted { ballot, position })));
+            }
+            if leader.told < decided && leader.tell_due.is_none() {
+                leader.tell_due = Some(now + TELL_DELAY);
+            }
+        }
+        if !out.records.is_empty() {
+            // Every record carries the decided slot in its header.
+            self.saved = self.decided;
+            self.save_due = None;
+        } else if self.saved < self.decided && self.save_due.is_none() {
+            self.save_due = Some(now + SAVE_DELAY);
+        }
+    }
+
+    /// Whether a leader may propose another value now.
+    pub fn can_propose(&self) -> bool {
+        self.is_leader() && self.log.last().0 - self.decided.0 < limits::WINDOW_SLOTS
+    }
+
+    /// Proposes a value for the next free slot; only while [`Replica::can_propose`].
+    pub fn propose(&mut self, value: Value, out: &mut Output) -> Slot {
+        assert!(self.can_propose(), "P2: only a leader with room in its window proposes");
+        let slot = self.log.last().next();
+        self.accept_own(slot, value, out);
+        slot
+    }
+
+    /// Begins a heartbeat round and returns its number: once [`Replica::confirmed_round`] reaches it, this server was
+    /// still leading when the round began (P5).
+    pub fn begin_round(&mut self, now: Time, out: &mut Output) -> u64 {
+        let interval = self.timeouts.heartbeat();
+        let leader = self.leading();
+        leader.round += 1;
+        leader.heartbeat_due = now + interval;
+        let round = leader.round;
+        self.send_heartbeat(out);
+        round
+    }
+
+    /// The highest heartbeat round echoed by a majority, 0 if this server does not lead.
+    pub fn confirmed_round(&self) -> u64 {
+        match &self.role {
+            Role::Leader(leader) => leader.confirmed_round(self.me, self.majority()),
+            _ => 0,
+        }
+    }
+
+    /// Whether everything that phase 1 brought up is decided (P5).
+    pub fn phase1_decided(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if leader.phase1_end <= self.decided)
+    }
+
+    /// Forgets decided entries that are on disk and that no server is likely to need soon.
+    pub fn trim(&mut self) {
+        self.log.trim(self.decided, limits::TAIL_BYTES);
+    }
+
+    /// Entries that a [`ReadLog`] asked for.
+    pub fn log_read(
+        &mut self,
+        purpose: Purpose,
+        first: Slot,
+        entries: Vec<(Ballot, Value)>,
+        out: &mut Output,
+    ) {
+        let (ballot, decided) = (self.promised, self.decided);
+        match purpose {
+            Purpose::Fetch(to) => out.now.push((to, Message::Entries(Entries { first, entries }))),
+            Purpose::CatchUp(to) => {
+                let Role::Leader(leader) = &mut self.role else { return };
+                let round = leader.round;
+                let Some(progress) = leader.progress.get_mut(&to) else { return };
+                progress.reading = false;
+                if progress.sent.next() != first || entries.is_empty() {
+                    return;
+                }
+                progress.sent = Slot(first.0 + entries.len() as u64 - 1);
+                progress.sent_in_round = round;
+                let values = entries.into_iter().map(|(_, value)| value).collect();
+                out.now.push((to, Message::Accept(Accept { ballot, decided, first, values })));
+            }
+        }
+    }
+
+    // ---- the acceptor ----
+
+    /// Moves to a higher ballot: the promise, and with it the end of any role in a lower one.
+    pub(super) fn promise(&mut self, now: Time, ballot: Ballot, out: &mut Output) {
+        assert!(ballot > self.promised, "P1: a promise is never lowered");
+        self.step_down(now, "another server was promised a higher ballot", out);
+        self.promised = ballot;
+        self.position = self.decided;
+        self.leader = None;
+        out.records.push(Record::Promise(ballot));
+        out.events.push(Event::Promised { ballot });
+        self.reset_deadline(now);
+    }
+
+    fn on_prepare(&mut self, m: Prepare, out: &mut Output) {
+        let votes = self.log.slice(self.decided.next(), self.log.last(), usize::MAX);
+        let promise = Promise { ballot: m.ballot, decided: self.decided, votes };
+        let to = m.ballot.leader().expect("the ballot check named the candidate");
+        out.after.push((to, Message::Promise(promise)));
+    }
+
+    fn on_accept(&mut self, now: Time, from: NodeId, m: Accept, out: &mut Output) {
+        self.follow(now, from);
+        let mut slot = m.first;
+        for value in m.values {
+            // P2: in this ballot n+1 is taken only after n. What is at or below the position is a repetition.
+            if slot == self.position.next() {
+                out.records.push(Record::Accept { slot, ballot: m.ballot, value: value.clone() });
+                self.log.put(slot, m.ballot, value);
+                self.position = slot;
+            }
+            slot = slot.next();
+        }
+        self.learn_decided(m.decided);
+        let accepted = Accepted { ballot: m.ballot, position: self.position };
+        out.after.push((from, Message::Accepted(accepted)));
+    }
+
+    fn on_heartbeat(&mut self, now: Time, from: NodeId, m: Heartbeat, out: &mut Output) {
+        self.follow(now, from);
+        self.learn_decided(m.decided);
+        let reply = HeartbeatReply { ballot: m.ballot, round: m.round, position: self.position };
+        out.after.push((from, Message::HeartbeatReply(reply)));
+    }
+
+    fn follow(&mut self, now: Time, leader: NodeId) {
+        assert!(leader != self.me, "P2: a leader accepts its own proposals directly");
+        self.role = Role::Follower;
+        self.leader = Some(leader);
+        self.leader_heard = now;
+        self.reset_deadline(now);
+    }
+
+    /// P2: "decided up to d" says nothing about slots that were not accepted in the same ballot.
+    fn learn_decided(&mut self, decided: Slot) {
+        self.decided = self.decided.max(decided.min(self.position));
+    }
+
+    fn on_fetch(&mut self, from: NodeId, m: Fetch, out: &mut Output) {
+        if m.from > self.decided {
+            out.events.push(Event::Ignored { from, what: "a fetch of undecided slots" });
+        } else if m.from <= self.log.floor() {
+            out.reads.push(self.read_log(Purpose::Fetch(from), m.from));
+        } else {
+            let entries = self.log.slice(m.from, self.decided, limits::CATCH_UP_BYTES);
+            out.now.push((from, Message::Entries(Entries { first: m.from, entries })));
+        }
+    }
+
+    fn read_log(&self, purpose: Purpose, from: Slot) -> ReadLog {
+        ReadLog { purpose, from, to: self.decided, max_bytes: limits::CATCH_UP_BYTES }
+    }
+
+    // ---- the leader ----
+
+    /// The leader's own acceptance of what it proposes.
+    pub(super) fn accept_own(&mut self, slot: Slot, value: Value, out: &mut Output) {
+        assert_eq!(slot, self.position.next(), "P2: a leader fills its slots in order");
+        out.records.push(Record::Accept { slot, ballot: self.promised, value: value.clone() });
+        self.log.put(slot, self.promised, value);
+        self.position = slot;
+    }
+
+    /// An `Accepted` or the answer to a heartbeat.
+    fn on_progress(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        ballot: Ballot,
+        position: Slot,
+        round: Option<u64>,
+        out: &mut Output,
+    ) {
+        let (promised, majority, last) = (self.promised, self.majority(), self.log.last());
+        let Role::Leader(leader) = &mut self.role else { return };
+        if ballot != promised {
+            return;
+        }
+        assert!(position <= last, "P2: {from} accepted slot {position} which {ballot} never proposed");
+        let progress = leader.progress.get_mut(&from).expect("a leader tracks every server of its cluster");
+        progress.heard = now;
+        progress.acked = progress.acked.max(Some(position));
+        if let Some(round) = round {
+            progress.echoed = progress.echoed.max(round);
+            // The echo left after everything sent before that round arrived, or was lost on the way.
+            if round > progress.sent_in_round && position < progress.sent && !progress.reading {
+                progress.sent = position;
+                out.events.push(Event::Resending { to: from, from: position.next() });
+            }
+        }
+        self.decided = self.decided.max(leader.majority_position(majority));
+        if from != self.me {
+            self.send_entries(from, out);
+        }
+    }
+
+    fn send_heartbeat(&mut self, out: &mut Output) {
+        let (ballot, decided, peers) = (self.promised, self.decided, self.peers());
+        let leader = self.leading();
+        leader.told = decided;
+        leader.tell_due = None;
+        let heartbeat = Heartbeat { ballot, round: leader.round, decided };
+        out.now.extend(peers.into_iter().map(|p| (p, Message::Heartbeat(heartbeat.clone()))));
+    }
+
+    /// Sends the next entries to a follower, as far as its window allows.
+    fn send_entries(&mut self, to: NodeId, out: &mut Output) {
+        let (ballot, decided, floor, last) = (self.promised, self.decided, self.log.floor(), self.log.last());
+        loop {
+            let Role::Leader(leader) = &mut self.role else { return };
+            let round = leader.round;
+            let progress = leader.progress.get_mut(&to).expect("a leader tracks every server of its cluster");
+            let Some(acked) = progress.acked else { return };
+            progress.sent = progress.sent.max(acked);
+            let end = last.min(Slot(acked.0 + limits::WINDOW_SLOTS));
+            if progress.reading || progress.sent >= end {
+                return;
+            }
+            let first = progress.sent.next();
+            if first <= floor {
+                progress.reading = true;
+                let read = self.read_log(Purpose::CatchUp(to), first);
+                out.reads.push(read);
+                return;
+            }
+            let values: Vec<Value> = self
+                .log
+                .slice(first, end, limits::CATCH_UP_BYTES)
+                .into_iter()
+                .map(|(_, value)| value)
+                .collect();
+            progress.sent = Slot(progress.sent.0 + values.len() as u64);
+            progress.sent_in_round = round;
+            out.now.push((to, Message::Accept(Accept { ballot, decided, first, values })));
+        }
+    }
+
+    pub(super) fn leading(&mut self) -> &mut Leader {
+        match &mut self.role {
+            Role::Leader(leader) => leader,
+            role => panic!("P2: {} acts as leader in the role {role:?}", self.me),
+        }
+    }
+
+    /// A fresh view of one server: what its promise said, or nothing yet.
+    pub(super) fn progress(now: Time, acked: Option<Slot>) -> Progress {
+        let sent = acked.unwrap_or(Slot::ZERO);
+        Progress { acked, sent, sent_in_round: 0, echoed: 0, heard: now, reading: false }
+    }
+
+    // ---- common ----
+
+    pub(super) fn majority(&self) -> usize {
+        self.servers.len() / 2 + 1
+    }
+
+    pub(super) fn peers(&self) -> Vec<NodeId> {
+        self.servers.iter().copied().filter(|s| *s != self.me).collect()
+    }
+
+    pub(super) fn reset_deadline(&mut self, now: Time) {
+        let timeout = self.timeouts.election();
+        self.deadline = now + timeout + self.jitter(timeout);
+    }
+
+    /// A pseudo-random share of `most`, stretched from the driver's last random number.
+    pub(super) fn jitter(&mut self, most: Duration) -> Duration {
+        self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        most.mul_f64((self.random >> 40) as f64 / (1u64 << 24) as f64)
+    }
+}
+
+/// The ballot of a message that only its owner may write.
+fn written_in(message: &Message) -> Option<Ballot> {
+    match message {
+        Message::Prepare(m) => Some(m.ballot),
+        Message::Accept(m) => Some(m.ballot),
+        Message::Heartbeat(m) => Some(m.ballot),
+        _ => None,
+    }
+}

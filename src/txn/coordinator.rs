@@ -1,0 +1,550 @@
+//! The pure coordinator: batches transactions, drives two-phase commit, finds leaders, retries under the same id, and
+//! finds out what became of transactions that nobody knew about.
+//!
+//! Everything it is given in one turn travels together: one block per set of participants, one frame per shard.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::bank::command::Range;
+use crate::bank::{BlockResult, validate};
+use crate::config::{Timeouts, Topology};
+use crate::txn::group::Group;
+use crate::txn::link::{Link, Reach, Sent, UnitId, Work};
+use crate::txn::message::{Refusal, Request, Response};
+use crate::types::{AccountId, Ballot, NodeId, Reason, Session, ShardId, Time, Transfer, TxnId};
+
+/// How long a server that was busy is left alone.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+/// The most transactions in one block; with 24 bytes each, a slot has room for outcomes ahead of them.
+const GROUP_MAX: usize = 8190;
+
+/// What a coordinator can be asked to do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Op {
+    Transfer(Transfer),
+    /// A linearizable read.
+    Read(AccountId),
+    /// Ask every shard anew whether it has a leader.
+    Confirm,
+    /// Answered once everything given so far is finished, outcomes included, wherever there is a majority.
+    Settle,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Input {
+    /// `tag` is the caller's own name for it; it comes back with the answer.
+    Submit {
+        tag: u64,
+        op: Op,
+    },
+    Response {
+        from: NodeId,
+        response: Response,
+    },
+    /// A connection to this server stands. Until then nothing is sent to it.
+    Connected(NodeId),
+    /// The connection is gone, or could not be made. What was sent on it may or may not have arrived.
+    Disconnected(NodeId),
+    /// The server to ask first in its shard, and to campaign if nobody leads.
+    Hint(NodeId),
+    /// Finish a transaction that `home`, a participant, has in doubt (T4).
+    Recover {
+        id: TxnId,
+        participants: [ShardId; 2],
+        home: ShardId,
+    },
+    /// The turn is over: act on what it brought, and on the time.
+    TurnEnd,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Outcome {
+    Committed,
+    Aborted(Reason),
+    /// Not known at present; a second answer follows when it is.
+    Unknown,
+    Balance(u64),
+    /// By shard; none is `Searching`.
+    Confirmed(Vec<Reach>),
+    Settled,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Answer {
+    pub tag: u64,
+    pub outcome: Outcome,
+    /// When it first left for a server; `None` if it never did.
+    pub first_sent: Option<Time>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Event {
+    SessionOpened(Session),
+    LeaderFound {
+        shard: ShardId,
+        leader: NodeId,
+        ballot: Ballot,
+    },
+    NoQuorum {
+        shard: ShardId,
+    },
+    Retrying {
+        shard: ShardId,
+        units: usize,
+    },
+    Fencing {
+        id: TxnId,
+        count: u32,
+    },
+    Recovered {
+        id: TxnId,
+        commit: bool,
+    },
+    RecoveryDropped {
+        id: TxnId,
+    },
+    /// A server answered with something that the protocol does not provide for.
+    Protocol {
+        from: NodeId,
+        what: String,
+    },
+}
+
+#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
+pub struct Output {
+    pub send: Vec<(NodeId, Request)>,
+    /// Servers to which a connection is wanted; asked for again until it stands.
+    pub connect: Vec<NodeId>,
+    pub answers: Vec<Answer>,
+    pub events: Vec<Event>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Life {
+    /// Recovers on behalf of others and has no transactions of its own.
+    Recoverer,
+    Unopened,
+    Opening(ShardId),
+    Open(Session),
+}
+
+/// See the module documentation.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Coordinator {
+    topology: Topology,
+    timeouts: Timeouts,
+    pub(super) life: Life,
+    pub(super) links: Vec<Link>,
+    pub(super) groups: BTreeMap<u64, Group>,
+    /// Valid transfers that have no sequence yet.
+    waiting: Vec<(u64, Transfer, Vec<ShardId>)>,
+    confirms: Vec<u64>,
+    settles: Vec<u64>,
+    pub(super) recovering: BTreeSet<TxnId>,
+    pub(super) first_sent: BTreeMap<u64, Time>,
+    pub(super) next_seq: u64,
+    next_group: u64,
+    next_unit: UnitId,
+    pub(super) next_request: u64,
+}
+
+impl Coordinator {
+    /// A client's coordinator. It opens a session of its own through the log of some shard.
+    pub fn new(topology: Topology, timeouts: Timeouts, now: Time) -> Coordinator {
+        let links = topology.shards().map(|s| Link::new(s, topology.servers_of(s), now)).collect();
+        Coordinator {
+            topology,
+            timeouts,
+            life: Life::Unopened,
+            links,
+            groups: BTreeMap::new(),
+            waiting: Vec::new(),
+            confirms: Vec::new(),
+            settles: Vec::new(),
+            recovering: BTreeSet::new(),
+            first_sent: BTreeMap::new(),
+            next_seq: 1,
+            next_group: 1,
+            next_unit: 1,
+            next_request: 1,
+        }
+    }
+
+    /// The coordinator inside a server: it only recovers.
+    pub fn recoverer(topology: Topology, timeouts: Timeouts, now: Time) -> Coordinator {
+        Coordinator { life: Life::Recoverer, ..Coordinator::new(topology, timeouts, now) }
+    }
+
+    /// The session of this coordinator, once it is open.
+    pub fn session(&self) -> Option<Session> {
+        match self.life {
+            Life::Open(session) => Some(session),
+            _ => None,
+        }
+    }
+
+    /// When a turn is wanted even if nothing arrives.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.links.iter().filter_map(|l| l.next_deadline(&self.timeouts, self.is_idle(l))).min()
+    }
+
+    /// Nobody waits for anything that this shard could answer.
+    fn is_idle(&self, link: &Link) -> bool {
+        self.life == Life::Recoverer && link.units.is_empty()
+    }
+
+    /// The single entry point.
+    pub fn step(&mut self, now: Time, input: Input, out: &mut Output) {
+        match input {
+            Input::Submit { tag, op } => self.submit(now, tag, op, out),
+            Input::Response { from, response } => self.on_response(now, from, response, out),
+            Input::Connected(server) => self.link_of(server).connected(server, true),
+            Input::Disconnected(server) => self.on_disconnected(now, server, out),
+            Input::Hint(server) => self.link_of(server).hint = server,
+            Input::Recover { id, participants, home } => self.recover(now, id, participants, home),
+            Input::TurnEnd => self.turn_end(now, out),
+        }
+    }
+
+    // ---- what is asked for ----
+
+    fn submit(&mut self, now: Time, tag: u64, op: Op, out: &mut Output) {
+        match op {
+            Op::Transfer(transfer) => match validate(&self.topology, &transfer) {
+                Err(reason) => self.answer(tag, Outcome::Aborted(reason), None, out),
+                Ok((from, to)) => {
+                    let mut participants = vec![from.min(to), from.max(to)];
+                    participants.dedup();
+                    self.waiting.push((tag, transfer, participants));
+                }
+            },
+            Op::Read(account) => match self.topology.shard_of(account) {
+                None => self.answer(tag, Outcome::Aborted(Reason::UnknownAccount), None, out),
+                Some(shard) if self.links[shard.index()].reach == Reach::NoQuorum => {
+                    self.answer(tag, Outcome::Aborted(Reason::NoQuorum), None, out);
+                }
+                Some(shard) => {
+                    self.add_unit(shard, Work::Read { tag, account });
+                }
+            },
+            Op::Confirm => {
+                for link in &mut self.links {
+                    link.search(now, self.next_request);
+                }
+                self.confirms.push(tag);
+            }
+            Op::Settle => self.settles.push(tag),
+        }
+    }
+
+    fn recover(&mut self, now: Time, id: TxnId, participants: [ShardId; 2], home: ShardId) {
+        if !self.recovering.insert(id) {
+            return;
+        }
+        let range = Range { session: id.session, first: id.seq, count: 1 };
+        let mut group = Group::new(range, participants.to_vec(), Vec::new(), Vec::new());
+        group.home = Some(home);
+        group.fencing = true;
+        let gid = self.add_group(group);
+        // The others first, this shard last: its own answer must be younger than theirs (T7).
+        for shard in participants.into_iter().filter(|p| *p != home) {
+            self.search_if_idle(now, shard);
+            self.add_unit(shard, Work::Fence { group: gid });
+        }
+    }
+
+    /// A link that nobody used for a while knows nothing.
+    pub(super) fn search_if_idle(&mut self, now: Time, shard: ShardId) {
+        let link = &mut self.links[shard.index()];
+        if link.units.is_empty() && link.leader().is_none() {
+            link.search(now, self.next_request);
+        }
+    }
+
+    fn add_group(&mut self, group: Group) -> u64 {
+        let gid = self.next_group;
+        self.next_group += 1;
+        self.groups.insert(gid, group);
+        gid
+    }
+
+    pub(super) fn add_unit(&mut self, shard: ShardId, work: Work) {
+        let id = self.next_unit;
+        self.next_unit += 1;
+        self.links[shard.index()].add(id, work);
+    }
+
+    // ---- a turn ----
+
+    fn turn_end(&mut self, now: Time, out: &mut Output) {
+        for index in 0..self.links.len() {
+            self.expire_lost(now, index, out);
+            if self.links[index].lacks_quorum(now, &self.timeouts) {
+                self.enter_no_quorum(now, index, out);
+            }
+        }
+        self.form_groups(now, out);
+        for index in 0..self.links.len() {
+            self.flush(now, index, out);
+            self.probe(now, index, out);
+        }
+        self.answer_waiters(out);
+    }
+
+    /// Gives every waiting transfer its sequence and its place in a block.
+    fn form_groups(&mut self, now: Time, out: &mut Output) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (dead, alive): (Vec<_>, Vec<_>) = waiting
+            .into_iter()
+            .partition(|(_, _, parts)| parts.iter().any(|p| self.links[p.index()].reach == Reach::NoQuorum));
+        for (tag, ..) in dead {
+            // T8: nothing of it was sent.
+            self.answer(tag, Outcome::Aborted(Reason::NoQuorum), None, out);
+        }
+        let Life::Open(session) = self.life else {
+            if !alive.is_empty() {
+                self.open_session(now);
+            }
+            self.waiting = alive;
+            return;
+        };
+        let mut by_route: BTreeMap<Vec<ShardId>, (Vec<Transfer>, Vec<u64>)> = BTreeMap::new();
+        for (tag, transfer, participants) in alive {
+            let (transfers, tags) = by_route.entry(participants).or_default();
+            transfers.push(transfer);
+            tags.push(tag);
+        }
+        for (participants, (transfers, tags)) in by_route {
+            for (transfers, tags) in transfers.chunks(GROUP_MAX).zip(tags.chunks(GROUP_MAX)) {
+                let range = Range { session, first: self.next_seq, count: tags.len() as u32 };
+                self.next_seq += u64::from(range.count);
+                let group = Group::new(range, participants.clone(), transfers.to_vec(), tags.to_vec());
+                let gid = self.add_group(group);
+                for shard in &participants {
+                    self.links[shard.index()].open.insert(range.first);
+                    self.add_unit(*shard, Work::Execute { group: gid });
+                }
+            }
+        }
+    }
+
+    fn open_session(&mut self, now: Time) {
+        if self.life != Life::Unopened {
+            return;
+        }
+        let usable = |l: &&Link| l.reach != Reach::NoQuorum;
+        let with_leader = self.links.iter().find(|l| l.leader().is_some());
+        let Some(shard) = with_leader.or(self.links.iter().find(usable)).map(|l| l.shard) else { return };
+        self.life = Life::Opening(shard);
+        self.search_if_idle(now, shard);
+        self.add_unit(shard, Work::Open);
+    }
+
+    fn probe(&mut self, now: Time, index: usize, out: &mut Output) {
+        if self.is_idle(&self.links[index]) {
+            return;
+        }
+        for (server, connected) in self.links[index].probes(now, &self.timeouts) {
+            if connected {
+                let campaign = self.links[index].may_campaign(now, server, &self.timeouts);
+                let request = self.request_number();
+                out.send.push((server, Request::Probe { request, campaign }));
+            } else {
+                out.connect.push(server);
+            }
+        }
+    }
+
+    fn answer_waiters(&mut self, out: &mut Output) {
+        if !self.confirms.is_empty() && self.links.iter().all(|l| l.reach != Reach::Searching) {
+            let reaches: Vec<Reach> = self.links.iter().map(|l| l.reach).collect();
+            for tag in std::mem::take(&mut self.confirms) {
+                self.answer(tag, Outcome::Confirmed(reaches.clone()), None, out);
+            }
+        }
+        let settled = |l: &Link| l.units.is_empty() || l.reach == Reach::NoQuorum;
+        if !self.settles.is_empty() && self.waiting.is_empty() && self.links.iter().all(settled) {
+            for tag in std::mem::take(&mut self.settles) {
+                self.answer(tag, Outcome::Settled, None, out);
+            }
+        }
+    }
+
+    // ---- answers ----
+
+    fn on_response(&mut self, now: Time, from: NodeId, response: Response, out: &mut Output) {
+        let index = self.topology.shard_of_server(from).index();
+        let sent = self.links[index].sent.remove(&response.number());
+        match (response, sent) {
+            (Response::Leading { request, ballot, decided }, _) => {
+                if self.links[index].found(request, from, ballot, decided) {
+                    let shard = self.links[index].shard;
+                    out.events.push(Event::LeaderFound { shard, leader: from, ballot });
+                }
+            }
+            (Response::Refused { why, .. }, None) => self.links[index].probe_refused(now, from, &why),
+            // An answer to a request that was given up; its units were sent again under another number.
+            (_, None) => {}
+            (Response::Done { results, .. }, Some(sent)) => self.on_done(now, index, sent, results, out),
+            (Response::Balance { balance, .. }, Some(sent)) => {
+                for id in sent.units {
+                    let unit = self.links[index].remove(id);
+                    if let Some(Work::Read { tag, .. }) = unit.map(|u| u.work) {
+                        let outcome = match balance {
+                            Ok(balance) => Outcome::Balance(balance),
+                            Err(reason) => Outcome::Aborted(reason),
+                        };
+                        let first_sent = self.first_sent.remove(&tag);
+                        self.answer(tag, outcome, first_sent, out);
+                    }
+                }
+            }
+            (Response::Refused { why, .. }, Some(sent)) => self.on_refused(now, index, sent, why, out),
+            (Response::Unsure { .. }, Some(sent)) => {
+                self.give_up(now, index, sent, false, out);
+                self.links[index].search(now, self.next_request);
+            }
+        }
+    }
+
+    fn on_refused(&mut self, now: Time, index: usize, sent: Sent, why: Refusal, out: &mut Output) {
+        let from = sent.to;
+        if let Refusal::Malformed(what) = why {
+            out.events.push(Event::Protocol { from, what: format!("it calls a request malformed: {what}") });
+            self.give_up(now, index, sent, true, out);
+            self.links[index].pause = now + self.timeouts.unreachable();
+            return;
+        }
+        self.give_up(now, index, sent, true, out);
+        let link = &mut self.links[index];
+        match why {
+            Refusal::Busy => link.pause = now + BUSY_PAUSE,
+            Refusal::NotLeader(known) => {
+                if let Some(leader) = known {
+                    link.hint = leader;
+                }
+                link.search(now, self.next_request);
+            }
+            _ => link.search(now, self.next_request),
+        }
+    }
+
+    /// A request is not going to be answered; its units wait to be sent again.
+    fn give_up(&mut self, now: Time, index: usize, sent: Sent, refused: bool, out: &mut Output) {
+        out.events.push(Event::Retrying { shard: self.links[index].shard, units: sent.units.len() });
+        for id in sent.units {
+            let link = &mut self.links[index];
+            link.requeue(id, refused);
+            let group = link.units.get(&id).and_then(|u| u.work.group());
+            if let Some(gid) = group
+                && self.groups[&gid].commits.is_none()
+                && self.lacks_participant(&self.groups[&gid])
+            {
+                self.evaluate(now, gid, out);
+            }
+        }
+    }
+
+    fn on_disconnected(&mut self, now: Time, server: NodeId, out: &mut Output) {
+        let index = self.topology.shard_of_server(server).index();
+        let link = &mut self.links[index];
+        link.connected(server, false);
+        let lost: Vec<u64> = link.sent.iter().filter(|(_, s)| s.to == server).map(|(r, _)| *r).collect();
+        let was_leader = link.leader() == Some(server);
+        for request in lost {
+            if let Some(sent) = self.links[index].sent.remove(&request) {
+                self.give_up(now, index, sent, false, out);
+            }
+        }
+        if was_leader {
+            self.links[index].search(now, self.next_request);
+        }
+    }
+
+    /// Requests that were not answered for too long count as lost.
+    fn expire_lost(&mut self, now: Time, index: usize, out: &mut Output) {
+        let patience = self.timeouts.unreachable() * 2;
+        while let Some(entry) = self.links[index].sent.first_entry() {
+            if now.since(entry.get().at) < patience {
+                return;
+            }
+            let sent = entry.remove();
+            let was_leader = self.links[index].leader() == Some(sent.to);
+            self.give_up(now, index, sent, false, out);
+            if was_leader {
+                self.links[index].search(now, self.next_request);
+            }
+        }
+    }
+
+    fn on_done(&mut self, now: Time, index: usize, sent: Sent, results: Vec<BlockResult>, out: &mut Output) {
+        if results.len() != sent.ahead + sent.units.len() {
+            let what = format!("{} results for {} blocks", results.len(), sent.ahead + sent.units.len());
+            out.events.push(Event::Protocol { from: sent.to, what });
+            self.give_up(now, index, sent, false, out);
+            self.links[index].pause = now + BUSY_PAUSE;
+            return;
+        }
+        for (id, result) in sent.units.iter().zip(results.into_iter().skip(sent.ahead)) {
+            if let Some(unit) = self.links[index].remove(*id) {
+                self.on_result(now, index, sent.to, unit.work, result, out);
+            }
+        }
+    }
+
+    fn on_result(
+        &mut self,
+        now: Time,
+        index: usize,
+        from: NodeId,
+        work: Work,
+        result: BlockResult,
+        out: &mut Output,
+    ) {
+        let shard = self.links[index].shard;
+        let gid = match (work, &result) {
+            (Work::Open, BlockResult::Opened(session)) => {
+                self.life = Life::Open(*session);
+                out.events.push(Event::SessionOpened(*session));
+                return;
+            }
+            (Work::Outcome { group } | Work::Fence { group } | Work::Execute { group }, _) => group,
+            _ => {
+                let what = format!("{result:?} does not answer {work:?}");
+                out.events.push(Event::Protocol { from, what });
+                return;
+            }
+        };
+        let Some(group) = self.groups.get_mut(&gid) else { return };
+        let part = group.index(shard);
+        if let Work::Outcome { .. } = work {
+            group.confirmed[part] = true;
+            if group.confirmed.iter().all(|c| *c) {
+                self.finish(gid);
+            }
+            return;
+        }
+        match result.unpack() {
+            Some(votes)
+                if votes.len() == group.range.count as usize && votes.iter().all(|v| Group::is_vote(*v)) =>
+            {
+                group.votes[part] = Some(votes);
+                self.evaluate(now, gid, out);
+            }
+            _ => {
+                // Beyond the window, or nonsense: registers answer a repetition.
+                self.links[index].pause = now + BUSY_PAUSE;
+                self.add_unit(shard, work);
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, tag: u64, outcome: Outcome, first_sent: Option<Time>, out: &mut Output) {
+        out.answers.push(Answer { tag, outcome, first_sent });
+    }
+
+    fn link_of(&mut self, server: NodeId) -> &mut Link {
+        &mut self.links[self.topology.shard_of_server(server).index()]
+    }
+}

@@ -1,0 +1,199 @@
+//! What follows from the votes: decisions, definite aborts, fences, and the recovery of somebody else's transactions.
+
+use crate::bank::Status;
+use crate::txn::coordinator::{Coordinator, Event, Life, Outcome, Output};
+use crate::txn::group::{Group, Told, Verdict};
+use crate::txn::link::{Reach, UnitId, Work};
+use crate::types::{Reason, ShardId, Time, TxnId};
+
+impl Coordinator {
+    /// Draws every conclusion that the votes of a group allow.
+    pub(super) fn evaluate(&mut self, now: Time, gid: u64, out: &mut Output) {
+        let group = &self.groups[&gid];
+        if group.home.is_some() {
+            self.evaluate_recovery(now, gid, out);
+        } else if group.all_voted() {
+            self.decide(gid, out);
+        } else if self.lacks_participant(group) {
+            self.evaluate_stalled(gid, out);
+        }
+    }
+
+    /// Whether a participant is known to lack a majority.
+    pub(super) fn lacks_participant(&self, group: &Group) -> bool {
+        group.participants.iter().any(|p| self.links[p.index()].reach == Reach::NoQuorum)
+    }
+
+    /// Every vote is in: the client is answered, then the participants are told (T3).
+    fn decide(&mut self, gid: u64, out: &mut Output) {
+        let group = &self.groups[&gid];
+        let verdict = |i| group.verdict(i).expect("T2: all votes give a decision");
+        let verdicts: Vec<Verdict> = (0..group.range.count as usize).map(verdict).collect();
+        for (i, verdict) in verdicts.iter().enumerate() {
+            self.tell(gid, i, outcome_of(*verdict), out);
+        }
+        let group = self.groups.get_mut(&gid).expect("it was just read");
+        if group.participants.len() == 1 {
+            self.finish(gid);
+        } else if group.commits.is_none() {
+            group.commits = Some(verdicts.iter().map(|v| *v == Verdict::Commit).collect());
+            for shard in group.participants.clone() {
+                self.add_unit(shard, Work::Outcome { group: gid });
+            }
+        }
+    }
+
+    /// A participant without a majority has not voted. T8 decides what may be said about the group.
+    fn evaluate_stalled(&mut self, gid: u64, out: &mut Output) {
+        let group = &self.groups[&gid];
+        let silent: Vec<(ShardId, UnitId)> = group
+            .participants
+            .iter()
+            .zip(&group.votes)
+            .filter(|(_, vote)| vote.is_none())
+            .filter_map(|(p, _)| {
+                let asks = |w| matches!(w, Work::Execute { .. } | Work::Fence { .. });
+                Some((*p, self.links[p.index()].unit_of(gid, asks)?))
+            })
+            .collect();
+        let copies = |(p, id): &(ShardId, UnitId)| self.links[p.index()].units[id].copies;
+        if !group.fencing && silent.len() == group.participants.len() && silent.iter().all(|u| copies(u) == 0)
+        {
+            // Never proposed anywhere, and it will not be.
+            for (shard, id) in silent {
+                self.links[shard.index()].remove(id);
+            }
+            for i in 0..self.groups[&gid].tags.len() {
+                self.tell(gid, i, Outcome::Aborted(Reason::NoQuorum), out);
+            }
+            self.finish(gid);
+            return;
+        }
+        // From here on nothing is executed. A copy that is on its way is waited for; every other is replaced.
+        let mut expected = false;
+        let mut fenced = false;
+        for (shard, id) in silent {
+            let link = &mut self.links[shard.index()];
+            let unit = &link.units[&id];
+            if !unit.in_flight && matches!(unit.work, Work::Execute { .. }) {
+                link.replace(id, Work::Fence { group: gid });
+                fenced = true;
+            }
+            expected |= link.reach != Reach::NoQuorum;
+        }
+        let group = self.groups.get_mut(&gid).expect("it was just read");
+        group.fencing = true;
+        if fenced {
+            let id = TxnId { session: group.range.session, seq: group.range.first };
+            out.events.push(Event::Fencing { id, count: group.range.count });
+        }
+        if expected {
+            return;
+        }
+        for i in 0..group.tags.len() {
+            let outcome = self.groups[&gid].verdict(i).map_or(Outcome::Unknown, outcome_of);
+            self.tell(gid, i, outcome, out);
+        }
+    }
+
+    /// Somebody else's transaction: first the other participants' registers, then the own one, then the outcome (T4).
+    fn evaluate_recovery(&mut self, now: Time, gid: u64, out: &mut Output) {
+        let group = &self.groups[&gid];
+        let home = group.home.expect("only recoveries come here");
+        let home_part = group.index(home);
+        let others_in = (0..group.votes.len()).all(|part| part == home_part || group.votes[part].is_some());
+        if !others_in {
+            return;
+        }
+        let id = TxnId { session: group.range.session, seq: group.range.first };
+        match group.votes[home_part].as_ref().map(|votes| votes[0]) {
+            None => {
+                self.search_if_idle(now, home);
+                self.add_unit(home, Work::Fence { group: gid });
+            }
+            Some(Status::Yes) => {
+                let commit = group.verdict(0) == Some(Verdict::Commit);
+                let participants = group.participants.clone();
+                self.groups.get_mut(&gid).expect("it was just read").commits = Some(vec![commit]);
+                out.events.push(Event::Recovered { id, commit });
+                for shard in participants {
+                    self.add_unit(shard, Work::Outcome { group: gid });
+                }
+            }
+            // In doubt no longer: somebody else was faster.
+            Some(_) => self.drop_recovery(gid, out),
+        }
+    }
+
+    fn drop_recovery(&mut self, gid: u64, out: &mut Output) {
+        let range = self.groups[&gid].range;
+        let id = TxnId { session: range.session, seq: range.first };
+        out.events.push(Event::RecoveryDropped { id });
+        for link in &mut self.links {
+            while let Some(id) = link.unit_of(gid, |_| true) {
+                link.remove(id);
+            }
+        }
+        self.finish(gid);
+    }
+
+    pub(super) fn enter_no_quorum(&mut self, now: Time, index: usize, out: &mut Output) {
+        let link = &mut self.links[index];
+        link.reach = Reach::NoQuorum;
+        out.events.push(Event::NoQuorum { shard: link.shard });
+        if self.life == Life::Opening(link.shard) {
+            self.life = Life::Unopened;
+        }
+        let units: Vec<(UnitId, Work)> = link.units.iter().map(|(id, u)| (*id, u.work)).collect();
+        for (id, work) in units {
+            match work {
+                Work::Open => {
+                    self.links[index].remove(id);
+                }
+                Work::Read { tag, .. } => {
+                    self.links[index].remove(id);
+                    let first_sent = self.first_sent.remove(&tag);
+                    self.answer(tag, Outcome::Aborted(Reason::NoQuorum), first_sent, out);
+                }
+                Work::Outcome { group } | Work::Fence { group } | Work::Execute { group } => {
+                    match self.groups.get(&group) {
+                        Some(g) if g.home.is_some() => self.drop_recovery(group, out),
+                        Some(_) if !matches!(work, Work::Outcome { .. }) => self.evaluate(now, group, out),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every participant has confirmed: the marks may pass these sequences (T7).
+    pub(super) fn finish(&mut self, gid: u64) {
+        let group = self.groups.remove(&gid).expect("a group finishes once");
+        if group.home.is_some() {
+            self.recovering.remove(&TxnId { session: group.range.session, seq: group.range.first });
+            return;
+        }
+        for shard in group.participants {
+            self.links[shard.index()].open.remove(&group.range.first);
+        }
+    }
+
+    fn tell(&mut self, gid: u64, i: usize, outcome: Outcome, out: &mut Output) {
+        let group = self.groups.get_mut(&gid).expect("T3: a group is told before it finishes");
+        let Some(tag) = group.tags.get(i).copied() else { return };
+        let told = if outcome == Outcome::Unknown { Told::Unknown } else { Told::Final };
+        if group.told[i] == Told::Final || group.told[i] == told {
+            return;
+        }
+        group.told[i] = told;
+        let first_sent = group.first_sent;
+        self.answer(tag, outcome, first_sent, out);
+    }
+}
+
+fn outcome_of(verdict: Verdict) -> Outcome {
+    match verdict {
+        Verdict::Commit => Outcome::Committed,
+        Verdict::Abort(reason) => Outcome::Aborted(reason),
+    }
+}

@@ -1,0 +1,115 @@
+//! Transactions that go the same way together: one range of sequences, one set of participants, one vote per shard.
+
+use crate::bank::Status;
+use crate::bank::command::{self, Range};
+use crate::types::{Reason, ShardId, Time, Transfer};
+
+/// How one transaction of a group ends.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Verdict {
+    Commit,
+    Abort(Reason),
+}
+
+/// What a client was told about one transaction so far.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Told {
+    Nothing,
+    Unknown,
+    Final,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Group {
+    pub range: Range,
+    /// In ascending order; one, or two.
+    pub participants: Vec<ShardId>,
+    /// Empty in a group that recovers somebody else's transactions: fences and outcomes do not need them.
+    pub transfers: Vec<Transfer>,
+    pub tags: Vec<u64>,
+    pub told: Vec<Told>,
+    /// By participant: what its registers hold.
+    pub votes: Vec<Option<Vec<Status>>>,
+    /// Set once every vote is in: who is to commit.
+    pub commits: Option<Vec<bool>>,
+    /// By participant: the outcome is applied there.
+    pub confirmed: Vec<bool>,
+    pub first_sent: Option<Time>,
+    /// Nothing of this group is executed any more; registers are fenced instead.
+    pub fencing: bool,
+    /// The shard in whose name somebody else's transactions are recovered.
+    pub home: Option<ShardId>,
+}
+
+impl Group {
+    pub fn new(range: Range, participants: Vec<ShardId>, transfers: Vec<Transfer>, tags: Vec<u64>) -> Group {
+        let parts = participants.len();
+        Group {
+            range,
+            told: vec![Told::Nothing; tags.len()],
+            transfers,
+            tags,
+            votes: vec![None; parts],
+            commits: None,
+            confirmed: vec![false; parts],
+            participants,
+            first_sent: None,
+            fencing: false,
+            home: None,
+        }
+    }
+
+    pub fn index(&self, shard: ShardId) -> usize {
+        self.participants.iter().position(|p| *p == shard).expect("T1: only participants answer for a group")
+    }
+
+    /// What the votes known so far say about transaction `i`: an abort as soon as one NO is decided, a commit when all
+    /// are YES (T2).
+    pub fn verdict(&self, i: usize) -> Option<Verdict> {
+        let mut reason: Option<Reason> = None;
+        let mut missing = false;
+        for vote in &self.votes {
+            match vote.as_ref().map(|statuses| statuses[i]) {
+                None => missing = true,
+                Some(Status::Aborted(r)) => reason = Some(reason.map_or(r, |known| known.min(r))),
+                // Forgotten there while this shard's log still holds it in doubt: it was a NO (T7).
+                Some(Status::Finished | Status::Expired) => reason = Some(reason.unwrap_or(Reason::NoQuorum)),
+                Some(Status::Yes | Status::YesCommitted | Status::YesAborted | Status::Committed) => {}
+                Some(status) => panic!("T2: {status:?} is not a vote, and was not let in as one"),
+            }
+        }
+        match reason {
+            // With a vote missing, a reason of higher precedence may still come; the abort itself is certain.
+            Some(reason) => Some(Verdict::Abort(reason)),
+            None if missing => None,
+            None => Some(Verdict::Commit),
+        }
+    }
+
+    /// Whether a status says what a register holds, or that there is none and never will be.
+    pub fn is_vote(status: Status) -> bool {
+        !matches!(status, Status::Busy | Status::Done | Status::Invalid)
+    }
+
+    pub fn all_voted(&self) -> bool {
+        self.votes.iter().all(Option::is_some)
+    }
+
+    /// The block that asks `shard` for its vote.
+    pub fn put_execute(&self, out: &mut Vec<u8>) {
+        match self.participants[..] {
+            [a, b] => command::put_prepare(out, self.range, [a, b], &self.transfers),
+            _ => command::put_transfers(out, self.range, &self.transfers),
+        }
+    }
+
+    pub fn put_outcome(&self, out: &mut Vec<u8>) {
+        let commits = self.commits.as_ref().expect("T2: an outcome is sent after every vote is known");
+        command::put_outcome(out, self.range, &command::bits(commits.iter().copied()));
+    }
+
+    /// Upper bound for the bytes of any block of this group.
+    pub fn block_bytes(&self) -> usize {
+        command::transfers_bytes(self.range.count as usize)
+    }
+}

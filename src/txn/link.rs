@@ -1,0 +1,259 @@
+//! One shard as a coordinator sees it: which server leads, what waits to be sent there, and what was sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::Timeouts;
+use crate::txn::message::Refusal;
+use crate::types::{AccountId, Ballot, NodeId, ShardId, Slot, Time};
+
+/// Whether a shard can be reached at present.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Reach {
+    /// Nobody knows yet; servers are being asked.
+    Searching,
+    /// A majority confirmed this leader when it was last asked.
+    Leader { server: NodeId, ballot: Ballot, decided: Slot },
+    /// Every server was silent, or said itself that it hears no majority.
+    NoQuorum,
+}
+
+pub type UnitId = u64;
+
+/// Something that one shard must answer.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Unit {
+    pub work: Work,
+    /// Copies that were sent and not refused: as long as there is one, the work may take effect (T8).
+    pub copies: u32,
+    pub in_flight: bool,
+}
+
+/// In the order in which it is sent: an outcome goes ahead of whatever might meet its lock (T3).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Work {
+    Outcome { group: u64 },
+    Open,
+    Fence { group: u64 },
+    Execute { group: u64 },
+    Read { tag: u64, account: AccountId },
+}
+
+impl Work {
+    pub fn group(self) -> Option<u64> {
+        match self {
+            Work::Outcome { group } | Work::Fence { group } | Work::Execute { group } => Some(group),
+            Work::Open | Work::Read { .. } => None,
+        }
+    }
+}
+
+/// A request on its way to a server.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Sent {
+    pub to: NodeId,
+    pub at: Time,
+    pub units: Vec<UnitId>,
+    /// Blocks ahead of the first unit's (a mark).
+    pub ahead: usize,
+}
+
+/// What one server said in the current search.
+#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
+struct Server {
+    connected: bool,
+    probed: Option<Time>,
+    answered: Option<Time>,
+    no_quorum: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Link {
+    pub shard: ShardId,
+    pub reach: Reach,
+    pub units: BTreeMap<UnitId, Unit>,
+    /// Units that wait to be sent, in the order of [`Work`], older ones first.
+    pub ready: BTreeSet<(Work, UnitId)>,
+    pub sent: BTreeMap<u64, Sent>,
+    /// Nothing is sent before this time (the server was busy).
+    pub pause: Time,
+    /// When waiting outcomes go even if nothing else does (T3).
+    pub outcomes_due: Option<Time>,
+    /// Sequences of the own session that are not finished at this shard.
+    pub open: BTreeSet<u64>,
+    /// The mark that was last sent.
+    pub told_mark: u64,
+    /// The server to ask first, and to campaign if there is no leader.
+    pub hint: NodeId,
+    servers: BTreeMap<NodeId, Server>,
+    search_since: Time,
+    probe_due: Time,
+    /// Answers to older requests say nothing about who leads now.
+    probe_floor: u64,
+}
+
+/// However unclear the answers, a search ends as *no quorum* after this many unreachable time-outs.
+const SEARCH_LIMIT: u32 = 15;
+
+impl Link {
+    pub fn new(shard: ShardId, servers: impl Iterator<Item = NodeId>, now: Time) -> Link {
+        let servers: BTreeMap<NodeId, Server> = servers.map(|s| (s, Server::default())).collect();
+        Link {
+            shard,
+            reach: Reach::Searching,
+            units: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            sent: BTreeMap::new(),
+            pause: Time::default(),
+            outcomes_due: None,
+            open: BTreeSet::new(),
+            told_mark: 0,
+            hint: *servers.keys().next().expect("a cluster has servers"),
+            servers,
+            search_since: now,
+            probe_due: now,
+            probe_floor: 0,
+        }
+    }
+
+    pub fn leader(&self) -> Option<NodeId> {
+        match self.reach {
+            Reach::Leader { server, .. } => Some(server),
+            _ => None,
+        }
+    }
+
+    pub fn add(&mut self, id: UnitId, work: Work) {
+        self.units.insert(id, Unit { work, copies: 0, in_flight: false });
+        self.ready.insert((work, id));
+    }
+
+    /// The unit is answered, or nobody waits for it any more.
+    pub fn remove(&mut self, id: UnitId) -> Option<Unit> {
+        let unit = self.units.remove(&id)?;
+        self.ready.remove(&(unit.work, id));
+        Some(unit)
+    }
+
+    /// Puts a unit that was sent back into line. `refused` says that this copy was not proposed.
+    pub fn requeue(&mut self, id: UnitId, refused: bool) {
+        if let Some(unit) = self.units.get_mut(&id) {
+            unit.in_flight = false;
+            unit.copies -= u32::from(refused);
+            self.ready.insert((unit.work, id));
+        }
+    }
+
+    /// Changes what a waiting unit asks for.
+    pub fn replace(&mut self, id: UnitId, work: Work) {
+        if let Some(unit) = self.units.get_mut(&id) {
+            self.ready.remove(&(unit.work, id));
+            *unit = Unit { work, copies: 0, in_flight: false };
+            self.ready.insert((work, id));
+        }
+    }
+
+    pub fn unit_of(&self, group: u64, wanted: impl Fn(Work) -> bool) -> Option<UnitId> {
+        self.units.iter().find(|(_, u)| u.work.group() == Some(group) && wanted(u.work)).map(|(id, _)| *id)
+    }
+
+    // ---- finding the leader ----
+
+    /// Starts asking all servers. What was learned before `next_request` was sent counts no longer.
+    pub fn search(&mut self, now: Time, next_request: u64) {
+        self.probe_floor = next_request;
+        self.reach = Reach::Searching;
+        self.search_since = now;
+        self.probe_due = now;
+        self.told_mark = 0;
+        for server in self.servers.values_mut() {
+            *server = Server { connected: server.connected, ..Server::default() };
+        }
+    }
+
+    fn contains(&self, server: NodeId) -> bool {
+        self.servers.contains_key(&server)
+    }
+
+    pub fn connected(&mut self, server: NodeId, connected: bool) {
+        if let Some(s) = self.servers.get_mut(&server) {
+            *s = Server { connected, ..Server::default() };
+            self.probe_due = Time::default();
+        }
+    }
+
+    /// A server says that it leads, confirmed after `request` reached it.
+    pub fn found(&mut self, request: u64, server: NodeId, ballot: Ballot, decided: Slot) -> bool {
+        let newer = match self.reach {
+            Reach::Leader { ballot: known, .. } => ballot > known,
+            _ => true,
+        };
+        if request < self.probe_floor || !self.contains(server) || !newer {
+            return false;
+        }
+        self.reach = Reach::Leader { server, ballot, decided };
+        true
+    }
+
+    /// A probe was answered by somebody who does not lead.
+    pub fn probe_refused(&mut self, now: Time, server: NodeId, why: &Refusal) {
+        if let Some(s) = self.servers.get_mut(&server) {
+            s.answered = Some(now);
+            s.no_quorum = *why == Refusal::NoQuorum;
+        }
+    }
+
+    /// Servers to probe now, each with whether it is connected; empty until the next probe is due.
+    pub fn probes(&mut self, now: Time, timeouts: &Timeouts) -> Vec<(NodeId, bool)> {
+        if self.leader().is_some() || self.probe_due > now {
+            return Vec::new();
+        }
+        let interval = match self.reach {
+            Reach::NoQuorum => timeouts.heartbeat() * 2,
+            _ => timeouts.heartbeat() / 4,
+        };
+        self.probe_due = now + interval;
+        // A leader keeps a probe until it is confirmed; asking again meanwhile tells nothing.
+        let patience = timeouts.heartbeat() * 2;
+        let mut due = Vec::new();
+        for (id, server) in &mut self.servers {
+            let waiting = server.probed.is_some_and(|probed| {
+                server.answered.is_none_or(|a| a < probed) && now.since(probed) < patience
+            });
+            if server.connected && !waiting {
+                server.probed = Some(now);
+                due.push((*id, true));
+            } else if !server.connected {
+                due.push((*id, false));
+            }
+        }
+        due
+    }
+
+    /// Whether a server that leads nobody should campaign when this probe reaches it: the preferred one at once, the
+    /// others only when that did not help.
+    pub fn may_campaign(&self, now: Time, server: NodeId, timeouts: &Timeouts) -> bool {
+        server == self.hint || now.since(self.search_since) >= timeouts.election()
+    }
+
+    /// Whether the search has shown that no leader can be had (T8).
+    pub fn lacks_quorum(&self, now: Time, timeouts: &Timeouts) -> bool {
+        let waited = now.since(self.search_since);
+        if self.reach != Reach::Searching || waited < timeouts.unreachable() {
+            return false;
+        }
+        let negative = |s: &Server| {
+            let silent = s.answered.is_none_or(|a| now.since(a) >= timeouts.unreachable());
+            !s.connected || s.no_quorum || silent
+        };
+        self.servers.values().all(negative) || waited >= timeouts.unreachable() * SEARCH_LIMIT
+    }
+
+    /// When this link has something to do if nothing arrives. `idle` links do not probe.
+    pub fn next_deadline(&self, timeouts: &Timeouts, idle: bool) -> Option<Time> {
+        let lost = self.sent.values().next().map(|s| s.at + timeouts.unreachable() * 2);
+        let probe = (self.leader().is_none() && !idle).then_some(self.probe_due);
+        let outcomes = self.outcomes_due.filter(|_| self.leader().is_some()).map(|due| due.max(self.pause));
+        let pause = (self.pause > Time::default()).then_some(self.pause);
+        [lost, probe, outcomes, pause].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,142 @@
+//! What goes into which frame, and when.
+
+use std::time::Duration;
+
+use crate::bank::command;
+use crate::config::limits::{SESSION_WINDOW, VALUE_BYTES};
+use crate::txn::coordinator::{Coordinator, Life, Output};
+use crate::txn::link::{Sent, UnitId, Work};
+use crate::txn::message::Request;
+use crate::types::{NodeId, Time, Value};
+
+/// Outcomes wait this long for a request that they can travel ahead of (T3).
+const OUTCOME_DELAY: Duration = Duration::from_millis(1);
+
+impl Coordinator {
+    /// Sends what waits for one shard, in as few frames as it fits.
+    pub(super) fn flush(&mut self, now: Time, index: usize, out: &mut Output) {
+        if self.links[index].pause > now {
+            return;
+        }
+        self.links[index].pause = Time::default();
+        let Some(leader) = self.links[index].leader() else { return };
+        let due = self.due(now, index);
+        if due.is_empty() {
+            return;
+        }
+        let mut frame = Frame::default();
+        let mark = self.links[index].open.first().copied().unwrap_or(self.next_seq);
+        if let (Life::Open(session), true) = (&self.life, mark > self.links[index].told_mark.max(1)) {
+            command::put_mark(&mut frame.blocks, *session, mark);
+            frame.ahead = 1;
+            self.links[index].told_mark = mark;
+        }
+        for (work, id) in due {
+            if let Work::Read { account, .. } = work {
+                // Ordered behind the outcomes on the same connection.
+                self.send_frame(now, index, leader, std::mem::take(&mut frame), out);
+                let request = self.request_number();
+                out.send.push((leader, Request::Read { request, account, local: false }));
+                self.mark_sent(now, index, leader, request, vec![id], 0);
+                continue;
+            }
+            let bytes = work.group().map_or(64, |g| self.groups[&g].block_bytes());
+            if frame.blocks.len() + bytes > VALUE_BYTES {
+                self.send_frame(now, index, leader, std::mem::take(&mut frame), out);
+            }
+            match work {
+                Work::Open => command::put_open(&mut frame.blocks),
+                Work::Fence { group } => command::put_fence(&mut frame.blocks, self.groups[&group].range),
+                Work::Outcome { group } => self.groups[&group].put_outcome(&mut frame.blocks),
+                Work::Execute { group } => self.groups[&group].put_execute(&mut frame.blocks),
+                Work::Read { .. } => unreachable!("reads were sent above"),
+            }
+            frame.units.push(id);
+        }
+        self.send_frame(now, index, leader, frame, out);
+    }
+
+    /// The units of one shard that may go now. Outcomes alone wait a little for company.
+    fn due(&mut self, now: Time, index: usize) -> Vec<(Work, UnitId)> {
+        let link = &self.links[index];
+        let (outcomes, others): (Vec<_>, Vec<_>) = link
+            .ready
+            .iter()
+            .copied()
+            .filter(|(work, _)| self.may_send(index, *work))
+            .partition(|(work, _)| matches!(work, Work::Outcome { .. }));
+        if outcomes.is_empty() {
+            return others;
+        }
+        let link = &mut self.links[index];
+        let outcomes_due = *link.outcomes_due.get_or_insert(now + OUTCOME_DELAY);
+        if others.is_empty() && outcomes_due > now {
+            return Vec::new();
+        }
+        link.outcomes_due = None;
+        [outcomes, others].concat()
+    }
+
+    fn may_send(&self, index: usize, work: Work) -> bool {
+        let Work::Execute { group } = work else { return true };
+        let group = &self.groups[&group];
+        let link = &self.links[index];
+        let mark = link.open.first().copied().unwrap_or(self.next_seq);
+        let in_window = group.range.seqs().end <= mark + SESSION_WINDOW;
+        // T8: nothing of a transaction is sent while it is not known that every participant has a majority.
+        let reachable = group.first_sent.is_some()
+            || group.participants.iter().all(|p| self.links[p.index()].leader().is_some());
+        in_window && reachable && !self.lacks_participant(group)
+    }
+
+    fn send_frame(&mut self, now: Time, index: usize, to: NodeId, frame: Frame, out: &mut Output) {
+        if frame.units.is_empty() && frame.blocks.is_empty() {
+            return;
+        }
+        let request = self.request_number();
+        out.send.push((to, Request::Submit { request, blocks: Value::from_slice(&frame.blocks) }));
+        self.mark_sent(now, index, to, request, frame.units, frame.ahead);
+    }
+
+    fn mark_sent(
+        &mut self,
+        now: Time,
+        index: usize,
+        to: NodeId,
+        request: u64,
+        units: Vec<UnitId>,
+        ahead: usize,
+    ) {
+        let link = &mut self.links[index];
+        for id in &units {
+            let unit = link.units.get_mut(id).expect("T8: only waiting units are sent");
+            unit.in_flight = true;
+            unit.copies += 1;
+            link.ready.remove(&(unit.work, *id));
+            match unit.work {
+                Work::Read { tag, .. } => {
+                    self.first_sent.entry(tag).or_insert(now);
+                }
+                work => {
+                    if let Some(group) = work.group().and_then(|g| self.groups.get_mut(&g)) {
+                        group.first_sent.get_or_insert(now);
+                    }
+                }
+            }
+        }
+        link.sent.insert(request, Sent { to, at: now, units, ahead });
+    }
+
+    pub(super) fn request_number(&mut self) -> u64 {
+        self.next_request += 1;
+        self.next_request - 1
+    }
+}
+
+/// Blocks that travel together.
+#[derive(Default)]
+struct Frame {
+    blocks: Vec<u8>,
+    units: Vec<UnitId>,
+    ahead: usize,
+}
