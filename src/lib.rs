@@ -1,3 +1,4 @@
 //! ShardPaxosBank.
 pub mod config;
 pub mod types;
+pub mod workload;
