@@ -1,4 +1,5 @@
 //! ShardPaxosBank.
 pub mod config;
+pub mod testset;
 pub mod types;
 pub mod workload;
