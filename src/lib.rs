@@ -3,5 +3,7 @@ pub mod bank;
 pub mod codec;
 pub mod config;
 pub mod paxos;
+pub mod testset;
 pub mod txn;
 pub mod types;
+pub mod workload;
