@@ -1,3 +1,4 @@
 //! ShardPaxosBank.
 pub mod config;
+pub mod net;
 pub mod types;
