@@ -2,6 +2,7 @@
 pub mod bank;
 pub mod codec;
 pub mod config;
+pub mod net;
 pub mod paxos;
 pub mod testset;
 pub mod txn;

@@ -1,0 +1,58 @@
+# ShardPaxosBank. `make` alone says what there is.
+
+TESTSET ?= data/demo.csv
+ARGS    ?=
+CARGO   ?= cargo
+
+PERF_DIR  := target/perf
+PERF_ROWS ?= 300000
+PERF_ARGS ?=
+PERF_BANK := $(PERF_DIR)/release/bank
+
+.PHONY: help run test check perf clean-perf
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run    run a set file on nine servers     TESTSET=$(TESTSET)  ARGS="--json"'
+	@echo 'make test   all tests'
+	@echo 'make check  formatting, and clippy with warnings as errors'
+	@echo 'make perf   where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
+
+run:
+	$(CARGO) run --release --bin bank -- run $(TESTSET) $(ARGS)
+
+test:
+	$(CARGO) test
+
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+# A build of its own, with frame pointers, so that call graphs are cheap to record and the usual build stays as it is.
+# Steps of 7919, which has no factor in common with 3000, spread the load over all accounts; every tenth transfer crosses
+# shards.
+perf:
+	@command -v perf >/dev/null || { \
+		echo 'make perf: perf is missing; install the package linux-perf (Debian), linux-tools-generic (Ubuntu) or perf (Fedora, Arch)' >&2; \
+		exit 1; }
+	RUSTFLAGS='-C force-frame-pointers=yes' $(CARGO) build --release --bin bank --target-dir $(PERF_DIR)
+	@awk -v rows=$(PERF_ROWS) 'BEGIN { \
+		for (i = 0; i < rows; i++) { \
+			from = (i * 7919) % 3000 + 1; \
+			to = i % 10 ? (from + 997) % 1000 + 1000 * int((from - 1) / 1000) : (from + 1499) % 3000; \
+			if (to < 1 || to == from) to = from % 3000 + 1; \
+			printf "%s,\"(%d, %d, 1)\",%s\n", i ? "" : "1", from, to, \
+				i ? "," : "\"[S1, S2, S3, S4, S5, S6, S7, S8, S9]\",\"[S1, S4, S7]\""; \
+		} }' >$(PERF_DIR)/load.csv
+	perf record -e cpu-clock -F 499 -g --call-graph fp -o $(PERF_DIR)/perf.data -- \
+		$(PERF_BANK) run $(PERF_DIR)/load.csv --no-interactive --balance 1000000 $(PERF_ARGS) >$(PERF_DIR)/load.out
+	@echo; echo 'Hottest functions by thread (S1, S2, ... are the servers):'
+	@perf report -i $(PERF_DIR)/perf.data --stdio --no-children --no-inline -g none --sort comm,symbol --percent-limit 0.3 \
+		2>/dev/null | sed -E '/^#/d; /^ *$$/d; s/ +- +- *$$//' | sort -k2,2V -s \
+		| awk '$$2 != last { last = $$2; shown = 0; print "" } shown++ < 12'
+	@echo; echo 'Call graphs:  perf report -i $(PERF_DIR)/perf.data --no-children --sort comm,symbol'
+	@echo 'Attach to a running one:  perf record -e cpu-clock -F 499 -g -p $$(pgrep -xo bank) -- sleep 10'
+	@echo '                   live:  perf top -e cpu-clock -p $$(pgrep -xo bank) --sort comm,symbol'
+
+clean-perf:
+	rm -rf $(PERF_DIR)
