@@ -4,6 +4,7 @@ pub mod codec;
 pub mod config;
 pub mod net;
 pub mod paxos;
+pub mod shard;
 pub mod testset;
 pub mod txn;
 pub mod types;

@@ -89,6 +89,17 @@ impl BlockResult {
         }
     }
 
+    /// How many transactions this block carried, marks and opens not counted.
+    pub fn transactions(&self) -> u64 {
+        match self {
+            BlockResult::Statuses { count, common, .. } if *common == Status::Committed.code() => {
+                u64::from(*count)
+            }
+            BlockResult::Statuses { count, common, .. } if *common == Status::Yes.code() => u64::from(*count),
+            _ => 0,
+        }
+    }
+
     /// The statuses in order, or `None` if this came from somebody who packs differently.
     pub fn unpack(&self) -> Option<Vec<Status>> {
         let BlockResult::Statuses { count, common, bits, rest } = self else { return None };

@@ -1,0 +1,506 @@
+//! One server's pure core: the replica, the bank it feeds, the clients that wait, and recovery (T4).
+//!
+//! Everything comes in through [`Shard::step`] and goes out through [`Output`]; [`crate::drive`] says in which order a
+//! driver acts on it. The step function is infallible: stale or nonsensical input becomes an event and nothing else,
+//! a broken invariant panics.
+//!
+//! Deliberately absent: sockets, files, clocks, threads and random numbers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::bank::command::{self, Command};
+use crate::bank::{Bank, Effects, validate};
+use crate::config::{Timeouts, Topology, limits};
+use crate::paxos::{self, Message, Purpose, Replica, Standing};
+use crate::txn::message::{Refusal, Request, Response};
+use crate::txn::{self, Coordinator};
+use crate::types::{AccountId, Ballot, ClientId, NodeId, Reason, ShardId, Slot, Time, TxnId, Value};
+
+/// The client under whose name this server's own recoverer asks its own shard. Drivers number clients from 1.
+const MYSELF: ClientId = ClientId(0);
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Input {
+    /// From another server of the cluster, or from this one to itself.
+    Peer { from: NodeId, message: Message },
+    Request { client: ClientId, request: Request },
+    /// The client's connection is gone; answers to it would go nowhere.
+    ClientGone(ClientId),
+    /// What [`paxos::ReadLog`] asked for, as far as the disk holds it.
+    LogRead { purpose: Purpose, first: Slot, entries: Vec<(Ballot, Value)> },
+    /// For the recoverer: connections to servers of other clusters, and what they answer.
+    Remote(txn::Input),
+    /// The deadline passed.
+    Timer { random: u64 },
+    /// The server was cut off and its timers stood still; now it is back.
+    Resume,
+    /// Everything that this turn of the driver's loop brought has been stepped.
+    TurnEnd,
+}
+
+#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
+pub struct Output {
+    pub paxos: paxos::Output,
+    /// May leave at once: they speak of decided slots, or promise nothing.
+    pub replies: Vec<(ClientId, Response)>,
+    /// The recoverer's requests to servers of other clusters, and the connections it wants.
+    pub remote: Vec<(NodeId, Request)>,
+    pub connect: Vec<NodeId>,
+    pub events: Vec<Event>,
+}
+
+/// What happened, beside what the replica reports.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Event {
+    /// A slot that this leader proposed is decided and applied.
+    Led { slot: Slot, transactions: u64, latency: Duration },
+    /// This leader finishes a transaction that stayed in doubt too long.
+    Recovering { id: TxnId },
+    Recovery(txn::Event),
+    /// A read waits for the outcome of a transaction that locks its account (T6).
+    ReadWaits { account: AccountId, id: TxnId },
+    Malformed { client: ClientId, what: String },
+}
+
+/// A request that waits for its place in a slot.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Queued {
+    client: ClientId,
+    request: u64,
+    blocks: Value,
+    count: usize,
+}
+
+/// A slot in flight that this leader proposed.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Batch {
+    proposed: Time,
+    /// (client, request, number of blocks), in the order of the blocks.
+    waiting: Vec<(ClientId, u64, usize)>,
+}
+
+/// A read or probe that waits for its heartbeat round (P5), or for a lock (T6).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Pending {
+    client: ClientId,
+    request: u64,
+    /// `None` for a probe.
+    account: Option<AccountId>,
+    /// The round that must be confirmed; `None` until the turn in which it arrived ends.
+    round: Option<u64>,
+    /// What was decided at arrival must be applied.
+    slot: Slot,
+    deadline: Time,
+    /// Already reported as waiting for a lock.
+    waits: bool,
+}
+
+/// See the module documentation.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Shard {
+    me: NodeId,
+    shard: ShardId,
+    topology: Topology,
+    timeouts: Timeouts,
+    replica: Replica,
+    bank: Bank,
+    /// The ballot in which the tables below were filled; they end with it.
+    leading: Option<Ballot>,
+    queue: VecDeque<Queued>,
+    queue_bytes: usize,
+    pending: BTreeMap<Slot, Batch>,
+    reads: Vec<Pending>,
+    /// When to finish each undecided YES that this leader holds.
+    doubts: BTreeMap<TxnId, Time>,
+    recoverer: Coordinator,
+    random: u64,
+}
+
+impl Shard {
+    /// Puts a server together from what its disk gave back: a replica, and the bank up to the decided slot.
+    pub fn new(
+        me: NodeId,
+        topology: Topology,
+        timeouts: Timeouts,
+        now: Time,
+        replica: Replica,
+        bank: Bank,
+    ) -> Shard {
+        assert_eq!(bank.applied(), replica.decided(), "P4: a restart applies everything decided");
+        let mut recoverer = Coordinator::recoverer(topology, timeouts, now);
+        recoverer.step(now, txn::Input::Connected(me), &mut txn::Output::default());
+        Shard {
+            me,
+            shard: topology.shard_of_server(me),
+            topology,
+            timeouts,
+            replica,
+            bank,
+            leading: None,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            pending: BTreeMap::new(),
+            reads: Vec::new(),
+            doubts: BTreeMap::new(),
+            recoverer,
+            random: u64::from(me.0),
+        }
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.me
+    }
+
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    pub fn bank(&self) -> &Bank {
+        &self.bank
+    }
+
+    /// Whether requests wait that a following turn could take up at once.
+    pub fn has_backlog(&self) -> bool {
+        !self.queue.is_empty() && self.replica.can_propose()
+    }
+
+    /// When [`Input::Timer`] is wanted.
+    pub fn next_deadline(&self) -> Time {
+        let doubts = self.doubts.values().min().copied();
+        let reads = self.reads.iter().map(|r| r.deadline).min();
+        let recovery = self.recoverer.next_deadline();
+        [doubts, reads, recovery].into_iter().flatten().fold(self.replica.next_deadline(), Time::min)
+    }
+
+    /// The single entry point.
+    pub fn step(&mut self, now: Time, input: Input, out: &mut Output) {
+        match input {
+            Input::Peer { from, message } => self.replica.message(now, from, message, &mut out.paxos),
+            Input::Request { client, request } => self.request(now, client, request, out),
+            Input::ClientGone(client) => self.forget(client),
+            Input::LogRead { purpose, first, entries } => {
+                self.replica.log_read(purpose, first, entries, &mut out.paxos);
+            }
+            Input::Remote(input) => self.recovery_step(now, input, out),
+            Input::Timer { random } => {
+                self.random = random;
+                if self.replica.next_deadline() <= now {
+                    self.replica.timer(now, random, &mut out.paxos);
+                }
+            }
+            Input::Resume => self.replica.resume(now, &mut out.paxos),
+            Input::TurnEnd => {
+                self.recover_doubts(now, out);
+                self.recovery_step(now, txn::Input::TurnEnd, out);
+                self.propose_queue(now, out);
+                self.begin_reads(now, out);
+                self.replica.turn_end(now, &mut out.paxos);
+            }
+        }
+        self.follow_leadership(now, out);
+        self.apply_decided(now, out);
+        self.answer_reads(now, out);
+    }
+
+    // ---- clients ----
+
+    fn request(&mut self, now: Time, client: ClientId, request: Request, out: &mut Output) {
+        let number = request.number();
+        let refuse = |why| (client, Response::Refused { request: number, why });
+        if let Request::Read { account, local: true, .. } = request {
+            let balance = self.bank.balance(account).ok_or(Reason::UnknownAccount);
+            out.replies.push((client, Response::Balance { request: number, balance }));
+            return;
+        }
+        let mut standing = self.replica.standing(now);
+        let campaign = !matches!(request, Request::Probe { campaign: false, .. });
+        if campaign && matches!(standing, Standing::Searching) {
+            self.replica.campaign_if_leaderless(now, &mut out.paxos);
+            standing = self.replica.standing(now);
+        }
+        let refusal = match standing {
+            Standing::Leading => None,
+            Standing::Following(leader) => Some(Refusal::NotLeader(Some(leader))),
+            Standing::Searching => Some(Refusal::NotLeader(None)),
+            Standing::NoQuorum => Some(Refusal::NoQuorum),
+        };
+        if let Some(why) = refusal {
+            out.replies.push(refuse(why));
+            return;
+        }
+        let account = match request {
+            Request::Submit { blocks, .. } => {
+                if let Err(why) = self.enqueue(client, number, blocks) {
+                    if let Refusal::Malformed(what) = &why {
+                        out.events.push(Event::Malformed { client, what: what.clone() });
+                    }
+                    out.replies.push(refuse(why));
+                }
+                return;
+            }
+            Request::Read { account, .. } if self.bank.balance(account).is_none() => {
+                let what = format!("account {account} is not in {}", self.shard);
+                out.replies.push(refuse(Refusal::Malformed(what)));
+                return;
+            }
+            Request::Read { account, .. } => Some(account),
+            Request::Probe { .. } => None,
+        };
+        self.reads.push(Pending {
+            client,
+            request: number,
+            account,
+            round: None,
+            slot: self.replica.decided(),
+            deadline: now + self.timeouts.read(),
+            waits: false,
+        });
+    }
+
+    fn enqueue(&mut self, client: ClientId, request: u64, blocks: Value) -> Result<(), Refusal> {
+        if blocks.len() > limits::VALUE_BYTES {
+            let what = format!("{} bytes of blocks, a slot holds {}", blocks.len(), limits::VALUE_BYTES);
+            return Err(Refusal::Malformed(what));
+        }
+        let count = self.check(&blocks).map_err(Refusal::Malformed)?;
+        if self.queue_bytes + blocks.len() > limits::QUEUE_BYTES {
+            return Err(Refusal::Busy);
+        }
+        self.queue_bytes += blocks.len();
+        self.queue.push_back(Queued { client, request, blocks, count });
+        Ok(())
+    }
+
+    /// Whether these blocks are well formed and belong to this shard; how many there are.
+    fn check(&self, blocks: &Value) -> Result<usize, String> {
+        let count = command::check(&blocks.0)?;
+        if count == 0 {
+            return Err("no blocks".into());
+        }
+        for block in command::blocks(&blocks.0) {
+            let (records, across) = match block? {
+                Command::Transfers { records, .. } => (records, false),
+                Command::Prepare { records, participants, .. } => {
+                    if !participants.contains(&self.shard) || participants[1].0 > self.topology.clusters {
+                        return Err(format!("a prepare for {participants:?} came to {}", self.shard));
+                    }
+                    (records, true)
+                }
+                _ => continue,
+            };
+            for record in records {
+                let transfer = record.get();
+                // What aborts anywhere, with the same reason, may as well abort here.
+                let Ok((from, to)) = validate(&self.topology, &transfer) else { continue };
+                if (from != self.shard && to != self.shard) || (from != to) != across {
+                    return Err(format!("{transfer} came to {} as the wrong kind", self.shard));
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    fn forget(&mut self, client: ClientId) {
+        self.reads.retain(|r| r.client != client);
+        for batch in self.pending.values_mut() {
+            // The blocks stay in the slot, so their places must stay as well.
+            batch.waiting.iter_mut().filter(|w| w.0 == client).for_each(|w| w.0 = ClientId(u64::MAX));
+        }
+        let before = self.queue.len();
+        self.queue.retain(|q| q.client != client);
+        if self.queue.len() != before {
+            self.queue_bytes = self.queue.iter().map(|q| q.blocks.len()).sum();
+        }
+    }
+
+    fn reply(&mut self, now: Time, client: ClientId, response: Response, out: &mut Output) {
+        if client == MYSELF {
+            let input = txn::Input::Response { from: self.me, response };
+            self.recovery_step(now, input, out);
+        } else if client != ClientId(u64::MAX) {
+            out.replies.push((client, response));
+        }
+    }
+
+    // ---- the leader's turn ----
+
+    /// Turns what waits into slots: as much in each as it holds, and no more slots than the window allows.
+    fn propose_queue(&mut self, now: Time, out: &mut Output) {
+        while !self.queue.is_empty() && self.replica.can_propose() {
+            let mut bytes = Vec::new();
+            let mut waiting = Vec::new();
+            let mut single = None;
+            while let Some(next) = self.queue.front() {
+                if !waiting.is_empty() && bytes.len() + next.blocks.len() > limits::VALUE_BYTES {
+                    break;
+                }
+                let next = self.queue.pop_front().expect("the front was just read");
+                self.queue_bytes -= next.blocks.len();
+                waiting.push((next.client, next.request, next.count));
+                bytes.extend_from_slice(&next.blocks.0);
+                single = Some(next.blocks);
+            }
+            let value = match single {
+                // One request is a batch as it is.
+                Some(blocks) if waiting.len() == 1 => blocks,
+                _ => Value::from_slice(&bytes),
+            };
+            let slot = self.replica.propose(value, &mut out.paxos);
+            self.pending.insert(slot, Batch { proposed: now, waiting });
+        }
+    }
+
+    /// One heartbeat round for all reads and probes of this turn (P5).
+    fn begin_reads(&mut self, now: Time, out: &mut Output) {
+        if self.replica.is_leader() && self.reads.iter().any(|r| r.round.is_none()) {
+            let round = self.replica.begin_round(now, &mut out.paxos);
+            self.reads.iter_mut().for_each(|r| _ = r.round.get_or_insert(round));
+        }
+    }
+
+    /// Fills the tables of a new leader, and answers everybody who waited for one that leads no more.
+    fn follow_leadership(&mut self, now: Time, out: &mut Output) {
+        let leading = self.replica.is_leader().then(|| self.replica.promised());
+        if leading == self.leading {
+            return;
+        }
+        if self.leading.is_some() {
+            let why = match self.replica.standing(now) {
+                Standing::NoQuorum => Refusal::NoQuorum,
+                Standing::Following(leader) => Refusal::NotLeader(Some(leader)),
+                _ => Refusal::NotLeader(None),
+            };
+            self.leading = leading;
+            self.queue_bytes = 0;
+            let refused = std::mem::take(&mut self.queue).into_iter().map(|q| (q.client, q.request));
+            let reads = std::mem::take(&mut self.reads).into_iter().map(|r| (r.client, r.request));
+            for (client, request) in refused.chain(reads).collect::<Vec<_>>() {
+                self.reply(now, client, Response::Refused { request, why: why.clone() }, out);
+            }
+            // T8: proposed, so it may still be decided by whoever leads next.
+            for batch in std::mem::take(&mut self.pending).into_values() {
+                for (client, request, _) in batch.waiting {
+                    self.reply(now, client, Response::Unsure { request }, out);
+                }
+            }
+        }
+        self.leading = leading;
+        self.doubts.clear();
+        if leading.is_some() {
+            let holds: Vec<TxnId> = self.bank.holds().keys().copied().collect();
+            holds.into_iter().for_each(|id| self.arm(now, id));
+        }
+    }
+
+    // ---- what is decided ----
+
+    fn apply_decided(&mut self, now: Time, out: &mut Output) {
+        if self.bank.applied() == self.replica.decided() {
+            return;
+        }
+        let mut effects = Effects::default();
+        while self.bank.applied() < self.replica.decided() {
+            let slot = self.bank.applied().next();
+            let (_, value) = self.replica.entry(slot).expect("P2: a decided slot has its value in the log");
+            self.bank.apply(slot, &value.clone(), &mut effects);
+            if self.leading.is_some() {
+                effects.settled.iter().for_each(|id| _ = self.doubts.remove(id));
+                for id in std::mem::take(&mut effects.prepared) {
+                    self.arm(now, id);
+                }
+            }
+            let Some(batch) = self.pending.remove(&slot) else { continue };
+            let mut results = std::mem::take(&mut effects.results).into_iter();
+            let mut transactions = 0;
+            for (client, request, blocks) in batch.waiting {
+                let results: Vec<_> = results.by_ref().take(blocks).collect();
+                transactions += results.iter().map(|r| r.transactions()).sum::<u64>();
+                self.reply(now, client, Response::Done { request, results }, out);
+            }
+            out.events.push(Event::Led { slot, transactions, latency: now.since(batch.proposed) });
+        }
+        self.replica.trim();
+    }
+
+    fn answer_reads(&mut self, now: Time, out: &mut Output) {
+        if self.reads.is_empty() {
+            return;
+        }
+        let confirmed = self.replica.confirmed_round();
+        let ready = self.replica.phase1_decided();
+        let applied = self.bank.applied();
+        for mut read in std::mem::take(&mut self.reads) {
+            let request = read.request;
+            let in_force = ready && read.round.is_some_and(|r| r <= confirmed) && read.slot <= applied;
+            let lock = read.account.and_then(|a| self.bank.locked_by(a).map(|id| (a, id)));
+            let response = match (in_force, read.account, lock) {
+                (true, None, _) => Response::Leading {
+                    request,
+                    ballot: self.replica.promised(),
+                    decided: self.replica.decided(),
+                },
+                (true, Some(account), None) => {
+                    let balance = self.bank.balance(account).ok_or(Reason::UnknownAccount);
+                    Response::Balance { request, balance }
+                }
+                // T6: never the state before an undecided YES.
+                (true, Some(_), Some(_)) if read.deadline <= now => {
+                    Response::Balance { request, balance: Err(Reason::LockContention) }
+                }
+                (false, ..) if read.deadline <= now => {
+                    Response::Refused { request, why: Refusal::NotLeader(None) }
+                }
+                _ => {
+                    if let (true, Some((account, id)), false) = (in_force, lock, read.waits) {
+                        read.waits = true;
+                        out.events.push(Event::ReadWaits { account, id });
+                    }
+                    self.reads.push(read);
+                    continue;
+                }
+            };
+            self.reply(now, read.client, response, out);
+        }
+    }
+
+    // ---- recovery (T4) ----
+
+    fn arm(&mut self, now: Time, id: TxnId) {
+        // Jitter keeps the participants' leaders apart; two recoverers at once are safe, but a waste.
+        self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(id.seq | 1);
+        let timeout = self.timeouts.in_doubt();
+        let jitter = timeout.mul_f64((self.random >> 40) as f64 / (1u64 << 24) as f64);
+        self.doubts.insert(id, now + timeout + jitter);
+    }
+
+    fn recover_doubts(&mut self, now: Time, out: &mut Output) {
+        let due: Vec<TxnId> = self.doubts.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            let hold = self.bank.holds().get(&id).expect("T5: only undecided transactions are in doubt");
+            let participants = hold.participants;
+            out.events.push(Event::Recovering { id });
+            self.arm(now, id);
+            self.recovery_step(now, txn::Input::Recover { id, participants, home: self.shard }, out);
+        }
+    }
+
+    fn recovery_step(&mut self, now: Time, input: txn::Input, out: &mut Output) {
+        let mut asked = txn::Output::default();
+        self.recoverer.step(now, input, &mut asked);
+        out.events.extend(asked.events.into_iter().map(Event::Recovery));
+        out.connect.extend(asked.connect);
+        for (to, request) in asked.send {
+            if to == self.me {
+                self.request(now, MYSELF, request, out);
+            } else {
+                out.remote.push((to, request));
+            }
+        }
+        // What this server refused itself came out as a reply to a client that does not exist.
+        let own: Vec<_> = out.replies.extract_if(.., |(client, _)| *client == MYSELF).collect();
+        for (client, response) in own {
+            self.reply(now, client, response, out);
+        }
+    }
+}
