@@ -1,3 +1,4 @@
 //! ShardPaxosBank.
 pub mod config;
+pub mod storage;
 pub mod types;
