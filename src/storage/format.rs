@@ -321,8 +321,8 @@ struct MarkBytes {
 }
 
 impl Mark {
-    /// The mark's bytes and their offset in the file. The slots take turns, so that a torn write of one mark leaves
-    /// the mark before it.
+    /// The mark's bytes and their offset in the file. A mark lies within one sector, which the disk writes wholly or not
+    /// at all; the slots take turns so that one that is unreadable all the same leaves the mark before it.
     pub fn encode(&self, incarnation: u128) -> (Vec<u8>, u64) {
         let mut bytes = MarkBytes {
             crc: 0.into(),

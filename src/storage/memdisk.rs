@@ -100,6 +100,12 @@ fn put(content: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
     content[start..end].copy_from_slice(bytes);
 }
 
+/// The part of a write that a failure leaves done: about half, ending where a sector does, or nothing.
+fn half(len: u64, offset: u64) -> usize {
+    let end = (offset + len / 2) / SECTOR * SECTOR;
+    end.saturating_sub(offset) as usize
+}
+
 fn missing(name: &str) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("{name}: no such file"))
 }
@@ -167,7 +173,8 @@ impl MemDisk {
         self.0.lock().counts
     }
 
-    /// Lets the `n`-th write from now (1 is the next one) fail, with half of it done.
+    /// Lets the `n`-th write from now (1 is the next one) fail, with the first half of its
+    /// sectors done.
     pub fn fail_write(&self, n: u64) {
         let mut state = self.0.lock();
         state.fail_write = Some(state.counts.writes + n);
@@ -310,7 +317,7 @@ impl DiskFile for MemFile {
         if grows > 0 && capacity.is_some_and(|capacity| used + grows > capacity) {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "disk is full"));
         }
-        let done = if fails { &buf[..buf.len() / 2] } else { buf };
+        let done = if fails { &buf[..half(buf.len() as u64, offset)] } else { buf };
         put(&mut inode.current, offset, done);
         inode.dirty.push(Dirty { offset, bytes: done.to_vec(), orphan: false });
         if fails { Err(io::Error::other("injected failure of a write")) } else { Ok(()) }
