@@ -405,6 +405,64 @@ fn a_flipped_byte_under_an_older_mark_costs_no_group_but_the_last() {
     }
 }
 
+/// Whole records in the wrong place: their checksums are good, so only group, segment and mark give them away.
+#[test]
+fn records_out_of_place_are_not_taken_for_the_log() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    commit(&mut wal, &[accept(1, 1, 1, 200)]);
+    let before = said(&wal);
+    let first = "wal-00000001.seg";
+    let (start, end) = (4096, 4096 + 256);
+    drop(wal);
+
+    // The first group once more, behind itself.
+    let copy = disk.copy();
+    let mut bytes = copy.contents(first).expect("segment");
+    bytes.copy_within(start..end, end);
+    copy.overwrite(first, bytes);
+    assert!(refusal(copy).contains("a record of group 1 follows"));
+
+    // A second group that was meant for the next segment. Never confirmed, so it goes.
+    let other = disk.copy();
+    commit(&mut open(other.clone()).0, &[accept(2, 1, 2, 700)]);
+    let moved = other.contents("wal-00000002.seg").expect("segment");
+    let copy = disk.copy();
+    let mut bytes = copy.contents(first).expect("segment");
+    let room = bytes.len() - end;
+    bytes[end..].copy_from_slice(&moved[start..start + room]);
+    copy.overwrite(first, bytes);
+    let (wal, recovered) = open(copy);
+    assert!(recovered.torn.is_some_and(|text| text.contains("another segment")));
+    assert_eq!(said(&wal), before);
+
+    // A mark for the right group, of a log that went on otherwise.
+    let copy = disk.copy();
+    commit(&mut open(copy.clone()).0, &[accept(2, 1, 2, 80)]);
+    copy.overwrite("mark", other.contents("mark").expect("mark"));
+    let text = refusal(copy);
+    assert!(text.starts_with("mark at offset 0") && text.contains("how group 2 ends"), "{text}");
+}
+
+/// A restart may answer for what it found above the mark, so from then on the mark must vouch for it.
+#[test]
+fn recovery_brings_the_mark_up_to_the_log() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    commit(&mut wal, &[accept(1, 1, 1, 20)]);
+    wal.append(&accept(2, 1, 2, 20));
+    disk.fail_write(2);
+    wal.commit().expect_err("the mark's write fails");
+    drop(wal);
+    disk.kill();
+    assert_eq!(open(disk.clone()).0.last_slot(), Slot(2));
+    disk.crash(|_| Kept::Lost);
+    let mut bytes = disk.contents("wal-00000001.seg").expect("segment");
+    bytes[4096 + 80..].fill(0);
+    disk.overwrite("wal-00000001.seg", bytes);
+    assert!(refusal(disk).contains("up to group 2"));
+}
+
 #[test]
 fn a_read_notices_damage_that_came_later() {
     let disk = MemDisk::new();
