@@ -2,9 +2,11 @@
 pub mod bank;
 pub mod codec;
 pub mod config;
+pub mod drive;
 pub mod net;
 pub mod paxos;
 pub mod shard;
+pub mod storage;
 pub mod testset;
 pub mod txn;
 pub mod types;

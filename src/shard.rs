@@ -23,16 +23,28 @@ const MYSELF: ClientId = ClientId(0);
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Input {
     /// From another server of the cluster, or from this one to itself.
-    Peer { from: NodeId, message: Message },
-    Request { client: ClientId, request: Request },
+    Peer {
+        from: NodeId,
+        message: Message,
+    },
+    Request {
+        client: ClientId,
+        request: Request,
+    },
     /// The client's connection is gone; answers to it would go nowhere.
     ClientGone(ClientId),
     /// What [`paxos::ReadLog`] asked for, as far as the disk holds it.
-    LogRead { purpose: Purpose, first: Slot, entries: Vec<(Ballot, Value)> },
+    LogRead {
+        purpose: Purpose,
+        first: Slot,
+        entries: Vec<(Ballot, Value)>,
+    },
     /// For the recoverer: connections to servers of other clusters, and what they answer.
     Remote(txn::Input),
     /// The deadline passed.
-    Timer { random: u64 },
+    Timer {
+        random: u64,
+    },
     /// The server was cut off and its timers stood still; now it is back.
     Resume,
     /// Everything that this turn of the driver's loop brought has been stepped.
@@ -54,13 +66,25 @@ pub struct Output {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Event {
     /// A slot that this leader proposed is decided and applied.
-    Led { slot: Slot, transactions: u64, latency: Duration },
+    Led {
+        slot: Slot,
+        transactions: u64,
+        latency: Duration,
+    },
     /// This leader finishes a transaction that stayed in doubt too long.
-    Recovering { id: TxnId },
+    Recovering {
+        id: TxnId,
+    },
     Recovery(txn::Event),
     /// A read waits for the outcome of a transaction that locks its account (T6).
-    ReadWaits { account: AccountId, id: TxnId },
-    Malformed { client: ClientId, what: String },
+    ReadWaits {
+        account: AccountId,
+        id: TxnId,
+    },
+    Malformed {
+        client: ClientId,
+        what: String,
+    },
 }
 
 /// A request that waits for its place in a slot.

@@ -26,7 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("shard", &["types", "config", "codec", "paxos", "bank", "txn"]),
     ("storage", &["types", "config", "codec"]),
     ("net", &["types", "config", "codec"]),
-    ("drive", &["types", "config", "paxos", "shard", "storage"]),
+    ("drive", &["types", "config", "paxos", "bank", "txn", "shard", "storage"]),
     ("testset", &["types", "config"]),
     ("workload", &["types", "config", "testset"]),
     ("metrics", &["types"]),

@@ -1,0 +1,87 @@
+//! What the log says, kept in memory: the promise, the decided slot, and where each slot's value stands.
+//!
+//! The writer and recovery feed it through the same functions, so that what is recovered is what was written.
+
+use super::format::{Kind, Position};
+use crate::types::{Ballot, Slot};
+
+/// The farthest a value may lie above the gapless slots. A bound for memory: by P2 the protocol leaves no gap at all.
+const MAX_GAP: u64 = 1 << 16;
+
+#[derive(Default, Debug)]
+pub(super) struct Contents {
+    pub promised: Ballot,
+    /// Every slot up to here is decided; never above `present`.
+    pub decided: Slot,
+    /// Every slot up to here has a value in the log.
+    pub present: Slot,
+    /// Slot 1, 2, …: the packed position of the latest value that is on disk.
+    index: Vec<u64>,
+    /// Values of the group in the making, which nobody may read yet.
+    staged: Vec<(Slot, Position)>,
+}
+
+impl Contents {
+    /// Takes in a record that stands, or will stand, at `at`. `Err` names what cannot be.
+    pub fn note(&mut self, kind: Kind, slot: Slot, ballot: Ballot, at: Position) -> Result<(), String> {
+        match kind {
+            Kind::Promise => self.raise_promise(ballot),
+            Kind::Accept | Kind::Learn => {
+                if slot == Slot::ZERO || slot.0 > self.present.0 + MAX_GAP {
+                    return Err(format!("value for slot {slot} while the log holds 1 to {}", self.present));
+                }
+                self.staged.push((slot, at));
+                if slot == self.present.next() {
+                    self.present = slot;
+                }
+                if kind == Kind::Accept {
+                    self.raise_promise(ballot);
+                } else if slot == self.decided.next() {
+                    self.decided = slot;
+                }
+            }
+            Kind::Decided => {
+                if slot > self.present {
+                    return Err(format!("slot {slot} decided while the log holds 1 to {}", self.present));
+                }
+                self.raise_decided(slot);
+            }
+            Kind::End => {}
+        }
+        Ok(())
+    }
+
+    pub fn raise_promise(&mut self, ballot: Ballot) {
+        self.promised = self.promised.max(ballot);
+    }
+
+    /// What is decided counts only as far as the log holds the values.
+    pub fn raise_decided(&mut self, slot: Slot) {
+        self.decided = self.decided.max(slot.min(self.present));
+    }
+
+    /// The group is on disk: its values may be read.
+    pub fn settle(&mut self) {
+        for (slot, at) in self.staged.drain(..) {
+            let place = slot.0 as usize - 1;
+            if self.index.len() <= place {
+                self.index.resize(place + 1, 0);
+            }
+            self.index[place] = at.pack();
+        }
+        while self.position(self.present.next()).is_some() {
+            self.present = self.present.next();
+        }
+    }
+
+    /// Where the latest value of a slot stands on disk.
+    pub fn position(&self, slot: Slot) -> Option<Position> {
+        let place = usize::try_from(slot.0.checked_sub(1)?).ok()?;
+        Position::unpack(*self.index.get(place)?)
+    }
+
+    /// The highest slot with a value on disk.
+    pub fn last(&self) -> Slot {
+        Slot(self.index.len() as u64)
+    }
+}

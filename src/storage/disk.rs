@@ -1,0 +1,161 @@
+//! One server's data directory as the WAL sees it, and the real one.
+//!
+//! The traits are as narrow as the WAL's needs, so that the simulator can put a disk behind them that forgets
+//! ([`super::MemDisk`]). Names are plain file names: there are no folders inside a data directory.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A server's data directory. What was created, renamed or removed survives a power cut only after [`Disk::sync_dir`].
+pub trait Disk {
+    type File: DiskFile;
+
+    /// Creates a new file for reading and writing; an existing one is an error.
+    fn create(&self, name: &str) -> io::Result<Self::File>;
+    /// Opens an existing file for reading and writing.
+    fn open(&self, name: &str) -> io::Result<Self::File>;
+    /// The names of all files, sorted.
+    fn list(&self) -> io::Result<Vec<String>>;
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Renames in one atomic step; an existing `to` is replaced.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Makes the directory's entries durable, not the files' contents.
+    fn sync_dir(&self) -> io::Result<()>;
+}
+
+/// An open file. What was written survives a power cut only after [`DiskFile::sync_data`].
+pub trait DiskFile {
+    /// Fills the whole buffer from `offset`, or fails with `UnexpectedEof`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes the whole buffer at `offset`. After an error any part of it may have been written.
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
+    fn len(&self) -> io::Result<u64>;
+    fn sync_data(&mut self) -> io::Result<()>;
+
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+/// A directory of the file system, locked for as long as a clone of this handle lives.
+#[derive(Clone, Debug)]
+pub struct FileDisk {
+    dir: PathBuf,
+    /// Held, never read: the lock goes with the last handle, and with the process however it ends.
+    _lock: Arc<File>,
+}
+
+/// A file of a [`FileDisk`]. Its errors name its path.
+#[derive(Debug)]
+pub struct RealFile {
+    file: File,
+    path: PathBuf,
+}
+
+/// The name of the lock file; it never shows in [`Disk::list`].
+const LOCK: &str = "lock";
+
+impl FileDisk {
+    /// Opens a data directory, creating it where it is missing, and takes its lock: two servers that append to one log
+    /// would destroy it. The lock is the operating system's and dies with the process, so a left-over lock file is
+    /// harmless.
+    pub fn open(dir: impl Into<PathBuf>) -> io::Result<FileDisk> {
+        let dir = dir.into();
+        if !dir.is_dir() {
+            fs::create_dir_all(&dir).map_err(|e| at(&dir, e))?;
+            // The new directory is itself an entry of its parent.
+            if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+                File::open(parent).and_then(|f| f.sync_all()).map_err(|e| at(parent, e))?;
+            }
+        }
+        let path = dir.join(LOCK);
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+        let lock = lock.map_err(|e| at(&path, e))?;
+        let locked = lock.try_lock();
+        match locked {
+            Ok(()) => Ok(FileDisk { dir, _lock: Arc::new(lock) }),
+            Err(TryLockError::WouldBlock) => Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!(
+                    "data directory {} is in use by another server; stop that one or choose another directory",
+                    dir.display()
+                ),
+            )),
+            Err(TryLockError::Error(e)) => Err(at(&path, e)),
+        }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// An error that says which file it is about; the operating system's own text never does.
+fn at(path: &Path, e: io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{}: {e}", path.display()))
+}
+
+impl Disk for FileDisk {
+    type File = RealFile;
+
+    fn create(&self, name: &str) -> io::Result<RealFile> {
+        let path = self.dir.join(name);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        Ok(RealFile { file: file.map_err(|e| at(&path, e))?, path })
+    }
+
+    fn open(&self, name: &str) -> io::Result<RealFile> {
+        let path = self.dir.join(name);
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        Ok(RealFile { file: file.map_err(|e| at(&path, e))?, path })
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(|e| at(&self.dir, e))? {
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = entry.map_err(|e| at(&self.dir, e))?.file_name().into_string()
+                && name != LOCK
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let path = self.dir.join(name);
+        fs::remove_file(&path).map_err(|e| at(&path, e))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let path = self.dir.join(from);
+        fs::rename(&path, self.dir.join(to)).map_err(|e| at(&path, e))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.dir).and_then(|f| f.sync_all()).map_err(|e| at(&self.dir, e))
+    }
+}
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset).map_err(|e| at(&self.path, e))
+    }
+
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(buf, offset).map_err(|e| at(&self.path, e))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata().map_err(|e| at(&self.path, e))?.len())
+    }
+
+    fn sync_data(&mut self) -> io::Result<()> {
+        self.file.sync_data().map_err(|e| at(&self.path, e))
+    }
+}

@@ -1,0 +1,390 @@
+//! A disk in memory that forgets what was not synced: the simulator's disk, and the tests'.
+//!
+//! Between syncs every write lives in a model of the page cache: reads see it, [`MemDisk::kill`] (a process that dies)
+//! keeps it, and [`MemDisk::crash`] (a power cut) asks, write by write, what had reached the medium. A sector of 512
+//! bytes is written wholly or not at all, as disks promise. Directory entries reach the medium in order, as on a
+//! journaling file system, so that of the unsynced ones a prefix survives.
+//!
+//! A sync that fails leaves what it should have written visible in the cache but clean, as Linux does: no later sync
+//! will write it. Whoever takes the sync's second answer for a yes is caught by the next crash.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::disk::{Disk, DiskFile};
+
+const SECTOR: u64 = 512;
+
+/// A handle to a disk in memory; clones share it.
+#[derive(Clone, Default, Debug)]
+pub struct MemDisk(Arc<Mutex<State>>);
+
+/// An open file of a [`MemDisk`]. It dies with the life ([`MemDisk::kill`], [`MemDisk::crash`]) that opened it.
+#[derive(Debug)]
+pub struct MemFile {
+    disk: MemDisk,
+    inode: u64,
+    life: u64,
+}
+
+/// Something that a power cut may take away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unsynced<'a> {
+    Write {
+        file: &'a str,
+        offset: u64,
+        len: usize,
+    },
+    /// The directory's entry for this name was added, replaced or removed.
+    Entry {
+        name: &'a str,
+    },
+}
+
+/// What reached the medium of something unsynced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    Lost,
+    Whole,
+    /// Of the sectors that the write touches, those whose bit is set (the mask repeats after 64). An entry counts as
+    /// kept whole.
+    Sectors(u64),
+}
+
+/// How often the disk was asked to write and to sync (files and the directory), failures included.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counts {
+    pub writes: u64,
+    pub syncs: u64,
+}
+
+#[derive(Clone, Default, Debug)]
+struct State {
+    names: BTreeMap<String, u64>,
+    durable_names: BTreeMap<String, u64>,
+    /// Since the last `sync_dir`, in order: a name, and what it stands for afterwards.
+    entries: Vec<Vec<(String, Option<u64>)>>,
+    inodes: BTreeMap<u64, Inode>,
+    next_inode: u64,
+    life: u64,
+    counts: Counts,
+    fail_write: Option<u64>,
+    fail_sync: Option<u64>,
+    capacity: Option<u64>,
+}
+
+#[derive(Clone, Default, Debug)]
+struct Inode {
+    current: Vec<u8>,
+    durable: Vec<u8>,
+    dirty: Vec<Dirty>,
+}
+
+#[derive(Clone, Debug)]
+struct Dirty {
+    offset: u64,
+    bytes: Vec<u8>,
+    /// A sync of it failed: no later one will write it.
+    orphan: bool,
+}
+
+fn put(content: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
+    let start = offset as usize;
+    let end = start + bytes.len();
+    if content.len() < end {
+        content.resize(end, 0);
+    }
+    content[start..end].copy_from_slice(bytes);
+}
+
+/// The part of a write that a failure leaves done: about half, ending where a sector does, or nothing.
+fn half(len: u64, offset: u64) -> usize {
+    let end = (offset + len / 2) / SECTOR * SECTOR;
+    end.saturating_sub(offset) as usize
+}
+
+fn missing(name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{name}: no such file"))
+}
+
+impl MemDisk {
+    pub fn new() -> MemDisk {
+        MemDisk::default()
+    }
+
+    /// The process dies; what it wrote stays in the page cache. Its open files are dead.
+    pub fn kill(&self) {
+        let mut state = self.0.lock();
+        state.life += 1;
+        state.fail_write = None;
+        state.fail_sync = None;
+    }
+
+    /// The power fails: `keep` decides about everything unsynced, first the directory's entries, then the writes, each
+    /// file's in order. Once an entry is lost, so are the later ones.
+    pub fn crash(&self, mut keep: impl FnMut(Unsynced<'_>) -> Kept) {
+        self.kill();
+        let mut guard = self.0.lock();
+        let state = &mut *guard;
+        for step in state.entries.drain(..) {
+            let name = step.last().map(|(name, _)| name.as_str()).unwrap_or_default();
+            if keep(Unsynced::Entry { name }) == Kept::Lost {
+                break;
+            }
+            for (name, inode) in step {
+                match inode {
+                    Some(inode) => state.durable_names.insert(name, inode),
+                    None => state.durable_names.remove(&name),
+                };
+            }
+        }
+        state.names = state.durable_names.clone();
+        let live: BTreeSet<u64> = state.names.values().copied().collect();
+        state.inodes.retain(|id, _| live.contains(id));
+        for (name, id) in &state.names {
+            let Some(inode) = state.inodes.get_mut(id) else { continue };
+            for write in std::mem::take(&mut inode.dirty) {
+                let Dirty { offset, bytes, .. } = write;
+                match keep(Unsynced::Write { file: name, offset, len: bytes.len() }) {
+                    Kept::Lost => {}
+                    Kept::Whole => put(&mut inode.durable, offset, &bytes),
+                    Kept::Sectors(mask) => {
+                        let first = offset / SECTOR;
+                        let mut at = offset;
+                        while at < offset + bytes.len() as u64 {
+                            let next = ((at / SECTOR + 1) * SECTOR).min(offset + bytes.len() as u64);
+                            if mask >> ((at / SECTOR - first) % 64) & 1 == 1 {
+                                let part = &bytes[(at - offset) as usize..(next - offset) as usize];
+                                put(&mut inode.durable, at, part);
+                            }
+                            at = next;
+                        }
+                    }
+                }
+            }
+            inode.current = inode.durable.clone();
+        }
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.0.lock().counts
+    }
+
+    /// Lets the `n`-th write from now (1 is the next one) fail, with the first half of its
+    /// sectors done.
+    pub fn fail_write(&self, n: u64) {
+        let mut state = self.0.lock();
+        state.fail_write = Some(state.counts.writes + n);
+    }
+
+    /// Lets the `n`-th sync from now (1 is the next one) of a file or the directory fail.
+    pub fn fail_sync(&self, n: u64) {
+        let mut state = self.0.lock();
+        state.fail_sync = Some(state.counts.syncs + n);
+    }
+
+    /// Bounds the bytes of all files together; a write beyond it fails with `StorageFull`.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.0.lock().capacity = bytes;
+    }
+
+    /// A separate disk with the same content and the same unsynced writes.
+    pub fn copy(&self) -> MemDisk {
+        MemDisk(Arc::new(Mutex::new(self.0.lock().clone())))
+    }
+
+    /// What a reader of the file sees now; for tests.
+    pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
+        let state = self.0.lock();
+        let inode = state.names.get(name)?;
+        Some(state.inodes[inode].current.clone())
+    }
+
+    /// Replaces a file's content behind everybody's back, durably: the damage that tests do.
+    pub fn overwrite(&self, name: &str, content: Vec<u8>) {
+        let mut state = self.0.lock();
+        let state = &mut *state;
+        let inode = *state.names.entry(name.to_string()).or_insert_with(|| {
+            state.next_inode += 1;
+            state.next_inode
+        });
+        state.durable_names.insert(name.to_string(), inode);
+        state.inodes.insert(inode, Inode { current: content.clone(), durable: content, dirty: Vec::new() });
+    }
+
+    fn file(&self, inode: u64, life: u64) -> MemFile {
+        MemFile { disk: self.clone(), inode, life }
+    }
+}
+
+impl State {
+    fn set_entries(&mut self, step: Vec<(String, Option<u64>)>) {
+        for (name, inode) in &step {
+            match inode {
+                Some(inode) => self.names.insert(name.clone(), *inode),
+                None => self.names.remove(name),
+            };
+        }
+        self.entries.push(step);
+    }
+
+    fn count_sync(&mut self) -> bool {
+        self.counts.syncs += 1;
+        self.fail_sync != Some(self.counts.syncs)
+    }
+
+    fn inode(&mut self, file: &MemFile) -> io::Result<&mut Inode> {
+        if file.life != self.life {
+            return Err(io::Error::other("file was opened before the crash"));
+        }
+        self.inodes.get_mut(&file.inode).ok_or_else(|| missing("removed file"))
+    }
+}
+
+impl Disk for MemDisk {
+    type File = MemFile;
+
+    fn create(&self, name: &str) -> io::Result<MemFile> {
+        let mut state = self.0.lock();
+        if state.names.contains_key(name) {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{name}: exists")));
+        }
+        state.next_inode += 1;
+        let inode = state.next_inode;
+        state.inodes.insert(inode, Inode::default());
+        state.set_entries(vec![(name.to_string(), Some(inode))]);
+        Ok(self.file(inode, state.life))
+    }
+
+    fn open(&self, name: &str) -> io::Result<MemFile> {
+        let state = self.0.lock();
+        let inode = *state.names.get(name).ok_or_else(|| missing(name))?;
+        Ok(self.file(inode, state.life))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.0.lock().names.keys().cloned().collect())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut state = self.0.lock();
+        if !state.names.contains_key(name) {
+            return Err(missing(name));
+        }
+        state.set_entries(vec![(name.to_string(), None)]);
+        Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.0.lock();
+        let inode = *state.names.get(from).ok_or_else(|| missing(from))?;
+        state.set_entries(vec![(from.to_string(), None), (to.to_string(), Some(inode))]);
+        Ok(())
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        let mut state = self.0.lock();
+        if !state.count_sync() {
+            return Err(io::Error::other("injected failure of a directory sync"));
+        }
+        state.entries.clear();
+        state.durable_names = state.names.clone();
+        Ok(())
+    }
+}
+
+impl DiskFile for MemFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut state = self.disk.0.lock();
+        let inode = state.inode(self)?;
+        let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= inode.current.len() as u64);
+        let end = end.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "read beyond the end"))?;
+        buf.copy_from_slice(&inode.current[offset as usize..end as usize]);
+        Ok(())
+    }
+
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut state = self.disk.0.lock();
+        state.counts.writes += 1;
+        let fails = state.fail_write == Some(state.counts.writes);
+        let used: u64 = state.inodes.values().map(|i| i.current.len() as u64).sum();
+        let capacity = state.capacity;
+        let inode = state.inode(self)?;
+        let grows = (offset + buf.len() as u64).saturating_sub(inode.current.len() as u64);
+        if grows > 0 && capacity.is_some_and(|capacity| used + grows > capacity) {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "disk is full"));
+        }
+        let done = if fails { &buf[..half(buf.len() as u64, offset)] } else { buf };
+        put(&mut inode.current, offset, done);
+        inode.dirty.push(Dirty { offset, bytes: done.to_vec(), orphan: false });
+        if fails { Err(io::Error::other("injected failure of a write")) } else { Ok(()) }
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.0.lock().inode(self)?.current.len() as u64)
+    }
+
+    fn sync_data(&mut self) -> io::Result<()> {
+        let mut state = self.disk.0.lock();
+        let works = state.count_sync();
+        let inode = state.inode(self)?;
+        if !works {
+            inode.dirty.iter_mut().for_each(|write| write.orphan = true);
+            return Err(io::Error::other("injected failure of a sync"));
+        }
+        for write in std::mem::take(&mut inode.dirty) {
+            if !write.orphan {
+                put(&mut inode.durable, write.offset, &write.bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk_with(content: &[u8]) -> (MemDisk, MemFile) {
+        let disk = MemDisk::new();
+        let mut file = disk.create("f").expect("create");
+        file.write_at(content, 0).expect("write");
+        (disk, file)
+    }
+
+    #[test]
+    fn a_crash_takes_what_was_not_synced() {
+        let (disk, mut file) = disk_with(&[1; 1024]);
+        file.sync_data().expect("sync");
+        disk.sync_dir().expect("sync");
+        file.write_at(&[2; 1024], 0).expect("write");
+        disk.create("g").expect("create");
+        let asked = std::cell::Cell::new(0);
+        disk.crash(|what| {
+            asked.set(asked.get() + 1);
+            match what {
+                Unsynced::Write { .. } => Kept::Sectors(2),
+                Unsynced::Entry { .. } => Kept::Lost,
+            }
+        });
+        assert_eq!(asked.get(), 2);
+        assert_eq!(disk.list().expect("list"), ["f"]);
+        assert_eq!(disk.contents("f"), Some([[1; 512], [2; 512]].concat()));
+        assert!(file.len().is_err(), "a handle outlived the crash");
+    }
+
+    #[test]
+    fn what_a_failed_sync_left_behind_is_visible_and_never_durable() {
+        let (disk, mut file) = disk_with(&[1; 8]);
+        disk.sync_dir().expect("sync");
+        disk.fail_sync(1);
+        assert!(file.sync_data().is_err());
+        assert!(file.sync_data().is_ok(), "the second sync has nothing left to do");
+        assert_eq!(disk.contents("f"), Some(vec![1; 8]));
+        disk.crash(|_| Kept::Whole);
+        assert_eq!(disk.contents("f"), Some(vec![]));
+    }
+}

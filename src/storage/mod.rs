@@ -1,0 +1,136 @@
+//! One server's disk: a write-ahead log of what the protocol must not forget.
+//!
+//! The records of one turn are one *group*, written at once and synced once. Two rules decide what a restart may do
+//! with what it finds:
+//!
+//! * **S1 Torn tail.** Group g+1 is written only after g's sync has returned; after that, before answers leave, g and
+//!   its end go to the mark file, which is synced lazily. Only a group above the mark, with no record of a later group
+//!   behind it, may be cut off as a write that a crash interrupted: nobody was told of it. What is cut is overwritten
+//!   with zeros and synced before the server speaks.
+//! * **S2 Damage.** Everything else that does not fit is damage: promises and votes that others rely on may be gone.
+//!   The server refuses to start. Nothing is dropped in silence.
+//!
+//! After a failed write or sync the log is poisoned: the kernel may have marked the page clean, so a second sync that
+//! succeeds proves nothing. Recovery for the same reason writes again what it finds above the mark.
+//!
+//! Deliberately absent: clocks (the simulator runs this code; callers measure), threads, repair of damage, snapshots,
+//! and retiring of old segments.
+
+use std::fmt;
+use std::io;
+
+use crate::config::Topology;
+use crate::types::{Ballot, NodeId, Slot, Value};
+
+mod contents;
+mod disk;
+mod format;
+mod memdisk;
+mod recover;
+mod wal;
+
+pub use disk::{Disk, DiskFile, FileDisk, RealFile};
+pub use memdisk::{Counts, Kept, MemDisk, MemFile, Unsynced};
+pub use wal::{CommitStats, Wal, is_formatted};
+
+/// Whose directory this is. Written once, when it is formatted; checked against at every start.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Identity {
+    /// Drawn at random when the bank is founded, the same on all servers.
+    pub cluster_id: u128,
+    pub topology: Topology,
+    pub server: NodeId,
+    /// Drawn at random whenever a directory is formatted (S3).
+    pub incarnation: u128,
+}
+
+/// What a server that opens a directory expects to find there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Expected {
+    /// `None` where the directory itself is the authority.
+    pub cluster_id: Option<u128>,
+    pub topology: Topology,
+    pub server: NodeId,
+}
+
+/// What the log says after a restart.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recovered {
+    /// The highest promise, explicit or implied by an acceptance.
+    pub promised: Ballot,
+    /// Every slot up to this one is known to be decided, and [`Wal::read`] has its value.
+    pub decided: Slot,
+    /// For each slot above `decided` the latest vote, in order of slots.
+    pub votes: Vec<(Slot, Ballot, Value)>,
+    /// What was cut off as a torn tail (S1), in words, for the server's log.
+    pub torn: Option<String>,
+}
+
+/// Why a directory cannot be used. Each text is one line: the file, what is wrong, what to do.
+#[derive(Debug)]
+pub enum StorageError {
+    /// The operating system refused.
+    Io { file: String, doing: &'static str, source: io::Error },
+    /// The directory was never formatted, or formatting did not finish.
+    NotFormatted,
+    /// A directory that already holds (parts of) a log is never formatted.
+    AlreadyFormatted { file: String },
+    /// The parameters do not allow a log.
+    Unusable(String),
+    /// Written by another version of the format.
+    WrongVersion { file: String, found: u32, expected: u32 },
+    /// Belongs to somebody else; `field` says in what they differ.
+    WrongIdentity { file: String, field: &'static str, found: String, expected: String },
+    /// S2: what is there is not what was written.
+    Damaged { file: String, offset: Option<u64>, what: String },
+}
+
+impl fmt::Display for StorageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StorageError::Io { file, doing, source } => {
+                write!(f, "{file}: cannot {doing}: {source}; check the disk and the directory's permissions")
+            }
+            StorageError::NotFormatted => {
+                write!(
+                    f,
+                    "identity: missing, this directory was never formatted; format it first (bank init)"
+                )
+            }
+            StorageError::AlreadyFormatted { file } => write!(
+                f,
+                "{file}: already here, and formatting would destroy a log; choose an empty directory"
+            ),
+            StorageError::Unusable(what) => f.write_str(what),
+            StorageError::WrongVersion { file, found, expected } => write!(
+                f,
+                "{file}: written in format version {found}, this program reads version {expected}; use a program \
+                 that reads version {found}"
+            ),
+            StorageError::WrongIdentity { file, field, found, expected } => write!(
+                f,
+                "{file}: belongs to {field} {found}, but this server was started for {field} {expected}; use the \
+                 directory or the configuration that fits"
+            ),
+            StorageError::Damaged { file, offset, what } => {
+                write!(f, "{file}")?;
+                if let Some(offset) = offset {
+                    write!(f, " at offset {offset}")?;
+                }
+                write!(
+                    f,
+                    ": damaged (S2): {what}; keep this directory for inspection and do not start from it"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for StorageError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StorageError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

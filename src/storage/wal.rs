@@ -1,0 +1,490 @@
+//! The writer: groups of records into zero-filled segments, one write and one sync per group (S1).
+
+use std::collections::VecDeque;
+use std::io;
+
+use zerocopy::IntoBytes;
+
+use super::contents::Contents;
+use super::disk::{Disk, DiskFile};
+use super::format::{
+    BLOCK, Block, HEADER, IDENTITY, IDENTITY_NEW, Kind, LAST, MARK, MARK_BYTES, Mark, Position, RecordHeader,
+    record_bytes, segment_name, segment_name_new, segment_number,
+};
+use super::{Identity, StorageError};
+use crate::config::limits;
+use crate::types::{Ballot, Record, Slot, Value};
+
+/// Zeros written ahead in one call of [`Wal::prepare_ahead`].
+const PIECE: u64 = 128 * 1024;
+/// Zeros written ahead between two syncs: bounds what the last sync of a segment in the making still has to write.
+const SYNC_EVERY: u64 = 1024 * 1024;
+static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
+
+/// The write-ahead log of one server. Reading needs `&self`; whoever writes owns it.
+#[derive(Debug)]
+pub struct Wal<D: Disk> {
+    pub(super) disk: D,
+    pub(super) identity: Identity,
+    pub(super) segment_bytes: u64,
+    pub(super) contents: Contents,
+    /// The last group on disk and where it ends; the next one begins there.
+    pub(super) group: u64,
+    pub(super) end: Position,
+    /// The file of segment `end.segment`.
+    pub(super) active: D::File,
+    /// The files of the segments after it: blank, durable, in order.
+    pub(super) ready: VecDeque<D::File>,
+    pub(super) mark: D::File,
+    /// The segment in the making.
+    filling: Option<Filling<D::File>>,
+    /// The group in the making: for each segment that it touches, a run of records.
+    chunks: Vec<Chunk>,
+    /// Where in the last chunk its last record begins.
+    last_record: usize,
+    /// A buffer kept from group to group.
+    spare: Vec<u8>,
+    /// What made the log unusable, for good.
+    failed: Option<(io::ErrorKind, String)>,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    start: Position,
+    bytes: Vec<u8>,
+}
+
+/// What [`Wal::commit`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct CommitStats {
+    /// Bytes of the group in the log; 0 when there was nothing to write.
+    pub bytes: u64,
+    /// Syncs that the caller waited for, without those of a segment that had to be finished at once.
+    pub syncs: u32,
+    /// The group's number.
+    pub group: u64,
+}
+
+/// A segment that is being filled with zeros under another name. It takes its own name only when it is whole and
+/// durable, so a segment that is short or has no header is damage, never an accident of timing.
+#[derive(Debug)]
+pub(super) struct Filling<F> {
+    number: u32,
+    file: F,
+    filled: u64,
+}
+
+impl<F: DiskFile> Filling<F> {
+    pub fn create<D: Disk<File = F>>(disk: &D, number: u32) -> io::Result<Filling<F>> {
+        Ok(Filling { number, file: disk.create(&segment_name_new(number))?, filled: 0 })
+    }
+
+    /// One piece of work; true when the segment is ready for use.
+    fn step<D: Disk<File = F>>(&mut self, disk: &D, identity: Identity, size: u64) -> io::Result<bool> {
+        if self.filled < size {
+            let piece = PIECE.min(size - self.filled);
+            self.file.write_at(&ZEROS[..piece as usize], self.filled)?;
+            self.filled += piece;
+            if self.filled < size {
+                if self.filled.is_multiple_of(SYNC_EVERY) {
+                    sync(&mut self.file)?;
+                }
+                return Ok(false);
+            }
+        }
+        let header = Block { identity, segment: self.number, segment_bytes: size };
+        self.file.write_at(&header.encode(), 0)?;
+        sync(&mut self.file)?;
+        disk.rename(&segment_name_new(self.number), &segment_name(self.number))?;
+        disk.sync_dir().map_err(final_error)?;
+        Ok(true)
+    }
+}
+
+/// Whether the directory was formatted, completely. What it says about damage: nothing.
+pub fn is_formatted<D: Disk>(disk: &D) -> io::Result<bool> {
+    Ok(disk.list()?.iter().any(|name| name == IDENTITY))
+}
+
+/// A sync that fails has lost pages, also when it was for lack of space: it must not look like something to try again.
+fn sync<F: DiskFile>(file: &mut F) -> io::Result<()> {
+    file.sync_data().map_err(final_error)
+}
+
+fn final_error(e: io::Error) -> io::Error {
+    if is_full(&e) { io::Error::other(e.to_string()) } else { e }
+}
+
+/// Whether a running log is only out of space: nothing is broken, the same write may be tried again.
+fn is_full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+impl<D: Disk> Wal<D> {
+    /// Makes a directory into an empty log: an explicit, one-time act (S3), refused where there is anything of a log.
+    ///
+    /// The identity takes its name last. Until then [`IDENTITY_NEW`] shows that what else lies here is an unfinished
+    /// formatting, which is simply begun again; without it, segments without an identity are somebody's votes.
+    pub fn format(disk: D, identity: Identity, segment_bytes: u64) -> Result<Wal<D>, StorageError> {
+        if !segment_bytes.is_multiple_of(8) || !(BLOCK + 4 * HEADER..=1 << 31).contains(&segment_bytes) {
+            return Err(StorageError::Unusable(format!(
+                "segment size {segment_bytes}: must be a multiple of 8, {} to 2^31 bytes",
+                BLOCK + 4 * HEADER
+            )));
+        }
+        let names = disk.list().map_err(io_error(".", "list the directory"))?;
+        let unfinished = names.iter().any(|name| name == IDENTITY_NEW);
+        let ours = |name: &str| name == MARK || segment_number(name.trim_end_matches(".new")).is_some();
+        for name in &names {
+            if name == IDENTITY || !unfinished && ours(name) {
+                return Err(StorageError::AlreadyFormatted { file: name.clone() });
+            }
+        }
+
+        let mut file = if unfinished { disk.open(IDENTITY_NEW) } else { disk.create(IDENTITY_NEW) }
+            .map_err(io_error(IDENTITY_NEW, "create"))?;
+        let block = Block { identity, segment: 0, segment_bytes }.encode();
+        file.write_at(&block, 0)
+            .and_then(|()| file.sync_data())
+            .and_then(|()| disk.sync_dir())
+            .map_err(io_error(IDENTITY_NEW, "write"))?;
+        for name in names.iter().filter(|name| ours(name)) {
+            disk.remove(name).map_err(io_error(name, "remove"))?;
+        }
+
+        let mut first = Filling::create(&disk, 1).map_err(io_error(&segment_name_new(1), "create"))?;
+        while !first.step(&disk, identity, segment_bytes).map_err(io_error(&segment_name_new(1), "write"))? {}
+        let end = Position::start_of(1);
+        let (bytes, offset) = Mark { group: 0, end, promised: Ballot::ZERO }.encode(identity.incarnation);
+        let mut mark = disk.create(MARK).map_err(io_error(MARK, "create"))?;
+        mark.write_at(&ZEROS[..MARK_BYTES as usize], 0)
+            .and_then(|()| mark.write_at(&bytes, offset))
+            .and_then(|()| mark.sync_data())
+            .and_then(|()| disk.sync_dir())
+            .map_err(io_error(MARK, "write"))?;
+        disk.rename(IDENTITY_NEW, IDENTITY)
+            .and_then(|()| disk.sync_dir())
+            .map_err(io_error(IDENTITY, "rename"))?;
+
+        let tail = Tail { group: 0, end, active: first.file, ready: VecDeque::new(), mark };
+        Ok(Wal::new(disk, identity, segment_bytes, Contents::default(), tail))
+    }
+
+    pub(super) fn new(
+        disk: D,
+        identity: Identity,
+        segment_bytes: u64,
+        contents: Contents,
+        tail: Tail<D::File>,
+    ) -> Wal<D> {
+        Wal {
+            disk,
+            identity,
+            segment_bytes,
+            contents,
+            group: tail.group,
+            end: tail.end,
+            active: tail.active,
+            ready: tail.ready,
+            mark: tail.mark,
+            filling: None,
+            chunks: Vec::new(),
+            last_record: 0,
+            spare: Vec::new(),
+            failed: None,
+        }
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The highest promise among the records appended so far.
+    pub fn promised(&self) -> Ballot {
+        self.contents.promised
+    }
+
+    /// The decided slot that the next record's header carries.
+    pub fn decided(&self) -> Slot {
+        self.contents.decided
+    }
+
+    /// The highest slot with a value on disk, or 0.
+    pub fn last_slot(&self) -> Slot {
+        self.contents.last()
+    }
+
+    /// Notes how far the caller knows slots to be decided, for the headers of later records. Costs no I/O; it is kept
+    /// across a restart only if a later record's header carries it. Never goes back, nor beyond the log's values.
+    pub fn set_decided(&mut self, slot: Slot) {
+        self.contents.raise_decided(slot);
+    }
+
+    /// Adds a record to the group in the making, without I/O.
+    ///
+    /// # Panics
+    ///
+    /// On a value that is larger than [`limits::VALUE_BYTES`] or a segment, a value far above the gapless slots, and
+    /// on `Decided` for a slot whose value is not in the log (P2).
+    pub fn append(&mut self, record: &Record) {
+        let (kind, slot, ballot, payload): (_, _, _, &[u8]) = match record {
+            Record::Promise(ballot) => (Kind::Promise, Slot::ZERO, *ballot, &[]),
+            Record::Accept { slot, ballot, value } => (Kind::Accept, *slot, *ballot, &value.0),
+            Record::Learn { slot, ballot, value } => (Kind::Learn, *slot, *ballot, &value.0),
+            Record::Decided(slot) => (Kind::Decided, *slot, Ballot::ZERO, &[]),
+        };
+        assert!(payload.len() <= limits::VALUE_BYTES, "a value of {} bytes", payload.len());
+        let bytes = record_bytes(payload.len());
+        // Behind every record there is room for End, so that a segment can always be closed.
+        assert!(BLOCK + bytes + HEADER <= self.segment_bytes, "a value larger than a segment");
+        let mut at = self.tail();
+        if at.offset + bytes + HEADER > self.segment_bytes {
+            self.put(Kind::End, Slot::ZERO, Ballot::ZERO, &[]);
+            at = Position::start_of(at.segment + 1);
+            self.chunks.push(Chunk { start: at, bytes: Vec::new() });
+        }
+        if let Err(what) = self.contents.note(kind, slot, ballot, at) {
+            panic!("P2: {what}");
+        }
+        self.put(kind, slot, ballot, payload);
+    }
+
+    /// Whether there is anything for [`Wal::commit`] to write.
+    pub fn pending(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
+    /// Where the next record goes.
+    fn tail(&self) -> Position {
+        match self.chunks.last() {
+            Some(Chunk { start, bytes }) => {
+                Position { segment: start.segment, offset: start.offset + bytes.len() as u64 }
+            }
+            None => self.end,
+        }
+    }
+
+    fn put(&mut self, kind: Kind, slot: Slot, ballot: Ballot, payload: &[u8]) {
+        if self.chunks.is_empty() {
+            self.chunks.push(Chunk { start: self.end, bytes: std::mem::take(&mut self.spare) });
+        }
+        let Some(chunk) = self.chunks.last_mut() else { return };
+        let Contents { promised, decided, .. } = self.contents;
+        let mut header = RecordHeader {
+            header_crc: 0.into(),
+            payload_len: (payload.len() as u32).into(),
+            kind: kind as u8,
+            flags: 0,
+            ballot_server: ballot.server.into(),
+            segment: chunk.start.segment.into(),
+            group: (self.group + 1).into(),
+            slot: slot.0.into(),
+            ballot_round: ballot.round.into(),
+            promise_round: promised.round.into(),
+            promise_server: promised.server.into(),
+            decided_lag: RecordHeader::lag(slot, decided).into(),
+            payload_crc: crc32c::crc32c(payload).into(),
+        };
+        header.seal();
+        self.last_record = chunk.bytes.len();
+        chunk.bytes.extend_from_slice(header.as_bytes());
+        chunk.bytes.extend_from_slice(payload);
+        let padding = payload.len().next_multiple_of(8) - payload.len();
+        chunk.bytes.extend_from_slice(&ZEROS[..padding]);
+    }
+
+    /// Puts the group on disk: one write and one sync per segment that it touches, nearly always one. When this
+    /// returns, the records may be answered for (P1). Nothing pending is nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// `StorageFull` or `QuotaExceeded`, when a new segment was needed and there is no space for it: nothing of the
+    /// group was written, all of it is still pending, and the call may be repeated. Any other error is final.
+    pub fn commit(&mut self) -> io::Result<CommitStats> {
+        self.check()?;
+        let Some(last) = self.chunks.last() else { return Ok(CommitStats::default()) };
+        let last_segment = last.start.segment;
+        // Space first: after this the group fits, and no write of it makes a file grow.
+        while self.end.segment + (self.ready.len() as u32) < last_segment {
+            self.fill()?;
+        }
+        self.seal_group();
+
+        let group = self.group + 1;
+        let mut stats = CommitStats { group, ..CommitStats::default() };
+        for chunk in std::mem::take(&mut self.chunks) {
+            let Chunk { start, mut bytes } = chunk;
+            if start.segment != self.end.segment {
+                self.active = self.ready.pop_front().expect("secured above");
+            }
+            let written = self.active.write_at(&bytes, start.offset).and_then(|()| self.active.sync_data());
+            if let Err(e) = written {
+                return Err(self.poison(
+                    format!("{} at offset {}: group {group}", segment_name(start.segment), start.offset),
+                    e,
+                ));
+            }
+            stats.bytes += bytes.len() as u64;
+            stats.syncs += 1;
+            self.end = Position { segment: start.segment, offset: start.offset + bytes.len() as u64 };
+            bytes.clear();
+            self.spare = bytes;
+        }
+        self.group = group;
+        // S1: before any answer leaves, so that not even a lost page of the log goes unnoticed. Not synced: a mark
+        // that is older than the log only means that less is known to be beyond suspicion.
+        let mark = Mark { group, end: self.end, promised: self.contents.promised };
+        let (bytes, offset) = mark.encode(self.identity.incarnation);
+        if let Err(e) = self.mark.write_at(&bytes, offset) {
+            return Err(self.poison(format!("{MARK}: group {group}"), e));
+        }
+        self.contents.settle();
+        Ok(stats)
+    }
+
+    /// Flags the last record of the group as the last.
+    fn seal_group(&mut self) {
+        let at = self.last_record;
+        let Some(bytes) = self.chunks.last_mut().map(|chunk| &mut chunk.bytes[at..]) else { return };
+        let (mut header, _) = RecordHeader::decode(bytes).expect("put() wrote it");
+        header.flags |= LAST;
+        header.seal();
+        bytes[..HEADER as usize].copy_from_slice(header.as_bytes());
+    }
+
+    /// Fills the next segment with zeros, one piece a call, once the active one is half full, so that no turn pays for
+    /// a whole segment. True if there was something to do. To be called once a turn, or when idle.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Wal::commit`]: out of space is not final, all else is.
+    pub fn prepare_ahead(&mut self) -> io::Result<bool> {
+        self.check()?;
+        if !self.ready.is_empty() || self.end.offset < self.segment_bytes / 2 {
+            return Ok(false);
+        }
+        self.fill()?;
+        Ok(true)
+    }
+
+    /// Bytes that can be appended without asking the file system for space.
+    pub fn room(&self) -> u64 {
+        let blank = self.segment_bytes - BLOCK - HEADER;
+        let tail = self.tail();
+        let untouched = (self.end.segment + self.ready.len() as u32).saturating_sub(tail.segment);
+        (self.segment_bytes - HEADER).saturating_sub(tail.offset) + u64::from(untouched) * blank
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        let number = self.end.segment + 1 + self.ready.len() as u32;
+        match self.fill_step(number) {
+            Ok(()) => Ok(()),
+            Err(e) if is_full(&e) => Err(e),
+            Err(e) => Err(self.poison(format!("{}: zeros ahead", segment_name_new(number)), e)),
+        }
+    }
+
+    fn fill_step(&mut self, number: u32) -> io::Result<()> {
+        let mut filling = match self.filling.take() {
+            Some(filling) => filling,
+            None => Filling::create(&self.disk, number)?,
+        };
+        assert_eq!(filling.number, number, "segments are made in order");
+        let done = match filling.step(&self.disk, self.identity, self.segment_bytes) {
+            Ok(done) => done,
+            Err(e) => {
+                self.filling = Some(filling);
+                return Err(e);
+            }
+        };
+        if done {
+            self.ready.push_back(filling.file);
+            // Once a segment is seldom enough to cost nothing and often enough that the mark is never far behind.
+            sync(&mut self.mark)?;
+        } else {
+            self.filling = Some(filling);
+        }
+        Ok(())
+    }
+
+    /// The values of consecutive slots on disk from `from` on, each with the ballot of its latest record: at least one
+    /// if there is one, ending before a gap and before more than `max_bytes` of values. Checksums are verified again.
+    pub fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
+        self.check()?;
+        let mut out = Vec::new();
+        let mut bytes = 0;
+        let mut open: Option<(u32, D::File)> = None;
+        let mut slot = from;
+        while let Some(at) = self.contents.position(slot) {
+            let file = match open.take() {
+                Some((segment, file)) if segment == at.segment => file,
+                _ => self.disk.open(&segment_name(at.segment))?,
+            };
+            let (ballot, value) = read_value(&file, at, slot)?;
+            open = Some((at.segment, file));
+            bytes += value.len();
+            if !out.is_empty() && bytes > max_bytes {
+                break;
+            }
+            out.push((slot, ballot, value));
+            slot = slot.next();
+        }
+        Ok(out)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match &self.failed {
+            None => Ok(()),
+            Some((kind, message)) => Err(io::Error::new(*kind, message.clone())),
+        }
+    }
+
+    /// From now on every call fails, with this message: what is on disk is no longer known.
+    fn poison(&mut self, what: String, e: io::Error) -> io::Error {
+        let e = final_error(e);
+        let message = format!("{what}: {e}; this server must stop (a failed write or sync is never retried)");
+        self.failed = Some((e.kind(), message.clone()));
+        io::Error::new(e.kind(), message)
+    }
+}
+
+/// Where a log is continued.
+pub(super) struct Tail<F> {
+    pub group: u64,
+    pub end: Position,
+    pub active: F,
+    pub ready: VecDeque<F>,
+    pub mark: F,
+}
+
+/// Reads and verifies the value that the index says stands at `at`.
+fn read_value<F: DiskFile>(file: &F, at: Position, slot: Slot) -> io::Result<(Ballot, Value)> {
+    let damaged = |what: &str| {
+        let file = segment_name(at.segment);
+        let text = format!("{file} at offset {}: damaged (S2): {what} of slot {slot}", at.offset);
+        io::Error::new(io::ErrorKind::InvalidData, text)
+    };
+    let mut bytes = [0; HEADER as usize];
+    file.read_at(&mut bytes, at.offset)?;
+    let (header, kind) = RecordHeader::decode(&bytes).map_err(|bad| damaged(bad.text()))?;
+    let len = header.payload_len.get() as usize;
+    if !kind.has_value() || header.slot.get() != slot.0 || header.segment.get() != at.segment {
+        return Err(damaged("another record in place"));
+    }
+    if len > limits::VALUE_BYTES {
+        return Err(damaged("impossible length"));
+    }
+    let mut payload = vec![0; len];
+    file.read_at(&mut payload, at.offset + HEADER)?;
+    if header.payload_crc.get() != crc32c::crc32c(&payload) {
+        return Err(damaged("bad payload"));
+    }
+    Ok((header.ballot(), Value(payload.into())))
+}
+
+pub(super) fn io_error<'a>(
+    file: &'a str,
+    doing: &'static str,
+) -> impl Fn(io::Error) -> StorageError + use<'a> {
+    move |source| StorageError::Io { file: file.to_string(), doing, source }
+}

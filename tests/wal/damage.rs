@@ -1,0 +1,230 @@
+//! Files that are not what was written: cut, zeroed, flipped, missing, moved (S1, S2).
+
+use super::*;
+
+/// Takes back the mark of the last group, `group`, as when only the log's own pages reached the disk.
+pub fn older_mark(disk: &MemDisk, group: u64) {
+    let mut mark = disk.contents("mark").expect("mark");
+    let slot = (group % 2) as usize * 4096;
+    mark[slot..slot + 64].fill(0);
+    disk.overwrite("mark", mark);
+}
+
+#[test]
+fn a_short_segment_is_damage_at_every_length() {
+    let disk = MemDisk::new();
+    sample(&disk);
+    for name in log_files(&disk).into_iter().chain(["mark".to_string(), "identity".to_string()]) {
+        let bytes = disk.contents(&name).expect("file");
+        for len in (0..bytes.len()).rev() {
+            let copy = disk.copy();
+            copy.overwrite(&name, bytes[..len].to_vec());
+            let text = refusal(copy);
+            assert!(text.starts_with(&name) && text.contains("damaged (S2)"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_file_is_damage() {
+    let disk = MemDisk::new();
+    sample(&disk);
+    for name in disk.list().expect("list") {
+        let copy = disk.copy();
+        copy.remove(&name).expect("remove");
+        let text = refusal(copy.copy());
+        assert!(text.starts_with(&name) && text.contains("missing"), "{text}");
+        assert!(matches!(Wal::format(copy, identity(), SEGMENT), Err(StorageError::AlreadyFormatted { .. })));
+    }
+}
+
+/// S1 from both sides: whatever the last group lost, it is cut while no mark vouches for it, and missed when one does.
+#[test]
+fn a_tail_of_zeros_is_torn_above_the_mark_and_damage_below() {
+    let disk = MemDisk::new();
+    let after = sample(&disk);
+    let files = log_files(&disk);
+    let last = files.last().expect("a segment");
+    let bytes = disk.contents(last).expect("segment");
+    let (mut torn, mut refused, mut whole) = (0, 0, 0);
+    for from in 4096..bytes.len() {
+        let mut cut = bytes.clone();
+        cut[from..].fill(0);
+        let copy = disk.copy();
+        copy.overwrite(last, cut.clone());
+        let changed = cut != bytes;
+        assert_eq!(Wal::open(copy.copy(), expected()).is_err(), changed, "from {from}");
+        older_mark(&copy, 5);
+        match Wal::open(copy.clone(), expected()) {
+            Ok((mut wal, recovered)) => {
+                let wanted = if changed { &after[4] } else { &after[5] };
+                assert_eq!(&said(&wal), wanted, "from {from}");
+                match recovered.torn {
+                    Some(_) => torn += 1,
+                    None => whole += 1,
+                }
+                // Its number is given out again; what was cut must not come back.
+                commit(&mut wal, &[accept(5, 6, 9, 9)]);
+                let now = said(&wal);
+                drop(wal);
+                copy.crash(|_| Kept::Lost);
+                assert_eq!(said(&open(copy).0), now);
+            }
+            Err(e) => {
+                assert!(e.to_string().contains("group 4"), "{e}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(torn > 100 && refused > 100 && whole > 10, "{torn} {refused} {whole}");
+}
+
+#[test]
+fn a_flipped_byte_is_refused_or_changes_nothing() {
+    let disk = MemDisk::new();
+    let after = sample(&disk);
+    let mut refused = 0;
+    for name in disk.list().expect("list") {
+        let bytes = disk.contents(&name).expect("file");
+        for at in 0..bytes.len() {
+            for flip in [0x01, 0xff] {
+                let copy = disk.copy();
+                let mut bad = bytes.clone();
+                bad[at] ^= flip;
+                copy.overwrite(&name, bad);
+                match Wal::open(copy, expected()) {
+                    Ok((wal, _)) => {
+                        assert_eq!(said(&wal), after[5], "{name} at {at}");
+                        assert!(name == "mark" || bytes[at] == 0, "{name} at {at} went unnoticed");
+                    }
+                    Err(e) => {
+                        let text = e.to_string();
+                        assert!(text.starts_with(&name), "{name} at {at}: {text}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(refused > 30_000, "{refused}");
+}
+
+/// Only the last group may be lost to rot, and only while the mark does not vouch for it: however old the mark is, the
+/// records of later groups tell that a group was on disk.
+#[test]
+fn a_flipped_byte_under_an_older_mark_costs_no_group_but_the_last() {
+    let first_mark = {
+        let disk = MemDisk::new();
+        drop(format(disk.clone()));
+        disk.contents("mark").expect("mark")
+    };
+    for oldest in [false, true] {
+        let disk = MemDisk::new();
+        let after = sample(&disk);
+        if oldest {
+            disk.overwrite("mark", first_mark.clone());
+        } else {
+            older_mark(&disk, 5);
+        }
+        let (mut torn, mut refused) = (0, 0);
+        for name in log_files(&disk) {
+            let bytes = disk.contents(&name).expect("file");
+            for at in 4096..bytes.len() {
+                let copy = disk.copy();
+                let mut bad = bytes.clone();
+                bad[at] ^= 0x10;
+                copy.overwrite(&name, bad);
+                let Ok((wal, recovered)) = Wal::open(copy, expected()) else {
+                    refused += 1;
+                    continue;
+                };
+                let said = said(&wal);
+                assert!(said == after[4] || said == after[5], "{name} at {at}");
+                torn += usize::from(recovered.torn.is_some() && said == after[4]);
+            }
+        }
+        assert!(torn >= 56 + 56 + 24 && refused > 1500, "{torn} {refused}");
+    }
+}
+
+/// Whole records in the wrong place: their checksums are good, so only group, segment and mark give them away.
+#[test]
+fn records_out_of_place_are_not_taken_for_the_log() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    commit(&mut wal, &[accept(1, 1, 1, 200)]);
+    let before = said(&wal);
+    let first = "wal-00000001.seg";
+    let (start, end) = (4096, 4096 + 256);
+    drop(wal);
+
+    // The first group once more, behind itself.
+    let copy = disk.copy();
+    let mut bytes = copy.contents(first).expect("segment");
+    bytes.copy_within(start..end, end);
+    copy.overwrite(first, bytes);
+    assert!(refusal(copy).contains("a record of group 1 follows"));
+
+    // A second group that was meant for the next segment. Never confirmed, so it goes.
+    let other = disk.copy();
+    commit(&mut open(other.clone()).0, &[accept(2, 1, 2, 700)]);
+    let moved = other.contents("wal-00000002.seg").expect("segment");
+    let copy = disk.copy();
+    let mut bytes = copy.contents(first).expect("segment");
+    let room = bytes.len() - end;
+    bytes[end..].copy_from_slice(&moved[start..start + room]);
+    copy.overwrite(first, bytes);
+    let (wal, recovered) = open(copy);
+    assert!(recovered.torn.is_some_and(|text| text.contains("another segment")));
+    assert_eq!(said(&wal), before);
+
+    // A mark for the right group, of a log that went on otherwise.
+    let copy = disk.copy();
+    commit(&mut open(copy.clone()).0, &[accept(2, 1, 2, 80)]);
+    copy.overwrite("mark", other.contents("mark").expect("mark"));
+    let text = refusal(copy);
+    assert!(text.starts_with("mark at offset 0") && text.contains("how group 2 ends"), "{text}");
+}
+
+/// A restart may answer for what it found above the mark, so from then on the mark must vouch for it.
+#[test]
+fn recovery_brings_the_mark_up_to_the_log() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    commit(&mut wal, &[accept(1, 1, 1, 20)]);
+    wal.append(&accept(2, 1, 2, 20));
+    disk.fail_write(2);
+    wal.commit().expect_err("the mark's write fails");
+    drop(wal);
+    disk.kill();
+    assert_eq!(open(disk.clone()).0.last_slot(), Slot(2));
+    disk.crash(|_| Kept::Lost);
+    let mut bytes = disk.contents("wal-00000001.seg").expect("segment");
+    bytes[4096 + 80..].fill(0);
+    disk.overwrite("wal-00000001.seg", bytes);
+    assert!(refusal(disk).contains("up to group 2"));
+}
+
+#[test]
+fn a_read_notices_damage_that_came_later() {
+    let disk = MemDisk::new();
+    sample(&disk);
+    let (wal, _) = open(disk.clone());
+    let mut bytes = disk.contents("wal-00000001.seg").expect("segment");
+    bytes[4096 + 56 + 56] ^= 1;
+    disk.overwrite("wal-00000001.seg", bytes);
+    let text = wal.read(Slot(1), LIMIT).expect_err("damaged").to_string();
+    assert!(text.contains("wal-00000001.seg at offset 4152") && text.contains("slot 1"), "{text}");
+}
+
+#[test]
+fn a_copied_mark_or_segment_of_another_life_is_refused() {
+    let (disk, other) = (MemDisk::new(), MemDisk::new());
+    sample(&disk);
+    Wal::format(other.clone(), Identity { incarnation: 100, ..identity() }, SEGMENT).expect("format");
+    for name in ["mark", "wal-00000001.seg"] {
+        let copy = disk.copy();
+        copy.overwrite(name, other.contents(name).expect("file"));
+        assert!(refusal(copy).starts_with(name));
+    }
+}
