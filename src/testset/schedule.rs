@@ -113,6 +113,11 @@ impl Scheduler {
         }
     }
 
+    /// Whether this row was handed out and is not finished.
+    pub fn is_in_flight(&self, index: usize) -> bool {
+        self.rows.get(&index).is_some_and(|row| row.started)
+    }
+
     /// Rows handed out and not finished.
     pub fn in_flight(&self) -> usize {
         self.in_flight

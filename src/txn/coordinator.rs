@@ -25,8 +25,8 @@ pub enum Op {
     Transfer(Transfer),
     /// A linearizable read.
     Read(AccountId),
-    /// Ask every shard anew whether it has a leader.
-    Confirm,
+    /// Ask every shard whether it has a leader; those without a majority only if `anew` is set.
+    Confirm { anew: bool },
     /// Answered once everything given so far is finished, outcomes included, wherever there is a majority.
     Settle,
 }
@@ -228,9 +228,11 @@ impl Coordinator {
                     self.add_unit(shard, Work::Read { tag, account });
                 }
             },
-            Op::Confirm => {
+            Op::Confirm { anew } => {
                 for link in &mut self.links {
-                    link.search(now, self.next_request);
+                    if anew || link.reach != Reach::NoQuorum {
+                        link.search(now, self.next_request);
+                    }
                 }
                 self.confirms.push(tag);
             }

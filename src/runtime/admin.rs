@@ -1,0 +1,51 @@
+//! Orders over the wire, for servers that run as processes: one blocking connection per server.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::codec::{self, Hello, Opener, kind};
+use crate::config::limits;
+use crate::net::{FrameReader, encode};
+use crate::runtime::conns::Context;
+use crate::runtime::order::{Order, Report};
+use crate::types::NodeId;
+
+/// How long a server may take to answer; `AwaitApplied` waits for a whole catch-up.
+const PATIENCE: Duration = Duration::from_secs(60);
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Gives one order to one server and waits for its report.
+pub fn ask(context: &Context, server: NodeId, order: &Order) -> Result<Report, String> {
+    let address = context.addresses[&server];
+    let name = |e: io::Error| format!("{server} at {address} does not answer: {e}");
+    let mut stream = TcpStream::connect_timeout(&address, CONNECT_PATIENCE).map_err(name)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(name)?;
+    stream.set_nodelay(true).map_err(name)?;
+    let hello = Hello::new(context.cluster_id, context.topology, server, Opener::Admin);
+    let mut frames = Vec::new();
+    encode(kind::HELLO, &mut frames, |out| codec::encode(&hello, out));
+    encode(kind::ADMIN, &mut frames, |out| codec::encode(order, out));
+    stream.write_all(&frames).map_err(name)?;
+
+    let asked = Instant::now();
+    let mut reader = FrameReader::new();
+    let limit = limits::PEER_FRAME_BYTES;
+    loop {
+        let frame = reader.next_frame(limit).map_err(|e| format!("{server} at {address}: {e}"))?;
+        match frame.map(|f| (f.kind, f.payload)) {
+            Some((kind::REPORT, payload)) => return codec::decode(payload),
+            Some((kind::REJECT, payload)) => return Err(codec::decode::<String>(payload)?),
+            Some((kind, _)) => return Err(format!("{server} answers with a frame of kind {kind}")),
+            None => {}
+        }
+        if asked.elapsed() > PATIENCE {
+            return Err(format!("{server} at {address} does not answer"));
+        }
+        let count = stream.read(reader.space(limit)).map_err(name)?;
+        if count == 0 {
+            return Err(format!("{server} at {address} closed the connection"));
+        }
+        reader.filled(count);
+    }
+}

@@ -1,0 +1,291 @@
+//! The coordinator thread: a mio loop around the pure coordinator, which schedules the rows of a set, drives two-phase
+//! commit and records latencies.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
+use mio::{Events, Poll, Token, Waker};
+
+use crate::codec::{Opener, kind};
+use crate::config::Timeouts;
+use crate::metrics::Latencies;
+use crate::runtime::clock::{Clock, until};
+use crate::runtime::conns::{Conns, Context, Received, Role};
+use crate::testset::Scheduler;
+use crate::txn::{Coordinator, Input, Op, Outcome, Output};
+use crate::types::{AccountId, NodeId, Time};
+
+const WAKER: Token = Token(0);
+const FIRST_CONN: usize = 1;
+
+/// A transfer or a read, under a tag that is never used twice in the life of the thread.
+pub struct Row {
+    pub tag: u64,
+    pub accounts: Vec<AccountId>,
+    pub op: Op,
+    /// Whether it goes across shards; for the latencies.
+    pub cross: bool,
+}
+
+/// What the coordinator thread can be asked to do.
+pub enum Command {
+    /// Run these rows; [`News::RowsDone`] follows when each has its outcome.
+    Rows { rows: Vec<Row>, in_flight: usize, race: bool },
+    /// A confirmation or settling, answered with [`News::Op`].
+    Op(Op),
+    /// The servers to ask first.
+    Hints(Vec<NodeId>),
+    Stop,
+}
+
+/// What it reports.
+pub enum News {
+    Row {
+        tag: u64,
+        outcome: Outcome,
+        latency: Option<Duration>,
+    },
+    RowsDone(Box<Segment>),
+    Op(Outcome),
+    /// A transfer that was unknown has its outcome after all.
+    Resolved {
+        tag: u64,
+        outcome: Outcome,
+    },
+}
+
+/// What was measured between two barriers.
+#[derive(Clone, Default)]
+pub struct Segment {
+    pub latency: Latencies,
+    pub intra: Latencies,
+    pub cross: Latencies,
+    /// From the moment a row was given to the moment it was first sent.
+    pub held_back: Latencies,
+    pub peak_in_flight: usize,
+    /// From the first send to the last reply.
+    pub span: Duration,
+}
+
+/// The other end of a running coordinator thread. Dropping it stops the thread.
+pub struct Client {
+    commands: Sender<Command>,
+    pub news: Receiver<News>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Client {
+    pub fn start(context: Context, timeouts: Timeouts) -> io::Result<Client> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let (commands, orders) = unbounded();
+        let (reports, news) = unbounded();
+        let conns = Conns::new(context.clone(), poll.registry().try_clone()?, FIRST_CONN);
+        let clock = Clock::start();
+        let coordinator = Coordinator::new(context.topology, timeouts, clock.now());
+        let worker = Worker { conns, clock, coordinator, orders, reports, run: None, tag: 1 << 63 };
+        let thread = std::thread::Builder::new().name("coordinator".into()).spawn(move || worker.run(poll))?;
+        Ok(Client { commands, news, waker, thread: Some(thread) })
+    }
+
+    pub fn send(&self, command: Command) {
+        // Fails only if the thread is gone; then the news channel is closed too, and the caller hears of it there.
+        let _ = self.commands.send(command);
+        let _ = self.waker.wake();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Rows in progress.
+struct Run {
+    rows: Vec<Row>,
+    scheduler: Scheduler,
+    given: Time,
+    left: usize,
+    first_sent: Option<Time>,
+    last_done: Time,
+    segment: Segment,
+}
+
+struct Worker {
+    conns: Conns,
+    clock: Clock,
+    coordinator: Coordinator,
+    orders: Receiver<Command>,
+    reports: Sender<News>,
+    run: Option<Run>,
+    /// Tags of confirmations and settlings, far above those of rows.
+    tag: u64,
+}
+
+impl Worker {
+    fn run(mut self, mut poll: Poll) {
+        let mut events = Events::with_capacity(256);
+        let mut received: Vec<(usize, Received)> = Vec::new();
+        loop {
+            if let Err(e) = poll.poll(&mut events, Some(self.timeout()))
+                && e.kind() != io::ErrorKind::Interrupted
+            {
+                log::error!("the coordinator cannot poll: {e}");
+                return;
+            }
+            let now = self.clock.now();
+            for event in events.iter().filter(|e| e.token() != WAKER) {
+                self.conns.wake(event.token().0);
+            }
+            let mut out = Output::default();
+            self.conns.receive(&mut received);
+            for (token, item) in received.drain(..).collect::<Vec<_>>() {
+                self.take(now, token, item, &mut out);
+            }
+            if !self.obey(now, &mut out) {
+                return;
+            }
+            self.turn(now, out);
+            self.conns.flush(&mut received);
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        if self.conns.has_more() {
+            return Duration::ZERO;
+        }
+        let now = self.clock.now();
+        let deadline = self.coordinator.next_deadline();
+        deadline.map_or(Duration::from_secs(1), |d| until(now, d)).min(Duration::from_secs(1))
+    }
+
+    fn take(&mut self, now: Time, token: usize, item: Received, out: &mut Output) {
+        let input = match item {
+            Received::Established(server) => Input::Connected(server),
+            Received::Closed(Role::Dialled(server)) => Input::Disconnected(server),
+            Received::Response(response) => {
+                let Some(Role::Dialled(from)) = self.conns.role(token) else { return };
+                Input::Response { from, response }
+            }
+            Received::Reject(why) => return log::error!("coordinator: {why}"),
+            _ => return,
+        };
+        self.coordinator.step(now, input, out);
+    }
+
+    fn obey(&mut self, now: Time, out: &mut Output) -> bool {
+        loop {
+            match self.orders.try_recv() {
+                Ok(Command::Rows { rows, in_flight, race }) => {
+                    let mut scheduler = Scheduler::new(in_flight, race);
+                    for (index, row) in rows.iter().enumerate() {
+                        scheduler.push(index, &row.accounts);
+                    }
+                    let left = rows.len();
+                    let segment = Segment::default();
+                    let (first_sent, last_done) = (None, now);
+                    self.run =
+                        Some(Run { rows, scheduler, given: now, left, first_sent, last_done, segment });
+                }
+                Ok(Command::Op(op)) => {
+                    self.tag += 1;
+                    self.coordinator.step(now, Input::Submit { tag: self.tag, op }, out);
+                }
+                Ok(Command::Hints(servers)) => {
+                    for server in servers {
+                        self.coordinator.step(now, Input::Hint(server), out);
+                    }
+                }
+                Err(TryRecvError::Empty) => return true,
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Submits what may go, and again when answers that came without a wait release more.
+    fn turn(&mut self, now: Time, mut out: Output) {
+        loop {
+            if let Some(run) = &mut self.run {
+                while let Some(index) = run.scheduler.next() {
+                    let Row { tag, op, .. } = run.rows[index];
+                    self.coordinator.step(now, Input::Submit { tag, op }, &mut out);
+                }
+                run.segment.peak_in_flight = run.segment.peak_in_flight.max(run.scheduler.in_flight());
+            }
+            self.coordinator.step(now, Input::TurnEnd, &mut out);
+            let turn = std::mem::take(&mut out);
+            turn.events.iter().for_each(|event| log::debug!("coordinator: {event:?}"));
+            for (to, request) in turn.send {
+                let token = self.conns.dialled(to);
+                if !token.is_some_and(|t| self.conns.send(t, kind::REQUEST, &request)) {
+                    // A full buffer is as good as a broken connection: the request is sent again elsewhere or later.
+                    self.coordinator.step(now, Input::Disconnected(to), &mut out);
+                    if let Some(token) = token {
+                        self.conns.close(token, "its buffer is full", &mut Vec::new());
+                    }
+                }
+            }
+            for server in turn.connect {
+                self.conns.dial(now, server, Opener::Client);
+            }
+            if turn.answers.is_empty() {
+                return;
+            }
+            for answer in turn.answers {
+                self.answer(now, answer.tag, answer.outcome, answer.first_sent);
+            }
+            self.finish_run();
+        }
+    }
+
+    fn answer(&mut self, now: Time, tag: u64, outcome: Outcome, first_sent: Option<Time>) {
+        if tag >= 1 << 63 {
+            return self.tell(News::Op(outcome));
+        }
+        // Tags ascend within a run, so that its first one tells the index.
+        let index = self.run.as_ref().and_then(|run| {
+            let index = tag.checked_sub(run.rows.first()?.tag)? as usize;
+            (index < run.rows.len() && run.scheduler.is_in_flight(index)).then_some(index)
+        });
+        let (Some(run), Some(index)) = (&mut self.run, index) else {
+            return self.tell(News::Resolved { tag, outcome });
+        };
+        run.scheduler.finish(index);
+        run.left -= 1;
+        let latency = first_sent.map(|sent| now.since(sent));
+        if let (Some(latency), Some(sent)) = (latency, first_sent) {
+            run.first_sent = Some(run.first_sent.map_or(sent, |first| first.min(sent)));
+            run.last_done = now;
+            run.segment.latency.record(latency);
+            run.segment.held_back.record(sent.since(run.given));
+            if run.rows[index].cross {
+                run.segment.cross.record(latency);
+            } else {
+                run.segment.intra.record(latency);
+            }
+        }
+        self.tell(News::Row { tag, outcome, latency });
+    }
+
+    fn finish_run(&mut self) {
+        if self.run.as_ref().is_some_and(|run| run.left == 0)
+            && let Some(mut run) = self.run.take()
+        {
+            run.segment.span = run.first_sent.map_or(Duration::ZERO, |first| run.last_done.since(first));
+            self.tell(News::RowsDone(Box::new(run.segment)));
+        }
+    }
+
+    fn tell(&self, news: News) {
+        // Nobody listens any more only when the whole run is being torn down.
+        let _ = self.reports.send(news);
+    }
+}

@@ -1,0 +1,415 @@
+//! All servers of a bank as threads of this process, and the interface through which a runner handles servers.
+//!
+//! The threads share nothing: each has its own listener, connections, directory and log, and they find each other by
+//! address. What this module holds of them is a control channel and a published status.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use mio::Waker;
+use mio::net::TcpListener;
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
+use crate::config::{Timeouts, Topology, limits};
+use crate::drive;
+use crate::net::listen;
+use crate::report::ServerState;
+use crate::runtime::admin;
+use crate::runtime::clock::Clock;
+use crate::runtime::config_file::ClusterConfig;
+use crate::runtime::conns::Context;
+use crate::runtime::node::{self, Control, Setup, poll_and_waker};
+use crate::runtime::order::{Order, Report};
+use crate::runtime::status::Status;
+use crate::storage::{Expected, FileDisk, Identity, StorageError, Wal, is_formatted};
+use crate::types::NodeId;
+
+/// Longer than any honest catch-up; a server that takes longer is reported instead of waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Servers as a runner sees them: threads of this process, or processes somewhere.
+pub trait Fleet {
+    fn context(&self) -> &Context;
+    fn timeouts(&self) -> Timeouts;
+    fn state(&self, server: NodeId) -> ServerState;
+    /// Gives one order and waits for its report.
+    fn ask(&mut self, server: NodeId, order: Order) -> Result<Report, String>;
+    /// Drops thread and memory; only what is on disk stays.
+    fn crash(&mut self, server: NodeId) -> Result<(), String>;
+    /// Starts a crashed server from its directory alone.
+    fn restart(&mut self, server: NodeId) -> Result<(), String>;
+
+    fn fail(&mut self, server: NodeId) -> Result<(), String>;
+    fn recover(&mut self, server: NodeId) -> Result<(), String>;
+}
+
+/// Where the servers of a bank keep their directories.
+pub enum DataDir {
+    /// Removed at the end.
+    Temporary(TempDir),
+    Kept(PathBuf),
+}
+
+impl DataDir {
+    pub fn temporary() -> Result<DataDir, String> {
+        tempfile::Builder::new()
+            .prefix("bank-")
+            .tempdir()
+            .map(DataDir::Temporary)
+            .map_err(|e| format!("no temporary directory can be made in {}: {e}", std::env::temp_dir().display()))
+    }
+
+    pub fn path(&self) -> &Path {
+        match self {
+            DataDir::Temporary(dir) => dir.path(),
+            DataDir::Kept(path) => path,
+        }
+    }
+}
+
+fn server_dir(data: &Path, server: NodeId) -> PathBuf {
+    data.join(server.to_string())
+}
+
+/// Removes the servers' directories below `data`, and nothing else: `--fresh`.
+pub fn remove_server_dirs(data: &Path) -> Result<(), String> {
+    let entries = match std::fs::read_dir(data) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(format!("{}: cannot be read: {e}", data.display())),
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let digits = name.to_str().and_then(|n| n.strip_prefix('S')).unwrap_or("");
+        if digits.parse::<u16>().is_ok() && entry.path().is_dir() {
+            // Takes the directory's lock first, so that a running server keeps its files.
+            let disk = FileDisk::open(entry.path()).map_err(|e| e.to_string())?;
+            let path = disk.dir().to_path_buf();
+            std::fs::remove_dir_all(&path).map_err(|e| format!("{}: cannot be removed: {e}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens, or formats if asked to, the directory of one server. Errors name the directory.
+pub fn open_log(
+    dir: &Path,
+    server: NodeId,
+    topology: Topology,
+    cluster_id: Option<u128>,
+    format_as: Option<u128>,
+) -> Result<(Wal<FileDisk>, crate::storage::Recovered), String> {
+    let named = |e: StorageError| format!("{}/{e}", dir.display());
+    let disk = FileDisk::open(dir).map_err(|e| e.to_string())?;
+    if let Some(cluster_id) = format_as
+        && !is_formatted(&disk).map_err(|e| format!("{}: {e}", dir.display()))?
+    {
+        let identity = Identity { cluster_id, topology, server, incarnation: rand::random() };
+        drop(Wal::format(disk.clone(), identity, limits::SEGMENT_BYTES).map_err(named)?);
+    }
+    Wal::open(disk, Expected { cluster_id, topology, server }).map_err(named)
+}
+
+struct Server {
+    address: SocketAddr,
+    state: ServerState,
+    running: Option<Running>,
+}
+
+struct Running {
+    control: Sender<Control>,
+    waker: Arc<Waker>,
+    status: Arc<Mutex<Status>>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+/// The servers of a bank as threads of this process.
+pub struct Cluster {
+    context: Context,
+    timeouts: Timeouts,
+    data: DataDir,
+    servers: BTreeMap<NodeId, Server>,
+    clock: Clock,
+}
+
+impl Cluster {
+    /// Starts every server, on ports that the system chooses. A directory without any server in it is formatted; in any
+    /// other all servers must be there and belong together.
+    pub fn start(topology: Topology, timeouts: Timeouts, data: DataDir) -> Result<Cluster, String> {
+        topology.validate()?;
+        let mut logs = open_logs(topology, data.path())?;
+        let cluster_id = logs.values().next().map_or(0, |(wal, _)| wal.identity().cluster_id);
+        let mut listeners = BTreeMap::new();
+        let mut addresses = BTreeMap::new();
+        for server in topology.servers() {
+            let (listener, address) = listen(SocketAddr::from(([127, 0, 0, 1], 0))).map_err(|e| e.to_string())?;
+            listeners.insert(server, listener);
+            addresses.insert(server, address);
+        }
+        let context = Context { cluster_id, topology, addresses: addresses.clone() };
+        let servers = addresses
+            .into_iter()
+            .map(|(id, address)| (id, Server { address, state: ServerState::Crashed, running: None }))
+            .collect();
+        let mut cluster = Cluster { context, timeouts, data, servers, clock: Clock::start() };
+        for (server, listener) in listeners {
+            let (wal, recovered) = logs.remove(&server).expect("every server's log was opened");
+            cluster.spawn(server, listener, wal, recovered)?;
+        }
+        Ok(cluster)
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.data.path()
+    }
+
+    fn spawn(
+        &mut self,
+        server: NodeId,
+        listener: TcpListener,
+        wal: Wal<FileDisk>,
+        recovered: crate::storage::Recovered,
+    ) -> Result<(), String> {
+        let (control, orders) = unbounded();
+        let (poll, waker) = poll_and_waker().map_err(|e| format!("{server}: no event loop: {e}"))?;
+        let status = Arc::new(Mutex::new(Status::new(server)));
+        let setup = prepare(
+            server,
+            self.context.clone(),
+            self.timeouts,
+            self.clock,
+            (wal, recovered),
+            Threading { poll, listener, control: orders, status: status.clone(), admin: false },
+        )?;
+        let thread = std::thread::Builder::new()
+            .name(server.to_string())
+            .spawn(move || node::run(setup))
+            .map_err(|e| format!("{server}: no thread: {e}"))?;
+        let slot = self.servers.get_mut(&server).expect("the topology names every server");
+        slot.state = ServerState::Live;
+        slot.running = Some(Running { control, waker, status, thread });
+        Ok(())
+    }
+
+    /// A receiver for the report that answers `order`.
+    fn give(&self, server: NodeId, order: Order) -> Result<Receiver<Report>, String> {
+        let running = self.servers[&server].running.as_ref().ok_or_else(|| format!("{server} has crashed"))?;
+        let (reply, report) = bounded(1);
+        running
+            .control
+            .send(Control::Order(order, reply))
+            .and_then(|()| {
+                running.waker.wake().ok();
+                Ok(())
+            })
+            .map_err(|_| self.why_stopped(server))?;
+        Ok(report)
+    }
+
+    fn why_stopped(&self, server: NodeId) -> String {
+        let running = self.servers[&server].running.as_ref();
+        let why = running.and_then(|r| r.status.lock().stopped.clone());
+        format!("{server} has stopped: {}", why.unwrap_or_else(|| "see the log above".into()))
+    }
+}
+
+/// What a server needs of the world around it.
+pub struct Threading {
+    pub poll: mio::Poll,
+    pub listener: TcpListener,
+    pub control: Receiver<Control>,
+    pub status: Arc<Mutex<Status>>,
+    pub admin: bool,
+}
+
+/// Restores a server from its log and puts everything together that its loop owns.
+pub fn prepare(
+    server: NodeId,
+    context: Context,
+    timeouts: Timeouts,
+    clock: Clock,
+    (wal, recovered): (Wal<FileDisk>, crate::storage::Recovered),
+    around: Threading,
+) -> Result<Setup, String> {
+    if let Some(torn) = &recovered.torn {
+        log::warn!("{server}: {torn}");
+    }
+    let now = clock.now();
+    let shard =
+        drive::restore(server, context.topology, timeouts, now, rand::random(), &wal, recovered)
+            .map_err(|e| format!("{server}: {e}"))?;
+    let Threading { poll, listener, control, status, admin } = around;
+    Ok(Setup { context, timeouts, shard, wal, clock, poll, listener, control, status, admin })
+}
+
+type Logs = BTreeMap<NodeId, (Wal<FileDisk>, crate::storage::Recovered)>;
+
+fn open_logs(topology: Topology, data: &Path) -> Result<Logs, String> {
+    let mut formatted = Vec::new();
+    for server in topology.servers() {
+        let dir = server_dir(data, server);
+        let disk = FileDisk::open(&dir).map_err(|e| e.to_string())?;
+        if is_formatted(&disk).map_err(|e| format!("{}: {e}", dir.display()))? {
+            formatted.push(server);
+        }
+    }
+    let missing = topology.servers().find(|s| !formatted.contains(s));
+    if let (Some(there), Some(missing)) = (formatted.first(), missing) {
+        return Err(format!(
+            "{}: {there} is formatted but {missing} is not; give back {missing}'s directory, or start anew with --fresh",
+            data.display()
+        ));
+    }
+    let new = formatted.is_empty().then(rand::random);
+    let mut cluster_id = new;
+    let mut logs = Logs::new();
+    for server in topology.servers() {
+        let (wal, recovered) = open_log(&server_dir(data, server), server, topology, cluster_id, new)?;
+        // The first directory says which bank this is; the others must agree.
+        cluster_id = Some(wal.identity().cluster_id);
+        logs.insert(server, (wal, recovered));
+    }
+    Ok(logs)
+}
+
+impl Fleet for Cluster {
+    fn context(&self) -> &Context {
+        &self.context
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+
+    fn state(&self, server: NodeId) -> ServerState {
+        self.servers[&server].state
+    }
+
+    fn ask(&mut self, server: NodeId, order: Order) -> Result<Report, String> {
+        match self.give(server, order)?.recv_timeout(PATIENCE) {
+            Ok(report) => Ok(report),
+            Err(RecvTimeoutError::Timeout) => Err(format!("{server} does not answer")),
+            Err(RecvTimeoutError::Disconnected) => Err(self.why_stopped(server)),
+        }
+    }
+
+    fn crash(&mut self, server: NodeId) -> Result<(), String> {
+        let slot = self.servers.get_mut(&server).expect("the topology names every server");
+        if let Some(running) = slot.running.take() {
+            stop(running);
+            log::info!("{server} has crashed");
+        }
+        slot.state = ServerState::Crashed;
+        Ok(())
+    }
+
+    fn restart(&mut self, server: NodeId) -> Result<(), String> {
+        if self.servers[&server].running.is_some() {
+            return Err(format!("{server} is running; crash it first"));
+        }
+        let dir = server_dir(self.data.path(), server);
+        let id = Some(self.context.cluster_id);
+        let (wal, recovered) = open_log(&dir, server, self.context.topology, id, None)?;
+        let (listener, _) = listen(self.servers[&server].address).map_err(|e| format!("{server}: {e}"))?;
+        self.spawn(server, listener, wal, recovered)
+    }
+
+    fn fail(&mut self, server: NodeId) -> Result<(), String> {
+        if self.state(server) == ServerState::Live {
+            self.ask(server, Order::Fail)?;
+            self.servers.get_mut(&server).expect("its state was just read").state = ServerState::Failed;
+        }
+        Ok(())
+    }
+
+    fn recover(&mut self, server: NodeId) -> Result<(), String> {
+        match self.state(server) {
+            ServerState::Live => Ok(()),
+            ServerState::Crashed => self.restart(server),
+            ServerState::Failed => {
+                self.ask(server, Order::Recover)?;
+                self.servers.get_mut(&server).expect("its state was just read").state = ServerState::Live;
+                Ok(())
+            }
+        }
+    }
+}
+
+fn stop(running: Running) {
+    // Fails only if the loop has ended by itself.
+    let _ = running.control.send(Control::Stop);
+    let _ = running.waker.wake();
+    if running.thread.join().is_err() {
+        log::error!("a server's thread has panicked; its message stands above");
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for server in self.servers.values_mut() {
+            if let Some(running) = server.running.take() {
+                stop(running);
+            }
+        }
+    }
+}
+
+/// Servers that run as processes, handled through orders over the wire.
+pub struct Processes {
+    config: ClusterConfig,
+    failed: BTreeMap<NodeId, bool>,
+}
+
+impl Processes {
+    pub fn new(config: ClusterConfig) -> Processes {
+        Processes { config, failed: BTreeMap::new() }
+    }
+}
+
+impl Fleet for Processes {
+    fn context(&self) -> &Context {
+        &self.config.context
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        self.config.timeouts
+    }
+
+    fn state(&self, server: NodeId) -> ServerState {
+        match self.failed.get(&server) {
+            Some(true) => ServerState::Failed,
+            _ => ServerState::Live,
+        }
+    }
+
+    fn ask(&mut self, server: NodeId, order: Order) -> Result<Report, String> {
+        admin::ask(&self.config.context, server, &order)
+    }
+
+    fn crash(&mut self, server: NodeId) -> Result<(), String> {
+        Err(format!("{server} is a process of its own; kill it where it runs"))
+    }
+
+    fn restart(&mut self, server: NodeId) -> Result<(), String> {
+        Err(format!("{server} is a process of its own; start it where it runs"))
+    }
+
+    fn fail(&mut self, server: NodeId) -> Result<(), String> {
+        self.ask(server, Order::Fail)?;
+        self.failed.insert(server, true);
+        Ok(())
+    }
+
+    fn recover(&mut self, server: NodeId) -> Result<(), String> {
+        self.ask(server, Order::Recover)?;
+        self.failed.insert(server, false);
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! `cluster.toml`: one bank whose servers run as processes of their own.
+//!
+//! Every server and every client reads the same file. What is wrong with it is said in one line with the file and,
+//! where there is one, the line.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Timeouts, Topology};
+use crate::runtime::conns::Context;
+use crate::types::NodeId;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// 32 hexadecimal digits, different for every bank.
+    cluster_id: String,
+    clusters: u16,
+    servers_per_cluster: u16,
+    accounts: u64,
+    initial_balance: u64,
+    #[serde(default)]
+    allow_admin: bool,
+    #[serde(default)]
+    timeouts: TimeoutsTable,
+    servers: BTreeMap<String, String>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TimeoutsTable {
+    heartbeat_interval_ms: Option<u64>,
+    election_timeout_ms: Option<u64>,
+    in_doubt_timeout_ms: Option<u64>,
+    read_timeout_ms: Option<u64>,
+    unreachable_timeout_ms: Option<u64>,
+}
+
+/// A configuration that was read and found sound.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    pub context: Context,
+    pub timeouts: Timeouts,
+    /// Whether operators may give orders (fail, recover, …) over the wire.
+    pub allow_admin: bool,
+}
+
+/// A server's name in either spelling: `S4`, `n4`.
+pub fn parse_server(name: &str, topology: &Topology) -> Result<NodeId, String> {
+    let digits = name.strip_prefix(['S', 's', 'N', 'n']).unwrap_or("");
+    let server = digits.parse().ok().map(NodeId).filter(|s| topology.contains_server(*s));
+    server.ok_or_else(|| {
+        format!("{name:?} is no server; accepted: S1 to S{} (or n1 to n{0})", topology.server_count())
+    })
+}
+
+/// Reads and checks a configuration file.
+pub fn load(path: &Path) -> Result<ClusterConfig, String> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{name}: cannot be read: {e}"))?;
+    parse(&text).map_err(|(line, what)| match line {
+        Some(line) => format!("{name}:{line}: {what}"),
+        None => format!("{name}: {what}"),
+    })
+}
+
+fn parse(text: &str) -> Result<ClusterConfig, (Option<usize>, String)> {
+    let file: File = toml::from_str(text).map_err(|e| {
+        let line = e.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        (line, e.message().replace('\n', " "))
+    })?;
+    let whole = |what: String| (None, what);
+    let topology = Topology {
+        clusters: file.clusters,
+        servers_per_cluster: file.servers_per_cluster,
+        accounts: file.accounts,
+        initial_balance: file.initial_balance,
+    };
+    topology.validate().map_err(whole)?;
+    let usual = Timeouts::default();
+    let given = file.timeouts;
+    let timeouts = Timeouts {
+        heartbeat_interval_ms: given.heartbeat_interval_ms.unwrap_or(usual.heartbeat_interval_ms),
+        election_timeout_ms: given.election_timeout_ms.unwrap_or(usual.election_timeout_ms),
+        in_doubt_timeout_ms: given.in_doubt_timeout_ms.unwrap_or(usual.in_doubt_timeout_ms),
+        read_timeout_ms: given.read_timeout_ms.unwrap_or(usual.read_timeout_ms),
+        unreachable_timeout_ms: given.unreachable_timeout_ms.unwrap_or(usual.unreachable_timeout_ms),
+    };
+    timeouts.validate().map_err(|e| whole(format!("[timeouts] {e}")))?;
+    let cluster_id = u128::from_str_radix(&file.cluster_id, 16)
+        .ok()
+        .filter(|_| file.cluster_id.len() == 32)
+        .ok_or_else(|| whole(format!("cluster_id {:?}: must be 32 hexadecimal digits", file.cluster_id)))?;
+
+    let mut addresses: BTreeMap<NodeId, SocketAddr> = BTreeMap::new();
+    for (name, address) in &file.servers {
+        let server = parse_server(name, &topology).map_err(|e| whole(format!("[servers] {e}")))?;
+        let parsed: SocketAddr = address.parse().map_err(|_| {
+            whole(format!("[servers] {name} = {address:?}: must be an address such as \"127.0.0.1:7001\""))
+        })?;
+        if let Some((other, _)) = addresses.iter().find(|(_, a)| **a == parsed) {
+            return Err(whole(format!("[servers] {name} and {other} have the same address {parsed}")));
+        }
+        if addresses.insert(server, parsed).is_some() {
+            return Err(whole(format!("[servers] {server} is given twice")));
+        }
+    }
+    if let Some(missing) = topology.servers().find(|s| !addresses.contains_key(s)) {
+        return Err(whole(format!("[servers] has no address for {missing}")));
+    }
+    let context = Context { cluster_id, topology, addresses };
+    Ok(ClusterConfig { context, timeouts, allow_admin: file.allow_admin })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "cluster_id = \"000102030405060708090a0b0c0d0e0f\"\nclusters = 1\n\
+        servers_per_cluster = 3\naccounts = 10\ninitial_balance = 5\n[servers]\n\
+        S1 = \"127.0.0.1:7001\"\nS2 = \"127.0.0.1:7002\"\nn3 = \"127.0.0.1:7003\"\n";
+
+    #[test]
+    fn a_sound_file_is_taken_as_it_stands() {
+        let config = parse(GOOD).expect("a sound file");
+        assert_eq!(config.context.topology.servers_per_cluster, 3);
+        assert_eq!(config.context.addresses[&NodeId(3)].port(), 7003);
+        assert_eq!(config.timeouts, Timeouts::default());
+        assert!(!config.allow_admin);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (from, to, line, part) in [
+            ("clusters = 1", "clusters = x", Some(2), ""),
+            ("clusters = 1", "clusters = 1\nports = 3", Some(3), "unknown field"),
+            ("S2 = \"127.0.0.1:7002\"\n", "", None, "no address for S2"),
+            ("127.0.0.1:7002", "127.0.0.1:7001", None, "same address"),
+            ("127.0.0.1:7002", "localhost", None, "must be an address"),
+            ("S2", "S9", None, "is no server"),
+            ("_cluster = 3", "_cluster = 2", None, "--servers 2"),
+            ("0001020304", "00010203", None, "32 hexadecimal"),
+            ("[servers]", "[timeouts]\nelection_timeout_ms = 3\n[servers]", None, "[timeouts] election"),
+        ] {
+            let (at, what) = parse(&GOOD.replacen(from, to, 1)).expect_err("an unsound file");
+            assert!(what.contains(part) && !what.contains('\n'), "{what}");
+            assert_eq!(at, line, "{what}");
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! All connections of one event loop: accepted ones and those it opened, decoded into messages.
+//!
+//! One bad connection is closed and reported; it never stops the loop. A frame that was queued may be lost with its
+//! connection, and a full send buffer loses messages to a peer: the protocol bears both.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use mio::{Registry, Token};
+use serde::Serialize;
+
+use crate::codec::{self, Hello, Opener, kind};
+use crate::config::{Topology, limits};
+use crate::net::{Connection, Frame, Limits, ReadStatus};
+use crate::paxos::Message;
+use crate::runtime::order::{Order, Report};
+use crate::txn::message::{Request, Response};
+use crate::types::{NodeId, Time};
+
+/// Pause before a connection that failed is tried again.
+const REDIAL_PAUSE: Duration = Duration::from_millis(20);
+
+/// Enough for a hello or a rejection, and too little to hurt.
+const GREETING: Limits = Limits { frame_bytes: 4096, send_bytes: 64 * 1024 };
+
+/// What this end is, told in every hello and held against every other end's.
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub cluster_id: u128,
+    pub topology: Topology,
+    pub addresses: BTreeMap<NodeId, SocketAddr>,
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Accepted, no hello yet.
+    Stranger,
+    /// A server of this cluster, sending.
+    Peer(NodeId),
+    Client,
+    Admin,
+    /// A server that this end dialled.
+    Dialled(NodeId),
+}
+
+/// One decoded frame, or news about a connection.
+#[derive(Debug)]
+pub enum Received {
+    Hello(Hello),
+    Peer(Message),
+    Request(Request),
+    Response(Response),
+    Order(Order),
+    Report(Report),
+    Reject(String),
+    /// A connection that this end dialled stands.
+    Established(NodeId),
+    Closed(Role),
+}
+
+struct Conn {
+    connection: Connection,
+    role: Role,
+    established: bool,
+}
+
+#[derive(Default)]
+struct Dial {
+    token: Option<usize>,
+    retry_at: Time,
+}
+
+/// The connections of one event loop.
+pub struct Conns {
+    pub context: Context,
+    registry: Registry,
+    conns: HashMap<usize, Conn>,
+    next_token: usize,
+    dials: BTreeMap<NodeId, Dial>,
+    /// Connections that may have more to read than was read so far.
+    ready: BTreeSet<usize>,
+    /// Connections with something to write.
+    dirty: BTreeSet<usize>,
+    bytes_closed: (u64, u64),
+    pub dropped: u64,
+}
+
+impl Conns {
+    /// Tokens below `first_token` belong to the caller; none is ever used twice, so that a late event hits nobody.
+    pub fn new(context: Context, registry: Registry, first_token: usize) -> Conns {
+        Conns {
+            context,
+            registry,
+            conns: HashMap::new(),
+            next_token: first_token,
+            dials: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            bytes_closed: (0, 0),
+            dropped: 0,
+        }
+    }
+
+    /// Bytes received and sent on all connections so far.
+    pub fn bytes(&self) -> (u64, u64) {
+        self.conns.values().fold(self.bytes_closed, |(i, o), c| {
+            (i + c.connection.bytes_in(), o + c.connection.bytes_out())
+        })
+    }
+
+    pub fn role(&self, token: usize) -> Option<Role> {
+        self.conns.get(&token).map(|c| c.role)
+    }
+
+    /// Takes in a connection that was accepted.
+    pub fn accepted(&mut self, stream: TcpStream) {
+        match Connection::accepted(stream, GREETING) {
+            Ok(connection) => _ = self.insert(connection, Role::Stranger),
+            Err(e) => log::warn!("a connection broke while it was accepted: {e}"),
+        }
+    }
+
+    fn insert(&mut self, mut connection: Connection, role: Role) -> Option<usize> {
+        let token = self.next_token;
+        self.next_token += 1;
+        if let Err(e) = connection.register(&self.registry, Token(token)) {
+            log::warn!("a connection could not be watched: {e}");
+            return None;
+        }
+        self.conns.insert(token, Conn { connection, role, established: role == Role::Stranger });
+        self.ready.insert(token);
+        Some(token)
+    }
+
+    /// The connection to `server`, dialled if there is none and the last failure is not too fresh. Frames may be queued
+    /// on it at once.
+    pub fn dial(&mut self, now: Time, server: NodeId, opener: Opener) -> Option<usize> {
+        let dial = self.dials.entry(server).or_default();
+        if dial.token.is_some() || dial.retry_at > now {
+            return dial.token;
+        }
+        dial.retry_at = now + REDIAL_PAUSE;
+        let address = *self.context.addresses.get(&server)?;
+        let limits = match opener {
+            Opener::Peer { .. } => {
+                Limits { frame_bytes: GREETING.frame_bytes, send_bytes: limits::PEER_BUFFER_BYTES }
+            }
+            _ => Limits {
+                frame_bytes: limits::CLIENT_FRAME_BYTES,
+                send_bytes: limits::CLIENT_BUFFER_BYTES,
+            },
+        };
+        let connection = match Connection::connect(address, limits) {
+            Ok(connection) => connection,
+            Err(e) => {
+                log::debug!("cannot dial {server} at {address}: {e}");
+                return None;
+            }
+        };
+        let token = self.insert(connection, Role::Dialled(server))?;
+        self.dials.entry(server).or_default().token = Some(token);
+        let hello = Hello::new(self.context.cluster_id, self.context.topology, server, opener);
+        self.send(token, kind::HELLO, &hello);
+        Some(token)
+    }
+
+    /// Whether a dialled connection to `server` stands.
+    pub fn dialled(&self, server: NodeId) -> Option<usize> {
+        self.dials.get(&server)?.token
+    }
+
+    /// When the next failed dial may be tried again.
+    pub fn redial_due(&self) -> Option<Time> {
+        self.dials.values().filter(|d| d.token.is_none()).map(|d| d.retry_at).min()
+    }
+
+    /// Gives a stranger its role, and with it its limits.
+    pub fn greet(&mut self, token: usize, role: Role) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        conn.role = role;
+        conn.connection.set_limits(match role {
+            Role::Peer(_) => {
+                Limits { frame_bytes: limits::PEER_FRAME_BYTES, send_bytes: GREETING.send_bytes }
+            }
+            _ => Limits {
+                frame_bytes: limits::CLIENT_FRAME_BYTES,
+                send_bytes: limits::CLIENT_BUFFER_BYTES,
+            },
+        });
+    }
+
+    /// Queues a message; `false` if the connection is gone or full, in which case nothing was queued.
+    pub fn send<T: Serialize>(&mut self, token: usize, kind: u8, message: &T) -> bool {
+        let Some(conn) = self.conns.get_mut(&token) else { return false };
+        let queued = conn.connection.queue(kind, |out| codec::encode(message, out));
+        if queued {
+            self.dirty.insert(token);
+        } else {
+            self.dropped += 1;
+        }
+        queued
+    }
+
+    /// An event arrived for this token.
+    pub fn wake(&mut self, token: usize) {
+        if self.conns.contains_key(&token) {
+            self.ready.insert(token);
+            self.dirty.insert(token);
+        }
+    }
+
+    /// Whether something can be read without waiting for an event.
+    pub fn has_more(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Reads whatever is there, up to a budget for each connection, and decodes it.
+    pub fn receive(&mut self, received: &mut Vec<(usize, Received)>) {
+        for token in std::mem::take(&mut self.ready) {
+            let Some(conn) = self.conns.get_mut(&token) else { continue };
+            // Back-pressure: who does not read its answers is not read either. It comes back when its buffer drains.
+            if conn.role == Role::Client && conn.connection.is_full() {
+                continue;
+            }
+            if let Err(why) = read_one(conn, token, received, &mut self.ready) {
+                self.close(token, &why, received);
+            }
+        }
+    }
+
+    /// Writes what is queued, as far as the sockets take it. The rest goes when a socket reports that it is writable.
+    pub fn flush(&mut self, received: &mut Vec<(usize, Received)>) {
+        for (token, error) in self.flush_all() {
+            self.close(token, &error.to_string(), received);
+        }
+    }
+
+    /// The same without closing anything: what is broken stays marked, and shows again at the next flush.
+    pub fn flush_quietly(&mut self) {
+        let broken = self.flush_all();
+        self.dirty.extend(broken.into_iter().map(|(token, _)| token));
+    }
+
+    fn flush_all(&mut self) -> Vec<(usize, std::io::Error)> {
+        let mut broken = Vec::new();
+        for token in std::mem::take(&mut self.dirty) {
+            let Some(conn) = self.conns.get_mut(&token) else { continue };
+            let was_full = conn.connection.is_full();
+            match conn.connection.flush() {
+                Ok(_) if was_full && !conn.connection.is_full() => _ = self.ready.insert(token),
+                Ok(_) => {}
+                Err(e) => broken.push((token, e)),
+            }
+        }
+        broken
+    }
+
+    /// Closes one connection and reports it.
+    pub fn close(&mut self, token: usize, why: &str, received: &mut Vec<(usize, Received)>) {
+        let Some(mut conn) = self.conns.remove(&token) else { return };
+        // What is queued may be a rejection that explains the closing; whether it arrives is up to the network.
+        let _ = conn.connection.flush();
+        self.bytes_closed.0 += conn.connection.bytes_in();
+        self.bytes_closed.1 += conn.connection.bytes_out();
+        self.ready.remove(&token);
+        self.dirty.remove(&token);
+        match conn.role {
+            Role::Dialled(server) => {
+                self.dials.entry(server).or_default().token = None;
+                log::debug!("connection to {server} closed: {why}");
+            }
+            role => log::debug!("connection from {role:?} closed: {why}"),
+        }
+        received.push((token, Received::Closed(conn.role)));
+    }
+
+    /// Closes everything at once; nothing that was queued is sent.
+    pub fn close_all(&mut self, received: &mut Vec<(usize, Received)>) {
+        for (token, conn) in self.conns.drain() {
+            self.bytes_closed.0 += conn.connection.bytes_in();
+            self.bytes_closed.1 += conn.connection.bytes_out();
+            received.push((token, Received::Closed(conn.role)));
+        }
+        self.dials.clear();
+        self.ready.clear();
+        self.dirty.clear();
+    }
+}
+
+fn read_one(
+    conn: &mut Conn,
+    token: usize,
+    received: &mut Vec<(usize, Received)>,
+    ready: &mut BTreeSet<usize>,
+) -> Result<(), String> {
+    if !conn.established {
+        match conn.connection.finish_connect() {
+            Ok(true) => {
+                conn.established = true;
+                if let Role::Dialled(server) = conn.role {
+                    received.push((token, Received::Established(server)));
+                }
+            }
+            Ok(false) => return Ok(()),
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+    let status = conn.connection.fill();
+    loop {
+        match conn.connection.next_frame() {
+            Ok(Some(frame)) => received.push((token, decode(conn.role, frame)?)),
+            Ok(None) => break,
+            Err(e) => {
+                log::warn!("closing the connection with {:?}: {e}", conn.role);
+                return Err(e.to_string());
+            }
+        }
+        // A stranger says one thing; what follows is read with the limits of who it turns out to be.
+        if conn.role == Role::Stranger {
+            ready.insert(token);
+            break;
+        }
+    }
+    match status {
+        Ok(ReadStatus::Drained) => Ok(()),
+        Ok(ReadStatus::More) => {
+            ready.insert(token);
+            Ok(())
+        }
+        Ok(ReadStatus::Eof) => match conn.connection.unfinished_bytes() {
+            0 => Err("closed by the other end".into()),
+            cut => {
+                log::warn!("{:?} closed the connection in the middle of a frame ({cut} bytes)", conn.role);
+                Err(format!("closed in the middle of a frame, after {cut} bytes"))
+            }
+        },
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn decode(role: Role, frame: Frame<'_>) -> Result<Received, String> {
+    let decoded = match (role, frame.kind) {
+        (Role::Stranger, kind::HELLO) => codec::decode(frame.payload).map(Received::Hello),
+        (Role::Peer(_), kind::PEER) => codec::decode(frame.payload).map(Received::Peer),
+        (Role::Client, kind::REQUEST) => codec::decode(frame.payload).map(Received::Request),
+        (Role::Admin, kind::ADMIN) => codec::decode(frame.payload).map(Received::Order),
+        (Role::Dialled(_), kind::RESPONSE) => codec::decode(frame.payload).map(Received::Response),
+        (Role::Dialled(_), kind::REPORT) => codec::decode(frame.payload).map(Received::Report),
+        (Role::Dialled(_), kind::REJECT) => codec::decode(frame.payload).map(Received::Reject),
+        (_, kind) => Err(format!("a frame of kind {kind} has no place here")),
+    };
+    decoded.inspect_err(|e| log::warn!("closing the connection with {role:?}: {e}"))
+}

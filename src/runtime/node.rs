@@ -1,0 +1,484 @@
+//! One server's event loop: poll, read, one turn of the core, write.
+//!
+//! A turn reads every ready socket up to a budget, steps what came in, and runs [`drive::turn`]. Orders come over a
+//! channel beside it. The loop never blocks but in `poll` and in the one sync of a turn, and one bad connection is
+//! closed and reported without touching the others.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError};
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token, Waker};
+use parking_lot::Mutex;
+
+use crate::codec::{Hello, Opener, kind};
+use crate::config::Timeouts;
+use crate::drive::{self, Ports};
+use crate::net::{Accepted, SpareFd, accept};
+use crate::paxos::{self, Message, Standing};
+use crate::runtime::clock::{Clock, until};
+use crate::runtime::conns::{Conns, Context, Received, Role};
+use crate::runtime::history::Replay;
+use crate::runtime::order::{Order, Report};
+use crate::runtime::status::{Role as StatusRole, Status, Won};
+use crate::shard::{self, Input, Shard};
+use crate::storage::{CommitStats, FileDisk, Wal};
+use crate::txn::{self, message};
+use crate::types::{ClientId, NodeId, Slot, Time};
+
+const LISTENER: Token = Token(0);
+const WAKER: Token = Token(1);
+const FIRST_CONN: usize = 2;
+
+/// How long accepting rests when the process is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What comes over the control channel of a server thread.
+pub enum Control {
+    Order(Order, Sender<Report>),
+    /// Leave the loop at once, as if the process were killed: nothing is flushed or said to anybody.
+    Stop,
+}
+
+/// Everything a server's loop owns when it starts.
+pub struct Setup {
+    pub context: Context,
+    pub timeouts: Timeouts,
+    pub shard: Shard,
+    pub wal: Wal<FileDisk>,
+    pub clock: Clock,
+    pub poll: Poll,
+    pub listener: TcpListener,
+    pub control: Receiver<Control>,
+    pub status: Arc<Mutex<Status>>,
+    /// Whether operators may give orders over the wire.
+    pub admin: bool,
+}
+
+/// Creates the poll of a server together with the waker of its control channel.
+pub fn poll_and_waker() -> io::Result<(Poll, Arc<Waker>)> {
+    let poll = Poll::new()?;
+    let waker = Waker::new(poll.registry(), WAKER)?;
+    Ok((poll, Arc::new(waker)))
+}
+
+/// Where the answer to an order goes.
+enum ReplyTo {
+    Channel(Sender<Report>),
+    Connection(usize),
+}
+
+struct Node {
+    me: NodeId,
+    peers: Vec<NodeId>,
+    opener: Opener,
+    shard: Shard,
+    wal: Wal<FileDisk>,
+    conns: Conns,
+    clock: Clock,
+    listener: TcpListener,
+    spare: SpareFd,
+    accept_at: Option<Time>,
+    control: Receiver<Control>,
+    status: Arc<Mutex<Status>>,
+    admin: bool,
+    failed: bool,
+    awaiting: Vec<(Slot, ReplyTo)>,
+    replays: Vec<(Replay, ReplyTo)>,
+    turn: TurnLog,
+    /// Servers of other clusters that a request could not be sent to; the core hears of it in the next turn.
+    lost: Vec<NodeId>,
+}
+
+/// What one turn adds to the published status.
+#[derive(Default)]
+struct TurnLog {
+    messages_in: u64,
+    messages_out: u64,
+    led: Vec<(u64, Duration)>,
+    syncs: Vec<(u32, Duration)>,
+    wal_bytes: u64,
+    won: Vec<Won>,
+}
+
+/// Runs a server until it is stopped. An error means that it stopped for good: its disk failed.
+pub fn run(setup: Setup) -> io::Result<()> {
+    let Setup { context, timeouts: _, shard, wal, clock, mut poll, mut listener, control, status, admin } = setup;
+    poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+    let me = shard.id();
+    let topology = context.topology;
+    let incarnation = wal.identity().incarnation;
+    let mut node = Node {
+        me,
+        peers: topology.servers_of(topology.shard_of_server(me)).filter(|s| *s != me).collect(),
+        opener: Opener::Peer { server: me, incarnation },
+        conns: Conns::new(context, poll.registry().try_clone()?, FIRST_CONN),
+        shard,
+        wal,
+        clock,
+        listener,
+        spare: SpareFd::reserve()?,
+        accept_at: Some(clock.now()),
+        control,
+        status,
+        admin,
+        failed: false,
+        awaiting: Vec::new(),
+        replays: Vec::new(),
+        turn: TurnLog::default(),
+        lost: Vec::new(),
+    };
+    let result = node.run(&mut poll);
+    if let Err(e) = &result {
+        log::error!("{me} stops for good, its disk failed: {e}");
+        node.status.lock().stopped = Some(e.to_string());
+    }
+    result
+}
+
+impl Node {
+    fn run(&mut self, poll: &mut Poll) -> io::Result<()> {
+        let mut events = Events::with_capacity(256);
+        let mut received: Vec<(usize, Received)> = Vec::new();
+        let mut inputs: Vec<Input> = Vec::new();
+        loop {
+            let timeout = self.timeout();
+            if let Err(e) = poll.poll(&mut events, Some(timeout))
+                && e.kind() != io::ErrorKind::Interrupted
+            {
+                return Err(e);
+            }
+            let now = self.clock.now();
+            for event in &events {
+                match event.token() {
+                    LISTENER => self.accept_at = Some(now),
+                    WAKER => {}
+                    Token(token) => self.conns.wake(token),
+                }
+            }
+            if self.accept_at.is_some_and(|at| at <= now) {
+                self.accept(now);
+            }
+            self.conns.receive(&mut received);
+            for (token, item) in received.drain(..).collect::<Vec<_>>() {
+                self.take(now, token, item, &mut inputs);
+            }
+            if !self.obey(now, &mut inputs) {
+                return Ok(());
+            }
+            if self.failed {
+                inputs.clear();
+            } else {
+                self.turn(now, &mut inputs)?;
+            }
+            self.finish_turn(now)?;
+            self.conns.flush(&mut received);
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        let now = self.clock.now();
+        let backlog = !self.failed && (self.shard.has_backlog() || !self.replays.is_empty() || !self.lost.is_empty());
+        if backlog || self.conns.has_more() {
+            return Duration::ZERO;
+        }
+        let shard = (!self.failed).then(|| self.shard.next_deadline());
+        let redial = if self.failed { None } else { self.conns.redial_due() };
+        let deadline = [shard, redial, self.accept_at].into_iter().flatten().min();
+        // Woken for anything else by the waker or a socket.
+        deadline.map_or(Duration::from_secs(1), |d| until(now, d)).min(Duration::from_secs(1))
+    }
+
+    /// Runs one turn of the core on what came in.
+    fn turn(&mut self, now: Time, inputs: &mut Vec<Input>) -> io::Result<()> {
+        for peer in self.peers.clone() {
+            self.conns.dial(now, peer, self.opener);
+        }
+        if self.shard.next_deadline() <= now {
+            inputs.push(Input::Timer { random: rand::random() });
+        }
+        let lost = std::mem::take(&mut self.lost).into_iter();
+        inputs.extend(lost.map(|s| Input::Remote(txn::Input::Disconnected(s))));
+        let mut ports = NodePorts {
+            now,
+            opener: self.opener,
+            conns: &mut self.conns,
+            turn: &mut self.turn,
+            lost: &mut self.lost,
+            me: self.me,
+            flushed: Instant::now(),
+        };
+        drive::turn(now, &mut self.shard, &mut self.wal, inputs.drain(..), &mut ports)?;
+        if self.wal.prepare_ahead().is_err() {
+            log::warn!("{}: the next segment cannot be prepared; it will be tried again when it is needed", self.me);
+        }
+        Ok(())
+    }
+
+    // ---- connections ----
+
+    fn accept(&mut self, now: Time) {
+        self.accept_at = None;
+        loop {
+            match accept(&self.listener) {
+                Accepted::Stream(stream, _) => self.conns.accepted(stream),
+                Accepted::Lost(e) => log::debug!("{}: a connection was lost before it was accepted: {e}", self.me),
+                Accepted::Drained => return,
+                Accepted::Pause(e) => {
+                    log::warn!("{}: out of descriptors, accepting rests: {e}", self.me);
+                    if let Err(e) = self.spare.turn_away(&self.listener) {
+                        log::warn!("{}: could not turn a connection away: {e}", self.me);
+                    }
+                    self.accept_at = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, now: Time, token: usize, item: Received, inputs: &mut Vec<Input>) {
+        match item {
+            Received::Hello(hello) => return self.greet(token, hello),
+            Received::Order(order) => return self.order(now, order, ReplyTo::Connection(token), inputs),
+            Received::Closed(Role::Client) => inputs.push(Input::ClientGone(ClientId(token as u64))),
+            Received::Closed(Role::Dialled(server)) if !self.peers.contains(&server) => {
+                inputs.push(Input::Remote(txn::Input::Disconnected(server)));
+            }
+            Received::Closed(_) => return,
+            Received::Established(server) if self.peers.contains(&server) => return,
+            Received::Established(server) => {
+                inputs.push(Input::Remote(txn::Input::Connected(server)));
+            }
+            Received::Reject(why) => {
+                let from = self.conns.role(token);
+                return log::error!("{}: turned away by {from:?}: {why}", self.me);
+            }
+            Received::Peer(message) => {
+                let Some(Role::Peer(from)) = self.conns.role(token) else { return };
+                inputs.push(Input::Peer { from, message });
+            }
+            Received::Request(request) => {
+                inputs.push(Input::Request { client: ClientId(token as u64), request });
+            }
+            Received::Response(response) => {
+                let Some(Role::Dialled(from)) = self.conns.role(token) else { return };
+                inputs.push(Input::Remote(txn::Input::Response { from, response }));
+            }
+            Received::Report(_) => return,
+        }
+        self.turn.messages_in += 1;
+    }
+
+    fn greet(&mut self, token: usize, hello: Hello) {
+        let context = &self.conns.context;
+        let mut fits = hello.check(context.cluster_id, &context.topology, self.me);
+        if matches!(hello.opener, Opener::Admin) && !self.admin {
+            fits = Err("orders over the wire are not allowed here (allow_admin in the configuration)".into());
+        }
+        if let Err(why) = fits {
+            log::warn!("{}: a connection is turned away: {why}", self.me);
+            self.conns.send(token, kind::REJECT, &format!("{} turned it away: {why}", self.me));
+            return self.conns.close(token, &why, &mut Vec::new());
+        }
+        let role = match hello.opener {
+            Opener::Peer { server, .. } => Role::Peer(server),
+            Opener::Client => Role::Client,
+            Opener::Admin => Role::Admin,
+        };
+        if self.failed && role != Role::Admin {
+            return self.conns.close(token, "the cable is pulled", &mut Vec::new());
+        }
+        self.conns.greet(token, role);
+    }
+
+    // ---- orders ----
+
+    /// Carries out what the control channel holds; `false` to stop.
+    fn obey(&mut self, now: Time, inputs: &mut Vec<Input>) -> bool {
+        loop {
+            match self.control.try_recv() {
+                Ok(Control::Order(order, reply)) => self.order(now, order, ReplyTo::Channel(reply), inputs),
+                Err(TryRecvError::Empty) => return true,
+                // Whoever held the other end is gone, and with it the reason to run.
+                Ok(Control::Stop) | Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn order(&mut self, now: Time, order: Order, reply: ReplyTo, inputs: &mut Vec<Input>) {
+        let report = match order {
+            Order::Fail => {
+                if !self.failed {
+                    log::info!("{} fails: its cable is pulled", self.me);
+                    self.failed = true;
+                    // The core hears of it when the cable is back: until then it stands still.
+                    self.conns.close_all(&mut Vec::new());
+                    inputs.clear();
+                }
+                Report::Done
+            }
+            Order::Recover => {
+                if self.failed {
+                    log::info!("{} recovers", self.me);
+                    self.failed = false;
+                    inputs.push(Input::Resume);
+                }
+                Report::Done
+            }
+            Order::Balances(accounts) => {
+                Report::Balances(accounts.into_iter().map(|a| self.shard.bank().balance(a)).collect())
+            }
+            Order::AwaitApplied(slot) => return self.awaiting.push((slot, reply)),
+            Order::Log => {
+                let replay = Replay::new(self.conns.context.topology, self.me, self.shard.bank().applied());
+                return self.replays.push((replay, reply));
+            }
+            Order::Status => {
+                self.publish(now);
+                Report::Status(Box::new(self.status.lock().clone()))
+            }
+        };
+        self.report(reply, report);
+    }
+
+    fn report(&mut self, reply: ReplyTo, report: Report) {
+        match reply {
+            // Nobody may be waiting any more; then nobody misses it.
+            ReplyTo::Channel(channel) => _ = channel.send(report),
+            ReplyTo::Connection(token) => _ = self.conns.send(token, kind::REPORT, &report),
+        }
+    }
+
+    // ---- after the turn ----
+
+    fn finish_turn(&mut self, now: Time) -> io::Result<()> {
+        let applied = self.shard.bank().applied();
+        let reached: Vec<_> = self.awaiting.extract_if(.., |(slot, _)| *slot <= applied).collect();
+        for (_, reply) in reached {
+            self.report(reply, Report::Done);
+        }
+        if let Some((replay, _)) = self.replays.first_mut()
+            && let Some(lines) = replay.advance(&self.wal)?
+        {
+            let (_, reply) = self.replays.remove(0);
+            self.report(reply, Report::Log(lines));
+        }
+        self.publish(now);
+        Ok(())
+    }
+
+    fn publish(&mut self, now: Time) {
+        let turn = std::mem::take(&mut self.turn);
+        let (bytes_in, bytes_out) = self.conns.bytes();
+        let (replica, bank) = (self.shard.replica(), self.shard.bank());
+        let role = match replica.standing(now) {
+            _ if self.failed => StatusRole::Failed,
+            Standing::Leading => StatusRole::Leader,
+            Standing::Following(_) => StatusRole::Follower,
+            Standing::Searching => StatusRole::Searching,
+            Standing::NoQuorum => StatusRole::NoQuorum,
+        };
+        let mut status = self.status.lock();
+        status.role = role;
+        status.ballot = replica.promised();
+        status.decided = replica.decided();
+        status.applied = bank.applied();
+        status.digest = bank.digest();
+        status.in_doubt = bank.holds().len() as u64;
+        status.elections.extend(turn.won);
+        let metrics = &mut status.metrics;
+        metrics.messages_in += turn.messages_in;
+        metrics.messages_out += turn.messages_out;
+        metrics.bytes_in = bytes_in;
+        metrics.bytes_out = bytes_out;
+        metrics.dropped_messages = self.conns.dropped;
+        metrics.wal_bytes += turn.wal_bytes;
+        for (count, took) in turn.syncs {
+            metrics.syncs += u64::from(count);
+            metrics.sync_latency.record(took);
+        }
+        for (transactions, latency) in turn.led {
+            metrics.record_led(now.since(Time::default()), transactions, latency);
+        }
+    }
+}
+
+/// The core's way out of one turn.
+struct NodePorts<'a> {
+    now: Time,
+    me: NodeId,
+    opener: Opener,
+    conns: &'a mut Conns,
+    turn: &'a mut TurnLog,
+    lost: &'a mut Vec<NodeId>,
+    flushed: Instant,
+}
+
+impl Ports for NodePorts<'_> {
+    fn peer(&mut self, to: NodeId, message: &Message) {
+        if let Some(token) = self.conns.dial(self.now, to, self.opener)
+            && self.conns.send(token, kind::PEER, message)
+        {
+            self.turn.messages_out += 1;
+        }
+    }
+
+    fn client(&mut self, to: ClientId, response: message::Response) {
+        if self.conns.send(to.0 as usize, kind::RESPONSE, &response) {
+            self.turn.messages_out += 1;
+        }
+    }
+
+    fn remote(&mut self, to: NodeId, request: message::Request) {
+        let sent = self.conns.dialled(to).is_some_and(|t| self.conns.send(t, kind::REQUEST, &request));
+        if sent {
+            self.turn.messages_out += 1;
+        } else {
+            self.lost.push(to);
+        }
+    }
+
+    fn connect(&mut self, to: NodeId) {
+        self.conns.dial(self.now, to, Opener::Client);
+    }
+
+    fn flush(&mut self) {
+        // What breaks here is found broken again, and reported, by the flush at the end of the loop.
+        self.conns.flush_quietly();
+        self.flushed = Instant::now();
+    }
+
+    fn synced(&mut self, stats: &CommitStats) {
+        self.turn.syncs.push((stats.syncs, self.flushed.elapsed()));
+        self.turn.wal_bytes += stats.bytes;
+    }
+
+    fn paxos_event(&mut self, event: paxos::Event) {
+        use paxos::Event::*;
+        match &event {
+            Leading { ballot, decided, phase1_end } => {
+                log::info!("{} leads in ballot {ballot}, {} slots proposed again", self.me, phase1_end.0 - decided.0);
+                self.turn.won.push(Won {
+                    ballot: *ballot,
+                    at_us: self.now.0,
+                    reproposed: phase1_end.0 - decided.0,
+                });
+            }
+            LostLeadership { ballot, why } => log::info!("{} leads no more in ballot {ballot}: {why}", self.me),
+            Ignored { from, what } => log::warn!("{}: {what} from {from} is ignored", self.me),
+            _ => log::debug!("{}: {event:?}", self.me),
+        }
+    }
+
+    fn shard_event(&mut self, event: shard::Event) {
+        use shard::Event::*;
+        match &event {
+            Led { transactions, latency, .. } => self.turn.led.push((*transactions, *latency)),
+            Recovering { id } => log::info!("{} finishes {id}, which is in doubt for too long", self.me),
+            Malformed { client, what } => log::warn!("{}: {client} sent a malformed request: {what}", self.me),
+            _ => log::debug!("{}: {event:?}", self.me),
+        }
+    }
+}

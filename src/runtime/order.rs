@@ -1,0 +1,39 @@
+//! What an operator can ask of one server, over its control channel or over the wire.
+
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::status::Status;
+use crate::types::{AccountId, Slot, Transfer, TxnId};
+
+/// Orders are answered in the order in which they were given, with one [`Report`] each.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// Pull the cable: both directions drop, timers stop; memory and disk stay.
+    Fail,
+    /// Plug it in again.
+    Recover,
+    /// The server's own, possibly stale, balances.
+    Balances(Vec<AccountId>),
+    /// Answered once this slot is applied here.
+    AwaitApplied(Slot),
+    /// Every transaction that committed here, in log order, from disk.
+    Log,
+    Status,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Report {
+    Done,
+    /// `None` for accounts that this server does not hold.
+    Balances(Vec<Option<u64>>),
+    Log(Vec<LogLine>),
+    Status(Box<Status>),
+}
+
+/// One committed transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LogLine {
+    pub slot: Slot,
+    pub id: TxnId,
+    pub transfer: Transfer,
+}
