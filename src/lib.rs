@@ -2,8 +2,10 @@
 pub mod bank;
 pub mod codec;
 pub mod config;
+pub mod metrics;
 pub mod net;
 pub mod paxos;
+pub mod report;
 pub mod testset;
 pub mod txn;
 pub mod types;
