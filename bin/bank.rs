@@ -1,1 +1,140 @@
-fn main() {}
+//! The `bank` executable: argument parsing only. What the commands do lives in the library, where it can be tested.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use shardpaxosbank::config::Topology;
+use shardpaxosbank::runtime::runner::Options;
+use shardpaxosbank::runtime::session::{self, Exit, NodeArgs, RunArgs};
+
+/// A fault-tolerant, sharded bank: Multi-Paxos per shard, two-phase commit across shards.
+#[derive(Parser)]
+#[command(name = "bank", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start all servers in this process and run the transactions of a set file on them.
+    Run(Run),
+    /// Run one server as a process of its own.
+    Node(Node),
+}
+
+#[derive(Args)]
+struct Run {
+    /// The set file (see the README for its three shapes).
+    file: PathBuf,
+    /// Clusters, and so shards.
+    #[arg(long, default_value_t = Topology::default().clusters, conflicts_with = "config")]
+    clusters: u16,
+    /// Servers in each cluster; odd.
+    #[arg(long, default_value_t = Topology::default().servers_per_cluster, conflicts_with = "config")]
+    servers: u16,
+    /// Accounts 1 to N, divided among the shards by range.
+    #[arg(long, default_value_t = Topology::default().accounts, conflicts_with = "config")]
+    accounts: u64,
+    /// Units with which every account is opened.
+    #[arg(long, default_value_t = Topology::default().initial_balance, conflicts_with = "config")]
+    balance: u64,
+    /// Transactions that run at the same time, at least 1.
+    #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    in_flight: u32,
+    /// Do not hold back transactions that share an account with one in flight.
+    #[arg(long)]
+    race: bool,
+    /// Start every set as if on fresh data directories.
+    #[arg(long)]
+    reset_each_set: bool,
+    /// Keep the servers' directories here and continue from them; without it a temporary directory is used.
+    #[arg(long, conflicts_with = "config")]
+    data_dir: Option<PathBuf>,
+    /// Remove what is in the data directory and start anew.
+    #[arg(long, requires = "data_dir")]
+    fresh: bool,
+    /// Drive servers that run as processes, instead of starting own ones.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Run all sets without a prompt, also on a terminal.
+    #[arg(long)]
+    no_interactive: bool,
+    /// Print one JSON object per set and nothing else (data/run-output.schema.json).
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Node {
+    /// The bank's configuration file, the same for all servers and clients.
+    #[arg(long)]
+    config: PathBuf,
+    /// Which of its servers this is, such as S4.
+    #[arg(long)]
+    server: String,
+    /// This server's directory.
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// Format the directory first if it holds no server yet: once in the life of a server.
+    #[arg(long)]
+    format: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return bad_arguments(&e),
+    };
+    let default = if matches!(cli.command, Command::Node(_)) { "info" } else { "error" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
+        .format_timestamp_micros()
+        .init();
+    let exit = match cli.command {
+        Command::Run(run) => session::run(RunArgs {
+            file: run.file,
+            topology: Topology {
+                clusters: run.clusters,
+                servers_per_cluster: run.servers,
+                accounts: run.accounts,
+                initial_balance: run.balance,
+            },
+            options: Options {
+                in_flight: run.in_flight as usize,
+                race: run.race,
+                reset_each_set: run.reset_each_set,
+                progress: !run.json,
+            },
+            data_dir: run.data_dir,
+            fresh: run.fresh,
+            config: run.config,
+            interactive: !run.no_interactive && !run.json && session::at_terminal(),
+            json: run.json,
+        }),
+        Command::Node(node) => session::node(NodeArgs {
+            config: node.config,
+            server: node.server,
+            data_dir: node.data_dir,
+            format: node.format,
+        }),
+    };
+    ExitCode::from(exit as u8)
+}
+
+/// Help goes out as it is; what is wrong with an argument is said in one line, like every other error.
+fn bad_arguments(e: &clap::Error) -> ExitCode {
+    if !e.use_stderr() {
+        print!("{e}");
+        return ExitCode::SUCCESS;
+    }
+    let text = e.to_string();
+    let what: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    eprintln!("{}; `bank help` lists what is accepted", what.join(" "));
+    ExitCode::from(Exit::Usage as u8)
+}

@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Latencies in microseconds, to three significant digits. What lies outside 1 µs … 1 h counts as the nearest end.
 #[derive(Clone, Default, PartialEq)]
@@ -29,7 +29,7 @@ pub struct Summary {
 }
 
 /// One server's counters since it started; a restart begins at zero.
-#[derive(Clone, Default, PartialEq, Debug)]
+#[derive(Clone, Default, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ServerMetrics {
     /// Frames received from and sent to peers and clients.
     pub messages_in: u64,
@@ -50,6 +50,8 @@ pub struct ServerMetrics {
     pub led_latency: Latencies,
     /// From its first proposal to its last decision.
     pub led_span: Duration,
+    /// When its first proposal was made, on its own clock.
+    pub led_first: Option<Duration>,
 }
 
 impl Latencies {
@@ -88,6 +90,26 @@ impl Latencies {
     }
 }
 
+// On the wire as pairs of a value and how often it was recorded.
+impl Serialize for Latencies {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let recorded = self.histogram.iter().flat_map(|h| h.iter_recorded());
+        let pairs = recorded.map(|v| (v.value_iterated_to(), v.count_at_value()));
+        pairs.collect::<Vec<(u64, u64)>>().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Latencies {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Latencies, D::Error> {
+        let mut latencies = Latencies::default();
+        for (value, count) in Vec::<(u64, u64)>::deserialize(deserializer)? {
+            let value = value.clamp(1, Latencies::MAX_US);
+            latencies.histogram_mut().record_n(value, count).expect("a histogram that grows holds any u64");
+        }
+        Ok(latencies)
+    }
+}
+
 impl fmt::Debug for Latencies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.summary().fmt(f)
@@ -95,6 +117,14 @@ impl fmt::Debug for Latencies {
 }
 
 impl ServerMetrics {
+    /// A slot that this server proposed is decided. `decided` is a time of the server's own clock.
+    pub fn record_led(&mut self, transactions: u64, decided: Duration, latency: Duration) {
+        let first = *self.led_first.get_or_insert(decided.saturating_sub(latency));
+        self.led_transactions += transactions;
+        self.led_latency.record(latency);
+        self.led_span = self.led_span.max(decided.saturating_sub(first));
+    }
+
     /// Transactions per second over the time in which this server led; 0 when it never did.
     pub fn led_throughput_tps(&self) -> f64 {
         per_second(self.led_transactions, self.led_span)

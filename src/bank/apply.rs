@@ -35,12 +35,17 @@ pub struct Effects {
     /// Transactions that are in doubt no longer.
     pub settled: Vec<TxnId>,
     /// Whether to collect `committed`.
-    pub history: bool,
+    history: bool,
     /// Scratch space for the statuses of a block.
     statuses: Vec<Status>,
 }
 
 impl Effects {
+    /// Effects that collect what commits.
+    pub fn with_history() -> Effects {
+        Effects { history: true, ..Effects::default() }
+    }
+
     fn clear(&mut self) {
         self.results.clear();
         self.committed.clear();

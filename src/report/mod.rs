@@ -21,6 +21,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::Topology;
 use crate::metrics::{Latencies, ServerMetrics, per_second};
 use crate::testset::Command;
@@ -140,12 +142,16 @@ pub enum ServerState {
     Crashed,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+/// Where a server stands in its cluster, by its own account.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 pub enum Role {
+    /// No leader is known, but a majority answers.
     #[default]
+    Searching,
     Follower,
-    Candidate,
     Leader,
+    /// No majority was heard for an election time-out.
+    NoQuorum,
 }
 
 /// A server that became leader: phase 1 ended and its open slots were proposed again.
@@ -208,11 +214,8 @@ impl Scope {
 }
 
 impl Performance {
-    /// Counts one finished row. Its time spent held back is recorded apart.
+    /// Counts one finished row. Latencies are not taken from it: the coordinator records those as they happen.
     pub fn count(&mut self, row: &RowReport) {
-        if let Some(latency) = row.latency {
-            self.latency.record(latency);
-        }
         let Command::Transfer(_) = row.command else { return };
         let mut nowhere = ScopeTally::default();
         let tally = match row.scope {
@@ -220,9 +223,6 @@ impl Performance {
             Some(Scope::CrossShard) => &mut self.cross,
             None => &mut nowhere,
         };
-        if let Some(latency) = row.latency {
-            tally.latency.record(latency);
-        }
         match row.outcome {
             RowOutcome::Committed => {
                 self.committed += 1;
@@ -297,7 +297,8 @@ impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Role::Follower => "follower",
-            Role::Candidate => "candidate",
+            Role::Searching => "searching",
+            Role::NoQuorum => "no quorum",
             Role::Leader => "leader",
         })
     }

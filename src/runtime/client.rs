@@ -33,7 +33,11 @@ pub struct Row {
 /// What the coordinator thread can be asked to do.
 pub enum Command {
     /// Run these rows; [`News::RowsDone`] follows when each has its outcome.
-    Rows { rows: Vec<Row>, in_flight: usize, race: bool },
+    Rows {
+        rows: Vec<Row>,
+        in_flight: usize,
+        race: bool,
+    },
     /// A confirmation or settling, answered with [`News::Op`].
     Op(Op),
     /// The servers to ask first.
@@ -88,7 +92,8 @@ impl Client {
         let clock = Clock::start();
         let coordinator = Coordinator::new(context.topology, timeouts, clock.now());
         let worker = Worker { conns, clock, coordinator, orders, reports, run: None, tag: 1 << 63 };
-        let thread = std::thread::Builder::new().name("coordinator".into()).spawn(move || worker.run(poll))?;
+        let thread =
+            std::thread::Builder::new().name("coordinator".into()).spawn(move || worker.run(poll))?;
         Ok(Client { commands, news, waker, thread: Some(thread) })
     }
 
@@ -147,7 +152,7 @@ impl Worker {
             }
             let mut out = Output::default();
             self.conns.receive(&mut received);
-            for (token, item) in received.drain(..).collect::<Vec<_>>() {
+            for (token, item) in std::mem::take(&mut received) {
                 self.take(now, token, item, &mut out);
             }
             if !self.obey(now, &mut out) {

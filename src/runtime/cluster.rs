@@ -59,11 +59,9 @@ pub enum DataDir {
 
 impl DataDir {
     pub fn temporary() -> Result<DataDir, String> {
-        tempfile::Builder::new()
-            .prefix("bank-")
-            .tempdir()
-            .map(DataDir::Temporary)
-            .map_err(|e| format!("no temporary directory can be made in {}: {e}", std::env::temp_dir().display()))
+        tempfile::Builder::new().prefix("bank-").tempdir().map(DataDir::Temporary).map_err(|e| {
+            format!("no temporary directory can be made in {}: {e}", std::env::temp_dir().display())
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -92,7 +90,8 @@ pub fn remove_server_dirs(data: &Path) -> Result<(), String> {
             // Takes the directory's lock first, so that a running server keeps its files.
             let disk = FileDisk::open(entry.path()).map_err(|e| e.to_string())?;
             let path = disk.dir().to_path_buf();
-            std::fs::remove_dir_all(&path).map_err(|e| format!("{}: cannot be removed: {e}", path.display()))?;
+            std::fs::remove_dir_all(&path)
+                .map_err(|e| format!("{}: cannot be removed: {e}", path.display()))?;
         }
     }
     Ok(())
@@ -149,7 +148,8 @@ impl Cluster {
         let mut listeners = BTreeMap::new();
         let mut addresses = BTreeMap::new();
         for server in topology.servers() {
-            let (listener, address) = listen(SocketAddr::from(([127, 0, 0, 1], 0))).map_err(|e| e.to_string())?;
+            let (listener, address) =
+                listen(SocketAddr::from(([127, 0, 0, 1], 0))).map_err(|e| e.to_string())?;
             listeners.insert(server, listener);
             addresses.insert(server, address);
         }
@@ -200,16 +200,11 @@ impl Cluster {
 
     /// A receiver for the report that answers `order`.
     fn give(&self, server: NodeId, order: Order) -> Result<Receiver<Report>, String> {
-        let running = self.servers[&server].running.as_ref().ok_or_else(|| format!("{server} has crashed"))?;
+        let running =
+            self.servers[&server].running.as_ref().ok_or_else(|| format!("{server} has crashed"))?;
         let (reply, report) = bounded(1);
-        running
-            .control
-            .send(Control::Order(order, reply))
-            .and_then(|()| {
-                running.waker.wake().ok();
-                Ok(())
-            })
-            .map_err(|_| self.why_stopped(server))?;
+        running.control.send(Control::Order(order, reply)).map_err(|_| self.why_stopped(server))?;
+        running.waker.wake().map_err(|e| format!("{server} cannot be woken: {e}"))?;
         Ok(report)
     }
 
@@ -242,9 +237,8 @@ pub fn prepare(
         log::warn!("{server}: {torn}");
     }
     let now = clock.now();
-    let shard =
-        drive::restore(server, context.topology, timeouts, now, rand::random(), &wal, recovered)
-            .map_err(|e| format!("{server}: {e}"))?;
+    let shard = drive::restore(server, context.topology, timeouts, now, rand::random(), &wal, recovered)
+        .map_err(|e| format!("{server}: {e}"))?;
     let Threading { poll, listener, control, status, admin } = around;
     Ok(Setup { context, timeouts, shard, wal, clock, poll, listener, control, status, admin })
 }

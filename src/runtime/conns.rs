@@ -106,9 +106,9 @@ impl Conns {
 
     /// Bytes received and sent on all connections so far.
     pub fn bytes(&self) -> (u64, u64) {
-        self.conns.values().fold(self.bytes_closed, |(i, o), c| {
-            (i + c.connection.bytes_in(), o + c.connection.bytes_out())
-        })
+        self.conns
+            .values()
+            .fold(self.bytes_closed, |(i, o), c| (i + c.connection.bytes_in(), o + c.connection.bytes_out()))
     }
 
     pub fn role(&self, token: usize) -> Option<Role> {
@@ -148,10 +148,7 @@ impl Conns {
             Opener::Peer { .. } => {
                 Limits { frame_bytes: GREETING.frame_bytes, send_bytes: limits::PEER_BUFFER_BYTES }
             }
-            _ => Limits {
-                frame_bytes: limits::CLIENT_FRAME_BYTES,
-                send_bytes: limits::CLIENT_BUFFER_BYTES,
-            },
+            _ => Limits { frame_bytes: limits::CLIENT_FRAME_BYTES, send_bytes: limits::CLIENT_BUFFER_BYTES },
         };
         let connection = match Connection::connect(address, limits) {
             Ok(connection) => connection,
@@ -185,10 +182,7 @@ impl Conns {
             Role::Peer(_) => {
                 Limits { frame_bytes: limits::PEER_FRAME_BYTES, send_bytes: GREETING.send_bytes }
             }
-            _ => Limits {
-                frame_bytes: limits::CLIENT_FRAME_BYTES,
-                send_bytes: limits::CLIENT_BUFFER_BYTES,
-            },
+            _ => Limits { frame_bytes: limits::CLIENT_FRAME_BYTES, send_bytes: limits::CLIENT_BUFFER_BYTES },
         });
     }
 

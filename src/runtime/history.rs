@@ -21,7 +21,7 @@ impl Replay {
     pub fn new(topology: Topology, me: NodeId, to: Slot) -> Replay {
         Replay {
             bank: Bank::new(topology, topology.shard_of_server(me)),
-            effects: Effects { history: true, ..Effects::default() },
+            effects: Effects::with_history(),
             to,
             lines: Vec::new(),
         }
@@ -35,7 +35,8 @@ impl Replay {
                     break;
                 }
                 self.bank.apply(slot, &value, &mut self.effects);
-                let line = |c: &crate::bank::Committed| LogLine { slot: c.slot, id: c.id, transfer: c.transfer };
+                let line =
+                    |c: &crate::bank::Committed| LogLine { slot: c.slot, id: c.id, transfer: c.transfer };
                 self.lines.extend(self.effects.committed.iter().map(line));
             }
         }

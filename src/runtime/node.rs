@@ -18,11 +18,12 @@ use crate::config::Timeouts;
 use crate::drive::{self, Ports};
 use crate::net::{Accepted, SpareFd, accept};
 use crate::paxos::{self, Message, Standing};
+use crate::report::Role as StatusRole;
 use crate::runtime::clock::{Clock, until};
 use crate::runtime::conns::{Conns, Context, Received, Role};
 use crate::runtime::history::Replay;
 use crate::runtime::order::{Order, Report};
-use crate::runtime::status::{Role as StatusRole, Status, Won};
+use crate::runtime::status::{Status, Won};
 use crate::shard::{self, Input, Shard};
 use crate::storage::{CommitStats, FileDisk, Wal};
 use crate::txn::{self, message};
@@ -105,7 +106,8 @@ struct TurnLog {
 
 /// Runs a server until it is stopped. An error means that it stopped for good: its disk failed.
 pub fn run(setup: Setup) -> io::Result<()> {
-    let Setup { context, timeouts: _, shard, wal, clock, mut poll, mut listener, control, status, admin } = setup;
+    let Setup { context, timeouts: _, shard, wal, clock, mut poll, mut listener, control, status, admin } =
+        setup;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     let me = shard.id();
     let topology = context.topology;
@@ -162,7 +164,7 @@ impl Node {
                 self.accept(now);
             }
             self.conns.receive(&mut received);
-            for (token, item) in received.drain(..).collect::<Vec<_>>() {
+            for (token, item) in std::mem::take(&mut received) {
                 self.take(now, token, item, &mut inputs);
             }
             if !self.obey(now, &mut inputs) {
@@ -180,7 +182,8 @@ impl Node {
 
     fn timeout(&self) -> Duration {
         let now = self.clock.now();
-        let backlog = !self.failed && (self.shard.has_backlog() || !self.replays.is_empty() || !self.lost.is_empty());
+        let backlog =
+            !self.failed && (self.shard.has_backlog() || !self.replays.is_empty() || !self.lost.is_empty());
         if backlog || self.conns.has_more() {
             return Duration::ZERO;
         }
@@ -212,7 +215,10 @@ impl Node {
         };
         drive::turn(now, &mut self.shard, &mut self.wal, inputs.drain(..), &mut ports)?;
         if self.wal.prepare_ahead().is_err() {
-            log::warn!("{}: the next segment cannot be prepared; it will be tried again when it is needed", self.me);
+            log::warn!(
+                "{}: the next segment cannot be prepared; it will be tried again when it is needed",
+                self.me
+            );
         }
         Ok(())
     }
@@ -224,7 +230,9 @@ impl Node {
         loop {
             match accept(&self.listener) {
                 Accepted::Stream(stream, _) => self.conns.accepted(stream),
-                Accepted::Lost(e) => log::debug!("{}: a connection was lost before it was accepted: {e}", self.me),
+                Accepted::Lost(e) => {
+                    log::debug!("{}: a connection was lost before it was accepted: {e}", self.me)
+                }
                 Accepted::Drained => return,
                 Accepted::Pause(e) => {
                     log::warn!("{}: out of descriptors, accepting rests: {e}", self.me);
@@ -374,7 +382,6 @@ impl Node {
         let (bytes_in, bytes_out) = self.conns.bytes();
         let (replica, bank) = (self.shard.replica(), self.shard.bank());
         let role = match replica.standing(now) {
-            _ if self.failed => StatusRole::Failed,
             Standing::Leading => StatusRole::Leader,
             Standing::Following(_) => StatusRole::Follower,
             Standing::Searching => StatusRole::Searching,
@@ -400,7 +407,7 @@ impl Node {
             metrics.sync_latency.record(took);
         }
         for (transactions, latency) in turn.led {
-            metrics.record_led(now.since(Time::default()), transactions, latency);
+            metrics.record_led(transactions, now.since(Time::default()), latency);
         }
     }
 }
@@ -459,14 +466,20 @@ impl Ports for NodePorts<'_> {
         use paxos::Event::*;
         match &event {
             Leading { ballot, decided, phase1_end } => {
-                log::info!("{} leads in ballot {ballot}, {} slots proposed again", self.me, phase1_end.0 - decided.0);
+                log::info!(
+                    "{} leads in ballot {ballot}, {} slots proposed again",
+                    self.me,
+                    phase1_end.0 - decided.0
+                );
                 self.turn.won.push(Won {
                     ballot: *ballot,
                     at_us: self.now.0,
                     reproposed: phase1_end.0 - decided.0,
                 });
             }
-            LostLeadership { ballot, why } => log::info!("{} leads no more in ballot {ballot}: {why}", self.me),
+            LostLeadership { ballot, why } => {
+                log::info!("{} leads no more in ballot {ballot}: {why}", self.me)
+            }
             Ignored { from, what } => log::warn!("{}: {what} from {from} is ignored", self.me),
             _ => log::debug!("{}: {event:?}", self.me),
         }
@@ -477,7 +490,9 @@ impl Ports for NodePorts<'_> {
         match &event {
             Led { transactions, latency, .. } => self.turn.led.push((*transactions, *latency)),
             Recovering { id } => log::info!("{} finishes {id}, which is in doubt for too long", self.me),
-            Malformed { client, what } => log::warn!("{}: {client} sent a malformed request: {what}", self.me),
+            Malformed { client, what } => {
+                log::warn!("{}: {client} sent a malformed request: {what}", self.me)
+            }
             _ => log::debug!("{}: {event:?}", self.me),
         }
     }

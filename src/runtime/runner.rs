@@ -10,7 +10,7 @@ use crossbeam::select;
 
 use crate::config::Topology;
 use crate::report::{
-    Election, LogLine, Performance, Resolved, Role, RowOutcome, RowReport, Scope, ServerRow, ServerState,
+    Election, LogLine, Performance, Resolved, RowOutcome, RowReport, Scope, ServerRow, ServerState,
     SetReport, progress,
 };
 use crate::runtime::client::{Client, Command as Ask, News, Row, Segment};
@@ -131,7 +131,8 @@ impl Runner {
         let mut results: Vec<RowReport> = Vec::with_capacity(set.rows.len());
         let mut performance = Performance::default();
         let mut span = Duration::ZERO;
-        let bar = progress(if self.options.progress { set.rows.len() } else { 0 }, &format!("set {}", set.number));
+        let bar =
+            progress(if self.options.progress { set.rows.len() } else { 0 }, &format!("set {}", set.number));
         let mut rest = &set.rows[..];
         while let Some(first) = rest.first() {
             match first.command {
@@ -144,12 +145,14 @@ impl Runner {
                     self.recover(server)?;
                 }
                 _ => {
-                    let together =
-                        |r: &&crate::testset::Row| matches!(r.command, Command::Transfer(_) | Command::Balance(_));
+                    let together = |r: &&crate::testset::Row| {
+                        matches!(r.command, Command::Transfer(_) | Command::Balance(_))
+                    };
                     let count = rest.iter().take_while(together).count();
                     let commands: Vec<Command> = rest[..count].iter().map(|r| r.command).collect();
                     let from = results.len();
-                    results.extend(commands.iter().enumerate().map(|(i, c)| self.pending_row(from + i + 1, *c)));
+                    results
+                        .extend(commands.iter().enumerate().map(|(i, c)| self.pending_row(from + i + 1, *c)));
                     let segment = self.run_rows(set.number, &mut results[from..], &bar)?;
                     span += segment.span;
                     add(&mut performance, &segment);
@@ -207,7 +210,9 @@ impl Runner {
                 op: match row.command {
                     Command::Balance(account) => Op::Read(account),
                     Command::Transfer(transfer) => Op::Transfer(transfer),
-                    Command::Fail(_) | Command::Recover(_) => unreachable!("the runner changes servers itself"),
+                    Command::Fail(_) | Command::Recover(_) => {
+                        unreachable!("the runner changes servers itself")
+                    }
                 },
                 cross: row.scope == Some(Scope::CrossShard),
             })
@@ -383,7 +388,8 @@ impl Runner {
     }
 
     fn syncs(&mut self) -> BTreeMap<NodeId, u64> {
-        let counted = |(server, status): (NodeId, Option<Status>)| (server, status.map_or(0, |s| s.metrics.syncs));
+        let counted =
+            |(server, status): (NodeId, Option<Status>)| (server, status.map_or(0, |s| s.metrics.syncs));
         self.statuses().into_iter().map(counted).collect()
     }
 
@@ -436,7 +442,11 @@ impl Runner {
                 } else {
                     match self.fleet.ask(server, Order::Balances(accounts.clone()))? {
                         Report::Balances(held) if held.len() == accounts.len() => held,
-                        _ => return Err(Stop::Failed(format!("{server} answers something else than was asked"))),
+                        _ => {
+                            return Err(Stop::Failed(format!(
+                                "{server} answers something else than was asked"
+                            )));
+                        }
                     }
                 };
                 for (account, balance) in accounts.iter().zip(held) {
@@ -493,4 +503,3 @@ fn add(performance: &mut Performance, segment: &Segment) {
     performance.held_back.merge(&segment.held_back);
     performance.peak_in_flight = performance.peak_in_flight.max(segment.peak_in_flight);
 }
-

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::ServerMetrics;
+use crate::report::Role;
 use crate::types::{Ballot, NodeId, Slot};
 
 /// A server as it was at the end of its last turn.
@@ -25,17 +26,6 @@ pub struct Status {
     pub stopped: Option<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Role {
-    Leader,
-    Follower,
-    /// No leader is known.
-    Searching,
-    NoQuorum,
-    /// Its cable is pulled.
-    Failed,
-}
-
 /// An election won.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Won {
@@ -50,7 +40,7 @@ impl Status {
     pub fn new(server: NodeId) -> Status {
         Status {
             server,
-            role: Role::Searching,
+            role: Role::default(),
             ballot: Ballot::ZERO,
             decided: Slot::ZERO,
             applied: Slot::ZERO,

@@ -26,7 +26,9 @@ pub enum Op {
     /// A linearizable read.
     Read(AccountId),
     /// Ask every shard whether it has a leader; those without a majority only if `anew` is set.
-    Confirm { anew: bool },
+    Confirm {
+        anew: bool,
+    },
     /// Answered once everything given so far is finished, outcomes included, wherever there is a majority.
     Settle,
 }

@@ -24,7 +24,7 @@ struct Log {
 
 impl Log {
     fn new() -> (Log, Session) {
-        let mut log = Log { bank: bank(), effects: Effects { history: true, ..Effects::default() } };
+        let mut log = Log { bank: bank(), effects: Effects::with_history() };
         log.put(command::put_open);
         let BlockResult::Opened(session) = log.effects.results[0] else { panic!("an open opens") };
         (log, session)

@@ -1,0 +1,398 @@
+//! `bank run` and `bank node`: what the two commands do from their arguments to their exit codes.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, bounded};
+use parking_lot::Mutex;
+
+use crate::config::{Timeouts, Topology};
+use crate::net::listen;
+use crate::report::prompt::{Prompt, PromptCommand, help};
+use crate::report::{SetReport, json, tables};
+use crate::runtime::clock::Clock;
+use crate::runtime::cluster::{
+    Cluster, DataDir, Fleet, Processes, Threading, open_log, prepare, remove_server_dirs,
+};
+use crate::runtime::config_file;
+use crate::runtime::node::{self, Control, poll_and_waker};
+use crate::runtime::runner::{Factory, Options, Runner, Stop};
+use crate::runtime::status::Status;
+use crate::testset::{Command, Row, Set, parse};
+use crate::types::{NodeId, ShardId, Transfer};
+
+/// Arguments of `bank run`.
+pub struct RunArgs {
+    pub file: PathBuf,
+    pub topology: Topology,
+    pub options: Options,
+    pub data_dir: Option<PathBuf>,
+    pub fresh: bool,
+    /// Servers that run elsewhere, instead of own ones.
+    pub config: Option<PathBuf>,
+    pub interactive: bool,
+    pub json: bool,
+}
+
+/// Arguments of `bank node`.
+pub struct NodeArgs {
+    pub config: PathBuf,
+    pub server: String,
+    pub data_dir: PathBuf,
+    pub format: bool,
+}
+
+/// How the process ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    Success = 0,
+    /// Something broke that should not.
+    Failure = 1,
+    /// A file, flag or directory cannot be used; nothing was started or changed.
+    Usage = 2,
+    /// All sets ran, but the outcome of a transfer stayed unknown.
+    Unknown = 3,
+    Interrupted = 130,
+}
+
+/// Runs a set file and says how the process should end. Errors have been printed.
+pub fn run(args: RunArgs) -> Exit {
+    let interrupt = match on_interrupt() {
+        Ok(interrupt) => interrupt,
+        Err(e) => return refuse(&e),
+    };
+    let (mut runner, sets) = match prepare_run(&args, interrupt) {
+        Ok(prepared) => prepared,
+        Err((exit, what)) => {
+            eprintln!("error: {what}");
+            return exit;
+        }
+    };
+    let result =
+        if args.interactive { interact(&mut runner, &sets) } else { run_all(&mut runner, &sets, args.json) };
+    match result {
+        Ok(()) if runner.has_unknown() => Exit::Unknown,
+        Ok(()) => Exit::Success,
+        Err(Ended::Stop(Stop::Interrupted)) => Exit::Interrupted,
+        Err(Ended::Stop(Stop::Failed(what))) => {
+            eprintln!("error: {what}");
+            Exit::Failure
+        }
+        // Whoever read the output has seen enough.
+        Err(Ended::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => Exit::Success,
+        Err(Ended::Output(e)) => {
+            eprintln!("error: standard output cannot be written: {e}");
+            Exit::Failure
+        }
+    }
+}
+
+fn refuse(what: &str) -> Exit {
+    eprintln!("error: {what}");
+    Exit::Usage
+}
+
+enum Ended {
+    Stop(Stop),
+    Output(io::Error),
+}
+
+impl From<Stop> for Ended {
+    fn from(stop: Stop) -> Ended {
+        Ended::Stop(stop)
+    }
+}
+
+impl From<io::Error> for Ended {
+    fn from(e: io::Error) -> Ended {
+        Ended::Output(e)
+    }
+}
+
+fn on_interrupt() -> Result<Receiver<()>, String> {
+    let (send, interrupt) = bounded(1);
+    ctrlc::set_handler(move || _ = send.try_send(()))
+        .map_err(|e| format!("Ctrl-C cannot be handled: {e}"))?;
+    Ok(interrupt)
+}
+
+/// Everything that can be refused is refused here, before anything is started or changed.
+fn prepare_run(args: &RunArgs, interrupt: Receiver<()>) -> Result<(Runner, Vec<Set>), (Exit, String)> {
+    let usage = |what: String| (Exit::Usage, what);
+    let name = args.file.display().to_string();
+    let config = args.config.as_deref().map(config_file::load).transpose().map_err(usage)?;
+    let topology = config.as_ref().map_or(args.topology, |c| c.context.topology);
+    topology.validate().map_err(usage)?;
+    let bytes = std::fs::read(&args.file).map_err(|e| usage(format!("{name}: cannot be read: {e}")))?;
+    let file = parse(&name, &bytes, &topology).map_err(|e| usage(e.to_string()))?;
+    let unknown = file.unknown_accounts(&topology);
+    if let Some(first) = unknown.first() {
+        eprintln!(
+            "warning: {name}: names {} accounts beyond 1 to {}, such as {first}; their transactions abort with \
+             unknown-account (see --accounts)",
+            unknown.len(),
+            topology.accounts
+        );
+    }
+    if args.options.reset_each_set && (args.data_dir.is_some() || args.config.is_some()) {
+        return Err(usage(
+            "--reset-each-set: goes with servers in temporary directories only, neither with \
+             --data-dir nor with --config"
+                .into(),
+        ));
+    }
+    if args.fresh
+        && let Some(dir) = &args.data_dir
+    {
+        remove_server_dirs(dir).map_err(|e| usage(format!("--data-dir: {e}")))?;
+    }
+    let data_dir = args.data_dir.clone();
+    let factory: Factory = match config {
+        Some(config) => Box::new(move || Ok(Box::new(Processes::new(config.clone())) as Box<dyn Fleet>)),
+        None => Box::new(move || {
+            let data = match &data_dir {
+                Some(dir) => DataDir::Kept(dir.clone()),
+                None => DataDir::temporary()?,
+            };
+            announce(&data);
+            Ok(Box::new(Cluster::start(topology, Timeouts::default(), data)?) as Box<dyn Fleet>)
+        }),
+    };
+    let runner = Runner::new(factory, args.options, Some(interrupt)).map_err(|stop| match stop {
+        Stop::Failed(what) => (Exit::Usage, what),
+        Stop::Interrupted => (Exit::Interrupted, "interrupted".into()),
+    })?;
+    Ok((runner, file.sets))
+}
+
+fn announce(data: &DataDir) {
+    let path = data.path().display();
+    match data {
+        DataDir::Kept(_) => eprintln!("data directory: {path}"),
+        DataDir::Temporary(dir) => {
+            let kind = if is_tmpfs(dir.path()) { "a tmpfs, so syncs cost nothing" } else { "on disk" };
+            eprintln!("data directory: {path} (temporary, {kind}, removed at the end)");
+        }
+    }
+}
+
+/// Whether a path lies in memory: syncing there says nothing about a disk.
+fn is_tmpfs(path: &std::path::Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    let mut info = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the path is a terminated string, and statfs fills the whole structure when it returns 0.
+    unsafe {
+        libc::statfs(path.as_ptr(), info.as_mut_ptr()) == 0
+            && info.assume_init().f_type == libc::TMPFS_MAGIC as libc::__fsword_t
+    }
+}
+
+fn say(text: &str) -> Result<(), Ended> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()?;
+    Ok(())
+}
+
+fn run_all(runner: &mut Runner, sets: &[Set], as_json: bool) -> Result<(), Ended> {
+    for set in sets {
+        let report = runner.run_set(set)?;
+        if as_json {
+            say(&json::to_json(&report).to_string())?;
+        } else {
+            say(&after_set(runner, &report))?;
+        }
+    }
+    Ok(())
+}
+
+/// What is shown after a set when nobody asks for more.
+fn after_set(runner: &Runner, report: &SetReport) -> String {
+    let parts = [
+        tables::summary(report),
+        tables::results(report, tables::Rows::Abridged),
+        tables::resolved(report),
+        tables::modified(report, tables::Rows::Abridged),
+        tables::performance(&report.performance, Some(runner.whole_run())),
+    ];
+    parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("\n\n") + "\n"
+}
+
+// ---- the prompt ----
+
+fn interact(runner: &mut Runner, sets: &[Set]) -> Result<(), Ended> {
+    let mut prompt = Prompt::new(*runner.topology())?;
+    let mut next = 0;
+    let mut last: Option<SetReport> = None;
+    say(&format!("{} sets; `next` runs the first, `help` lists what else can be said", sets.len()))?;
+    loop {
+        let waiting = match sets.get(next) {
+            Some(set) => format!("bank (next: set {})> ", set.number),
+            None => "bank (no sets left)> ".into(),
+        };
+        let command = prompt.read(&waiting)?;
+        let answer = match command {
+            PromptCommand::Quit => return Ok(()),
+            PromptCommand::Help => help(),
+            PromptCommand::Next | PromptCommand::Skip if next == sets.len() => {
+                "all sets have run; `quit` ends, `transfer A B X` runs one more transaction".into()
+            }
+            PromptCommand::Skip => {
+                next += 1;
+                format!("set {} is left out", sets[next - 1].number)
+            }
+            PromptCommand::Next => {
+                let report = runner.run_set(&sets[next])?;
+                next += 1;
+                let shown = [tables::summary(&report), tables::results(&report, tables::Rows::Abridged)];
+                let text = [shown.join("\n"), tables::resolved(&report)].join("\n");
+                last = Some(report);
+                text.trim_end().to_string()
+            }
+            command => match obey(runner, command, &mut last) {
+                Ok(text) => text,
+                // Orders may be refused or come at the wrong time; the session goes on.
+                Err(Stop::Failed(what)) => format!("error: {what}"),
+                Err(Stop::Interrupted) => return Err(Stop::Interrupted.into()),
+            },
+        };
+        say(&answer)?;
+    }
+}
+
+fn obey(runner: &mut Runner, command: PromptCommand, last: &mut Option<SetReport>) -> Result<String, Stop> {
+    let none = || "no set has run yet".to_string();
+    Ok(match command {
+        PromptCommand::Balance(account) => {
+            let table = runner.balances([account])?;
+            let states = runner.states();
+            let Some(held) = table.get(&account) else { return Ok(format!("there is no account {account}")) };
+            let shard = shard_of(runner, account);
+            let rows: Vec<_> = states
+                .into_iter()
+                .filter_map(|(server, state)| Some((server, state, *held.get(&server)?)))
+                .collect();
+            tables::balance(account, shard, &rows)
+        }
+        PromptCommand::Log(server) => tables::log(server, &runner.log(server)?),
+        PromptCommand::Db => match last {
+            Some(report) => {
+                // What the servers hold now, not what they held when the set ended.
+                report.modified = runner.balances(report.modified.keys().copied().collect::<Vec<_>>())?;
+                report.performance.servers = runner.server_rows();
+                tables::modified(report, tables::Rows::All)
+            }
+            None => none(),
+        },
+        PromptCommand::Performance => match last {
+            Some(report) => {
+                report.performance.servers = runner.server_rows();
+                tables::performance(&report.performance, Some(runner.whole_run()))
+            }
+            None => none(),
+        },
+        PromptCommand::Views => tables::views(&runner.views()),
+        PromptCommand::Fail(server) => done(runner.fail(server), server, "has failed: its cable is pulled")?,
+        PromptCommand::Recover(server) => done(runner.recover(server), server, "is back")?,
+        PromptCommand::Crash(server) => {
+            done(runner.crash(server), server, "has crashed: only its disk is left")?
+        }
+        PromptCommand::Restart(server) => done(runner.restart(server), server, "runs again, from its disk")?,
+        PromptCommand::Transfer(transfer) => {
+            let report = runner.run_set(&single(runner, transfer))?;
+            let text = tables::results(&report, tables::Rows::All);
+            *last = Some(report);
+            text
+        }
+        PromptCommand::Save(path) => match last {
+            Some(report) => match std::fs::write(&path, tables::everything(report) + "\n") {
+                Ok(()) => format!("saved to {}", path.display()),
+                Err(e) => format!("error: {}: cannot be written: {e}", path.display()),
+            },
+            None => none(),
+        },
+        PromptCommand::Next | PromptCommand::Skip | PromptCommand::Help | PromptCommand::Quit => {
+            String::new()
+        }
+    })
+}
+
+fn done(result: Result<(), Stop>, server: NodeId, what: &str) -> Result<String, Stop> {
+    result.map(|()| format!("{server} {what}"))
+}
+
+fn shard_of(runner: &Runner, account: crate::types::AccountId) -> ShardId {
+    runner.topology().shard_of(account).unwrap_or(ShardId(1))
+}
+
+/// A set of one transfer, on the servers as they are.
+fn single(runner: &Runner, transfer: Transfer) -> Set {
+    let up = |(server, state)| (state == crate::report::ServerState::Live).then_some(server);
+    Set {
+        number: 0,
+        line: 0,
+        live: runner.states().into_iter().filter_map(up).collect(),
+        contacts: Vec::new(),
+        rows: vec![Row { line: 0, command: Command::Transfer(transfer) }],
+    }
+}
+
+/// Whether somebody sits in front of it.
+pub fn at_terminal() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
+}
+
+// ---- one server as a process ----
+
+/// Runs one server until it is told to stop. Errors have been printed.
+pub fn node(args: NodeArgs) -> Exit {
+    match start_node(args) {
+        Ok(Ok(())) => Exit::Success,
+        Ok(Err(e)) => {
+            eprintln!("error: the server has stopped for good: {e}");
+            Exit::Failure
+        }
+        Err(what) => refuse(&what),
+    }
+}
+
+fn start_node(args: NodeArgs) -> Result<io::Result<()>, String> {
+    let config = config_file::load(&args.config)?;
+    let topology = config.context.topology;
+    let server = config_file::parse_server(&args.server, &topology).map_err(|e| format!("--server: {e}"))?;
+    let address = config.context.addresses[&server];
+    let (listener, address) = listen(address).map_err(|e| format!("{server}: {e}"))?;
+    let id = config.context.cluster_id;
+    let format_as = args.format.then_some(id);
+    let log = open_log(&args.data_dir, server, topology, Some(id), format_as)
+        .map_err(|e| format!("--data-dir: {e}"))?;
+    let (control, orders) = crossbeam::channel::unbounded();
+    let (poll, waker) = poll_and_waker().map_err(|e| format!("{server}: no event loop: {e}"))?;
+    let stop = control.clone();
+    ctrlc::set_handler(move || {
+        // The loop is gone only if the process is about to end anyway.
+        let _ = stop.send(Control::Stop);
+        let _ = waker.wake();
+    })
+    .map_err(|e| format!("signals cannot be handled: {e}"))?;
+    let around = Threading {
+        poll,
+        listener,
+        control: orders,
+        status: Arc::new(Mutex::new(Status::new(server))),
+        admin: config.allow_admin,
+    };
+    let setup = prepare(server, config.context, config.timeouts, Clock::start(), log, around)?;
+    println!("{server} listens on {address}");
+    let thread = std::thread::Builder::new()
+        .name(server.to_string())
+        .spawn(move || node::run(setup))
+        .map_err(|e| format!("{server}: no thread: {e}"))?;
+    let ended =
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked; the message stands above")));
+    // Kept until here: a closed channel would stop the loop.
+    drop(control);
+    Ok(ended)
+}
