@@ -141,7 +141,7 @@ impl Default for Timeouts {
             election_timeout_ms: 300,
             in_doubt_timeout_ms: 1000,
             read_timeout_ms: 5000,
-            unreachable_timeout_ms: 500,
+            unreachable_timeout_ms: 1500,
         }
     }
 }

@@ -19,7 +19,7 @@ impl Replica {
     pub fn resume(&mut self, now: Time, out: &mut Output) {
         self.step_down(now, "the server was cut off", out);
         self.leader = None;
-        self.up_since = now;
+        self.search_since = None;
         self.reset_deadline(now);
     }
 
@@ -34,6 +34,7 @@ impl Replica {
 
     pub(super) fn begin_pre_vote(&mut self, now: Time, out: &mut Output) {
         self.attempt += 1;
+        self.search_since.get_or_insert(now);
         self.role = Role::PreCandidate { grants: BTreeSet::from([self.me]) };
         // Asking again costs nothing and changes nothing, so it happens sooner than a whole time-out.
         let pause = self.timeouts.heartbeat() * 2;
@@ -182,6 +183,7 @@ impl Replica {
             tell_due: None,
         });
         self.leader = Some(self.me);
+        self.search_since = None;
         out.events.push(Event::Leading { ballot, decided: self.decided, phase1_end });
         self.begin_round(now, out);
     }

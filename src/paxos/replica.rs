@@ -93,7 +93,7 @@ pub enum Standing {
     Following(NodeId),
     /// No leader is known, but a majority answers: there will be one.
     Searching,
-    /// No majority was heard for an election time-out.
+    /// This server has asked for an election time-out, and no majority answered.
     NoQuorum,
 }
 
@@ -125,8 +125,9 @@ pub struct Replica {
     pub(super) deadline: Time,
     /// When each peer was last heard, with anything.
     pub(super) heard: BTreeMap<NodeId, Time>,
-    /// When this server started, or its cable was plugged in again.
-    pub(super) up_since: Time,
+    /// When this server began to ask the others for a leader, if it knows none. Silence from servers that nobody asked
+    /// says nothing.
+    pub(super) search_since: Option<Time>,
     /// Number of the last pre-vote.
     pub(super) attempt: u64,
     /// The highest ballot heard of; a campaign goes above it.
@@ -175,7 +176,7 @@ impl Replica {
             leader_heard: Time::default(),
             deadline: now,
             heard: BTreeMap::new(),
-            up_since: now,
+            search_since: None,
             attempt: 0,
             highest: promised,
             random,
@@ -217,10 +218,9 @@ impl Replica {
             return Standing::Following(leader);
         }
         let peers = self.heard.values().filter(|heard| now.since(**heard) < timeout).count();
-        if peers + 1 >= self.majority() || now.since(self.up_since) < timeout {
-            Standing::Searching
-        } else {
-            Standing::NoQuorum
+        match self.search_since {
+            Some(since) if peers + 1 < self.majority() && now.since(since) >= timeout => Standing::NoQuorum,
+            _ => Standing::Searching,
         }
     }
 
@@ -450,6 +450,7 @@ impl Replica {
         self.role = Role::Follower;
         self.leader = Some(leader);
         self.leader_heard = now;
+        self.search_since = None;
         self.reset_deadline(now);
     }
 

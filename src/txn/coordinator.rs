@@ -468,7 +468,7 @@ impl Coordinator {
 
     /// Requests that were not answered for too long count as lost.
     fn expire_lost(&mut self, now: Time, index: usize, out: &mut Output) {
-        let patience = self.timeouts.unreachable() * 2;
+        let patience = self.timeouts.unreachable();
         while let Some(entry) = self.links[index].sent.first_entry() {
             if now.since(entry.get().at) < patience {
                 return;

@@ -92,7 +92,7 @@ pub struct Link {
 }
 
 /// However unclear the answers, a search ends as *no quorum* after this many unreachable time-outs.
-const SEARCH_LIMIT: u32 = 15;
+const SEARCH_LIMIT: u32 = 6;
 
 impl Link {
     pub fn new(shard: ShardId, servers: impl Iterator<Item = NodeId>, now: Time) -> Link {
@@ -238,11 +238,12 @@ impl Link {
     /// Whether the search has shown that no leader can be had (T8).
     pub fn lacks_quorum(&self, now: Time, timeouts: &Timeouts) -> bool {
         let waited = now.since(self.search_since);
-        if self.reach != Reach::Searching || waited < timeouts.unreachable() {
+        // Long enough for followers to miss their leader and to ask each other.
+        if self.reach != Reach::Searching || waited < timeouts.election() * 2 {
             return false;
         }
         let negative = |s: &Server| {
-            let silent = s.answered.is_none_or(|a| now.since(a) >= timeouts.unreachable());
+            let silent = now.since(s.answered.unwrap_or(self.search_since)) >= timeouts.unreachable();
             !s.connected || s.no_quorum || silent
         };
         self.servers.values().all(negative) || waited >= timeouts.unreachable() * SEARCH_LIMIT
@@ -250,7 +251,7 @@ impl Link {
 
     /// When this link has something to do if nothing arrives. `idle` links do not probe.
     pub fn next_deadline(&self, timeouts: &Timeouts, idle: bool) -> Option<Time> {
-        let lost = self.sent.values().next().map(|s| s.at + timeouts.unreachable() * 2);
+        let lost = self.sent.values().next().map(|s| s.at + timeouts.unreachable());
         let probe = (self.leader().is_none() && !idle).then_some(self.probe_due);
         let outcomes = self.outcomes_due.filter(|_| self.leader().is_some()).map(|due| due.max(self.pause));
         let pause = (self.pause > Time::default()).then_some(self.pause);
