@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::{Performance, Resolved, RowOutcome, RowReport, Scope, SetReport};
@@ -13,16 +14,33 @@ use crate::metrics::Latencies;
 use crate::testset::Command;
 use crate::types::{AccountId, NodeId, Reason, Transfer};
 
+/// A report in its JSON form. It is written row by row: as one tree of values, a long set would take far more memory
+/// than the bank that ran it.
+///
 /// Panics when a row ended as rows of its kind cannot, which only a mistake of the runner brings about.
-pub fn to_json(report: &SetReport) -> Value {
-    json!({
-        "set": report.set,
-        "live": report.live.iter().map(NodeId::to_string).collect::<Vec<_>>(),
-        "results": report.results.iter().map(row).collect::<Vec<_>>(),
-        "resolved": report.resolved.iter().map(resolved).collect::<Vec<_>>(),
-        "modified": modified(&report.modified),
-        "performance": performance(&report.performance),
-    })
+pub struct Json<'a>(pub &'a SetReport);
+
+impl Serialize for Json<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let report = self.0;
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("set", &report.set)?;
+        object.serialize_entry("live", &report.live.iter().map(NodeId::to_string).collect::<Vec<_>>())?;
+        object.serialize_entry("results", &Each(&report.results, row))?;
+        object.serialize_entry("resolved", &Each(&report.resolved, resolved))?;
+        object.serialize_entry("modified", &modified(&report.modified))?;
+        object.serialize_entry("performance", &performance(&report.performance))?;
+        object.end()
+    }
+}
+
+/// A list whose elements become values one at a time.
+struct Each<'a, T>(&'a [T], fn(&T) -> Value);
+
+impl<T> Serialize for Each<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(self.1))
+    }
 }
 
 fn row(row: &RowReport) -> Value {

@@ -188,15 +188,6 @@ impl SetReport {
     }
 }
 
-/// The process's exit code after all sets ran: 0, or 3 when a transfer is still unknown. Every entry of
-/// [`SetReport::resolved`] must belong to a row that an earlier report shows as unknown.
-pub fn exit_code<'a>(reports: impl IntoIterator<Item = &'a SetReport>) -> u8 {
-    let (unknown, resolved) = reports
-        .into_iter()
-        .fold((0, 0), |(unknown, resolved), set| (unknown + set.unknown(), resolved + set.resolved.len()));
-    if unknown > resolved { 3 } else { 0 }
-}
-
 impl Scope {
     /// `None` when the topology lacks one of the accounts.
     pub fn of(transfer: &Transfer, topology: &Topology) -> Option<Scope> {

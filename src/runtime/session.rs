@@ -9,8 +9,9 @@ use parking_lot::Mutex;
 
 use crate::config::{Timeouts, Topology};
 use crate::net::listen;
+use crate::report::json::Json;
 use crate::report::prompt::{Prompt, PromptCommand, help};
-use crate::report::{SetReport, json, tables};
+use crate::report::{SetReport, tables};
 use crate::runtime::clock::Clock;
 use crate::runtime::cluster::{
     Cluster, DataDir, Fleet, Processes, Threading, open_log, prepare, remove_server_dirs,
@@ -200,7 +201,10 @@ fn run_all(runner: &mut Runner, sets: &[Set], as_json: bool) -> Result<(), Ended
     for set in sets {
         let report = runner.run_set(set)?;
         if as_json {
-            say(&json::to_json(&report).to_string())?;
+            let mut out = io::BufWriter::new(io::stdout().lock());
+            serde_json::to_writer(&mut out, &Json(&report)).map_err(io::Error::from)?;
+            writeln!(out)?;
+            out.flush()?;
         } else {
             say(&after_set(runner, &report))?;
         }
