@@ -6,6 +6,7 @@ pub mod drive;
 pub mod net;
 pub mod paxos;
 pub mod shard;
+pub mod sim;
 pub mod storage;
 pub mod testset;
 pub mod txn;
