@@ -502,6 +502,8 @@ impl Replica {
         let progress = leader.progress.get_mut(&from).expect("a leader tracks every server of its cluster");
         progress.heard = now;
         progress.acked = progress.acked.max(Some(position));
+        // Only upwards: a follower that restarted may stand below what it once acknowledged.
+        progress.sent = progress.sent.max(position);
         if let Some(round) = round {
             progress.echoed = progress.echoed.max(round);
             // The echo left after everything sent before that round arrived, or was lost on the way.
@@ -533,7 +535,6 @@ impl Replica {
             let round = leader.round;
             let progress = leader.progress.get_mut(&to).expect("a leader tracks every server of its cluster");
             let Some(acked) = progress.acked else { return };
-            progress.sent = progress.sent.max(acked);
             let end = last.min(Slot(acked.0 + limits::WINDOW_SLOTS));
             if progress.reading || progress.sent >= end {
                 return;
