@@ -95,8 +95,8 @@ pub fn run(seed: u64, print: bool) -> Summary {
         run.world.add_client();
     }
     run.chaos(2_000_000 + rng.below(6_000_000));
-    run.heal();
-    run.rest();
+    let away = run.heal();
+    run.rest(&away);
     run.summary
 }
 
@@ -249,7 +249,7 @@ impl Run {
     }
 
     /// Everything works again, but in half of the runs a minority of each cluster stays away.
-    fn heal(&mut self) {
+    fn heal(&mut self) -> BTreeSet<NodeId> {
         self.world.note(|| "healing".into());
         let topology = self.world.options.topology;
         let mut away = BTreeSet::new();
@@ -270,10 +270,9 @@ impl Run {
                 }
                 continue;
             }
-            // A server may be about to die of what was armed earlier; start it until it lives.
+            self.world.servers[&id].disk.set_fuse(None);
             if self.world.servers[&id].running.is_some() {
                 self.world.recover(id);
-                self.world.servers[&id].disk.set_fuse(None);
             } else {
                 self.world.start(id);
             }
@@ -282,12 +281,12 @@ impl Run {
         for client in clients {
             self.world.pause_client(client, false);
         }
+        away
     }
 
-    fn rest(&mut self) {
+    /// Waits until nothing is open. A server that still dies of what was armed earlier is started again.
+    fn rest(&mut self, away: &BTreeSet<NodeId>) {
         let healed = self.world.now;
-        let away: BTreeSet<NodeId> =
-            self.world.servers.values().filter(|s| !s.is_up()).map(|s| s.id).collect();
         loop {
             self.world.run_until(Time(self.world.now.0 + 200_000));
             for id in self.world.options.topology.servers() {

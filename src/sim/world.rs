@@ -238,6 +238,8 @@ impl World {
             (Packet::Request(client, request), Place::Server(id), _) => {
                 if self.servers[&id].clients.contains_key(&client) {
                     self.push(id, Input::Request { client, request });
+                } else {
+                    self.send(self.now, to, from, Packet::Reset(client));
                 }
             }
             (Packet::Close(client), Place::Server(id), _) => {
