@@ -20,4 +20,5 @@ mod world;
 pub use chaos::{Summary, run};
 pub use checker::Checker;
 pub use network::{Place, Weather};
+pub use server::Harm;
 pub use world::{Options, Trace, World};
