@@ -217,11 +217,9 @@ impl Replica {
             return Standing::Following(leader);
         }
         let peers = self.heard.values().filter(|heard| now.since(**heard) < timeout).count();
-        if peers + 1 >= self.majority() || now.since(self.up_since) < timeout {
-            Standing::Searching
-        } else {
-            Standing::NoQuorum
-        }
+        // Followers hear nobody but their leader: its silence says nothing about the others until they were asked.
+        let lost_leader = now.since(self.leader_heard.max(self.up_since)) < timeout * 2;
+        if peers + 1 >= self.majority() || lost_leader { Standing::Searching } else { Standing::NoQuorum }
     }
 
     /// When [`Replica::timer`] wants to be called next.

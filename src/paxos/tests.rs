@@ -75,3 +75,20 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
         out.now.iter().any(|(to, m)| *to == S3 && matches!(m, Message::Accept(a) if a.first == Slot(3)));
     assert!(again || read, "S3 is never sent slot 3 again: {sent:?}");
 }
+
+/// The followers of a leader that died had never heard each other, and both told their clients that there is no quorum;
+/// asked by a client, neither campaigned.
+#[test]
+fn a_follower_that_just_lost_its_leader_does_not_claim_that_there_is_no_quorum() {
+    let timeouts = Timeouts::default();
+    let start = (Ballot::ZERO, Slot::ZERO, Vec::new());
+    let mut s2 = Replica::new(S2, vec![S1, S2, S3], timeouts, Time(0), 1, start);
+    let last = Time(10_000_000);
+    let heartbeat = Heartbeat { ballot: Ballot::new(1, S1), round: 1, decided: Slot::ZERO };
+    step(&mut s2, last, |r, out| r.message(last, S1, Message::Heartbeat(heartbeat), out));
+    let silent = last + timeouts.election();
+    assert_eq!(s2.standing(silent), Standing::Searching);
+    step(&mut s2, silent, |r, out| r.campaign_if_leaderless(silent, out));
+    let unheard = last + timeouts.election() * 2;
+    assert_eq!(s2.standing(unheard), Standing::NoQuorum, "it asked, and nobody answered");
+}
