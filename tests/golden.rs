@@ -201,11 +201,8 @@ impl goldenscript::Runner for Runner {
         }
         args.reject_next()?;
         let (syncs, probes) = (self.syncs, self.probes);
-        let quiet = |line: &String| {
-            let probing = ["Probe", "Leading 1", "Leading 2", "Leading 3", "Leading 4", "Refused, no leader"];
-            (!syncs && line.ends_with(" synced"))
-                || (!probes && probing.iter().any(|p| line.contains(&format!("  {p}"))))
-        };
+        let quiet =
+            |line: &String| (!syncs && line.ends_with(" synced")) || (!probes && line.contains("  Probe"));
         let lines = std::mem::take(&mut self.world()?.log);
         Ok(lines.into_iter().filter(|line| !quiet(line)).map(|line| line + "\n").collect())
     }

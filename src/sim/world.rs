@@ -10,6 +10,7 @@ use crate::sim::network::{Network, Packet, Place, Weather};
 use crate::sim::server::{Harm, Outbox, Running, Sent, Server};
 use crate::sim::text;
 use crate::storage::{Expected, Identity, Kept, StorageError, Wal};
+use crate::txn::message::Request;
 use crate::txn::{self, Coordinator, Op, Outcome};
 use crate::types::{AccountId, ClientId, NodeId, Slot, Time};
 use crate::workload::SplitMix64;
@@ -93,6 +94,8 @@ pub struct World {
     next_event: u64,
     wakes: BTreeMap<Place, Time>,
     connections: BTreeMap<(Place, NodeId), Connection>,
+    /// Probes that were sent, so that the log can tell their answers from others.
+    probes: BTreeSet<(ClientId, u64)>,
     next_connection: u64,
     next_client: u32,
     next_tag: u64,
@@ -115,6 +118,7 @@ impl World {
             next_event: 0,
             wakes: BTreeMap::new(),
             connections: BTreeMap::new(),
+            probes: BTreeSet::new(),
             next_connection: 1,
             next_client: 1,
             next_tag: 1,
@@ -305,6 +309,12 @@ impl World {
         self.schedule(at, Event::ConnectTimeout { owner, server, connection: id });
     }
 
+    fn remember_probe(&mut self, connection: ClientId, request: &Request) {
+        if self.options.trace != Trace::Off && matches!(request, Request::Probe { .. }) {
+            self.probes.insert((connection, request.number()));
+        }
+    }
+
     fn open_connection(&self, owner: Place, server: NodeId) -> Option<ClientId> {
         self.connections.get(&(owner, server)).filter(|c| c.open).map(|c| c.id)
     }
@@ -375,12 +385,15 @@ impl World {
             }
             Sent::Client(client, response) => {
                 let Some(to) = self.servers[&id].clients.get(&client).copied() else { return };
-                self.note(|| format!("{id} → {to}  {}", text::response(&response)));
+                let probe = self.probes.contains(&(client, response.number()));
+                let what = if probe { "Probe: " } else { "" };
+                self.note(|| format!("{id} → {to}  {what}{}", text::response(&response)));
                 self.send(at, me, to, Packet::Response(client, response));
             }
             Sent::Remote(to, request) => {
                 self.note(|| format!("{id} → {to}  {}", text::request(&request)));
                 if let Some(connection) = self.open_connection(me, to) {
+                    self.remember_probe(connection, &request);
                     self.send(at, me, Place::Server(to), Packet::Request(connection, request));
                 }
             }
@@ -594,10 +607,11 @@ impl World {
         }
         for (to, request) in out.send {
             self.note(|| format!("K{id} → {to}  {}", text::request(&request)));
-            if let txn::message::Request::Submit { blocks, .. } = &request {
+            if let Request::Submit { blocks, .. } = &request {
                 self.checker.sent(id, blocks);
             }
             if let Some(connection) = self.open_connection(me, to) {
+                self.remember_probe(connection, &request);
                 self.send(now, me, Place::Server(to), Packet::Request(connection, request));
             }
         }
