@@ -11,6 +11,7 @@
 
 mod chaos;
 mod checker;
+mod clients;
 mod disk;
 mod network;
 mod server;

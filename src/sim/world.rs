@@ -6,19 +6,20 @@ use crate::config::{Timeouts, Topology};
 use crate::drive;
 use crate::shard::Input;
 use crate::sim::checker::Checker;
+use crate::sim::clients::Client;
 use crate::sim::network::{Network, Packet, Place, Weather};
 use crate::sim::server::{Harm, Outbox, Running, Sent, Server};
 use crate::sim::text;
 use crate::storage::{Expected, Identity, Kept, StorageError, Wal};
+use crate::txn;
 use crate::txn::message::Request;
-use crate::txn::{self, Coordinator, Op, Outcome};
-use crate::types::{AccountId, ClientId, NodeId, Slot, Time};
+use crate::types::{AccountId, ClientId, NodeId, Time};
 use crate::workload::SplitMix64;
 
 /// How long a connection attempt waits for an answer.
 const CONNECT_TIMEOUT_US: u64 = 300_000;
 /// Turns in a row that a deadline in the past may bring about.
-const SPIN_LIMIT: u32 = 50;
+pub(super) const SPIN_LIMIT: u32 = 50;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
@@ -54,30 +55,6 @@ struct Connection {
     open: bool,
 }
 
-/// What a client asked for and has heard so far.
-#[derive(Debug)]
-pub struct Asked {
-    pub op: Op,
-    /// What was decided in the account's shard when a read began.
-    since: Slot,
-    pub outcomes: Vec<Outcome>,
-}
-
-impl Asked {
-    pub fn is_answered(&self) -> bool {
-        self.outcomes.last().is_some_and(|o| *o != Outcome::Unknown)
-    }
-}
-
-pub struct Client {
-    coordinator: Coordinator,
-    inbox: Vec<txn::Input>,
-    /// Stands still; what arrives waits.
-    pub paused: bool,
-    pub asked: BTreeMap<u64, Asked>,
-    spinning: u32,
-}
-
 pub struct World {
     pub options: Options,
     pub now: Time,
@@ -92,13 +69,13 @@ pub struct World {
     pub chatter: bool,
     queue: BTreeMap<(Time, u64), Event>,
     next_event: u64,
-    wakes: BTreeMap<Place, Time>,
+    pub(super) wakes: BTreeMap<Place, Time>,
     connections: BTreeMap<(Place, NodeId), Connection>,
     /// Probes that were sent, so that the log can tell their answers from others.
     probes: BTreeSet<(ClientId, u64)>,
     next_connection: u64,
-    next_client: u32,
-    next_tag: u64,
+    pub(super) next_client: u32,
+    pub(super) next_tag: u64,
 }
 
 impl World {
@@ -158,7 +135,7 @@ impl World {
     }
 
     /// Wants a turn for this place at `at`, unless one is due earlier anyway.
-    fn wake(&mut self, place: Place, at: Time) {
+    pub(super) fn wake(&mut self, place: Place, at: Time) {
         let at = at.max(self.now);
         if self.wakes.get(&place).is_none_or(|due| at < *due) {
             self.wakes.insert(place, at);
@@ -207,7 +184,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, at: Time, from: Place, to: Place, packet: Packet) {
+    pub(super) fn send(&mut self, at: Time, from: Place, to: Place, packet: Packet) {
         for (arrival, packet) in self.network.route(&mut self.rng, at, from, to, packet) {
             self.schedule(arrival, Event::Arrive { from, to, packet });
         }
@@ -280,7 +257,7 @@ impl World {
     }
 
     /// Hands an input to a coordinator, a client's or a server's own.
-    fn tell(&mut self, owner: Place, input: txn::Input) {
+    pub(super) fn tell(&mut self, owner: Place, input: txn::Input) {
         match owner {
             Place::Server(id) => self.push(id, Input::Remote(input)),
             Place::Client(id) => {
@@ -297,7 +274,7 @@ impl World {
         self.tell(owner, txn::Input::Disconnected(server));
     }
 
-    fn connect(&mut self, owner: Place, server: NodeId) {
+    pub(super) fn connect(&mut self, owner: Place, server: NodeId) {
         if self.connections.contains_key(&(owner, server)) {
             return;
         }
@@ -309,13 +286,13 @@ impl World {
         self.schedule(at, Event::ConnectTimeout { owner, server, connection: id });
     }
 
-    fn remember_probe(&mut self, connection: ClientId, request: &Request) {
+    pub(super) fn remember_probe(&mut self, connection: ClientId, request: &Request) {
         if self.options.trace != Trace::Off && matches!(request, Request::Probe { .. }) {
             self.probes.insert((connection, request.number()));
         }
     }
 
-    fn open_connection(&self, owner: Place, server: NodeId) -> Option<ClientId> {
+    pub(super) fn open_connection(&self, owner: Place, server: NodeId) -> Option<ClientId> {
         self.connections.get(&(owner, server)).filter(|c| c.open).map(|c| c.id)
     }
 
@@ -452,7 +429,7 @@ impl World {
     }
 
     /// This place's own connections are gone; the servers at their ends notice.
-    fn drop_connections(&mut self, owner: Place) -> Vec<NodeId> {
+    pub(super) fn drop_connections(&mut self, owner: Place) -> Vec<NodeId> {
         let mine: Vec<NodeId> =
             self.connections.keys().filter(|(o, _)| *o == owner).map(|(_, s)| *s).collect();
         for server in &mine {
@@ -535,124 +512,12 @@ impl World {
         }
     }
 
-    // ---- clients ----
-
-    /// A new coordinator; it has no session yet.
-    pub fn add_client(&mut self) -> u32 {
-        let id = self.next_client;
-        self.next_client += 1;
-        let Options { topology, timeouts, .. } = self.options;
-        let coordinator = Coordinator::new(topology, timeouts, self.now);
-        let client =
-            Client { coordinator, inbox: Vec::new(), paused: false, asked: BTreeMap::new(), spinning: 0 };
-        self.clients.insert(id, client);
-        self.wake(Place::Client(id), self.now);
-        id
-    }
-
-    /// The coordinator is gone for good.
-    pub fn kill_client(&mut self, id: u32) {
-        self.note(|| format!("K{id} dies"));
-        self.clients.remove(&id);
-        self.wakes.remove(&Place::Client(id));
-        self.drop_connections(Place::Client(id));
-    }
-
-    pub fn pause_client(&mut self, id: u32, paused: bool) {
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.paused = paused;
-            self.note(|| format!("K{id} {}", if paused { "stands still" } else { "goes on" }));
-            self.wake(Place::Client(id), self.now);
-        }
-    }
-
-    pub fn submit(&mut self, id: u32, op: Op) -> u64 {
-        let since = match op {
-            Op::Read(account) => self.options.topology.shard_of(account).map(|s| self.checker.decided(s)),
-            _ => None,
-        };
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        let client = self.clients.get_mut(&id).expect("only living clients are asked");
-        client.asked.insert(tag, Asked { op, since: since.unwrap_or_default(), outcomes: Vec::new() });
-        client.inbox.push(txn::Input::Submit { tag, op });
-        self.wake(Place::Client(id), self.now);
-        tag
-    }
-
-    pub fn hint(&mut self, id: u32, server: NodeId) {
-        self.tell(Place::Client(id), txn::Input::Hint(server));
-    }
-
-    fn client_turn(&mut self, id: u32) {
-        let now = self.now;
-        let Some(client) = self.clients.get_mut(&id).filter(|c| !c.paused) else { return };
-        let mut out = txn::Output::default();
-        client.spinning = if client.inbox.is_empty() { client.spinning + 1 } else { 0 };
-        for input in std::mem::take(&mut client.inbox) {
-            client.coordinator.step(now, input, &mut out);
-        }
-        client.coordinator.step(now, txn::Input::TurnEnd, &mut out);
-        let deadline = client.coordinator.next_deadline();
-        if deadline.is_none_or(|at| at > now) {
-            client.spinning = 0;
-        }
-        assert!(
-            client.spinning < SPIN_LIMIT,
-            "K{id} spins: its deadline {deadline:?} never moves at {now:?}"
-        );
-        let me = Place::Client(id);
-        for event in out.events {
-            self.note(|| format!("K{id} {event:?}"));
-        }
-        for (to, request) in out.send {
-            self.note(|| format!("K{id} → {to}  {}", text::request(&request)));
-            if let Request::Submit { blocks, .. } = &request {
-                self.checker.sent(id, blocks);
-            }
-            if let Some(connection) = self.open_connection(me, to) {
-                self.remember_probe(connection, &request);
-                self.send(now, me, Place::Server(to), Packet::Request(connection, request));
-            }
-        }
-        out.connect.into_iter().for_each(|to| self.connect(me, to));
-        for txn::Answer { tag, outcome, .. } in out.answers {
-            self.answered(id, tag, outcome);
-        }
-        if let Some(at) = deadline {
-            self.wake(me, at);
-        }
-    }
-
-    fn answered(&mut self, id: u32, tag: u64, outcome: Outcome) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        let asked = client.asked.get_mut(&tag).expect("T3: answers name what was asked");
-        assert!(
-            !asked.is_answered(),
-            "T3: {:?} was answered twice: {:?}, {outcome:?}",
-            asked.op,
-            asked.outcomes
-        );
-        asked.outcomes.push(outcome.clone());
-        let (op, since) = (asked.op, asked.since);
-        self.note(|| match op {
-            Op::Transfer(t) => format!("K{id} {t} {}", outcome_text(&outcome)),
-            Op::Read(a) => format!("K{id} ({a}) {}", outcome_text(&outcome)),
-            _ => format!("K{id} {}", outcome_text(&outcome)),
-        });
-        match (op, outcome) {
-            (Op::Transfer(transfer), outcome) => self.checker.told(id, transfer, &outcome),
-            (Op::Read(account), Outcome::Balance(balance)) => self.checker.read(account, balance, since),
-            _ => {}
-        }
-    }
+    // ---- rest ----
 
     /// The balance of an account as one server has it.
     pub fn balance(&self, server: NodeId, account: AccountId) -> Option<u64> {
         self.servers[&server].running.as_ref()?.shard.bank().balance(account)
     }
-
-    // ---- rest ----
 
     /// Whether everything that was begun is finished, or what is not. Only servers that are up are asked.
     pub fn at_rest(&self) -> Result<(), String> {
@@ -670,16 +535,5 @@ impl World {
             }
         }
         self.checker.at_rest()
-    }
-}
-
-fn outcome_text(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::Committed => "committed".into(),
-        Outcome::Aborted(reason) => format!("aborted: {reason}"),
-        Outcome::Unknown => "unknown".into(),
-        Outcome::Balance(balance) => format!("balance {balance}"),
-        Outcome::Confirmed(_) => "leaders confirmed".into(),
-        Outcome::Settled => "settled".into(),
     }
 }
