@@ -9,6 +9,7 @@ pub mod paxos;
 pub mod report;
 pub mod runtime;
 pub mod shard;
+pub mod sim;
 pub mod storage;
 pub mod testset;
 pub mod txn;
