@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::bank::command::Range;
 use crate::bank::{BlockResult, validate};
+use crate::config::limits::RECOVERIES;
 use crate::config::{Timeouts, Topology};
 use crate::txn::group::Group;
 use crate::txn::link::{Link, Reach, Sent, UnitId, Work};
@@ -56,6 +57,8 @@ pub enum Input {
         participants: [ShardId; 2],
         home: ShardId,
     },
+    /// Stop recovering: this server leads no more, or in another ballot.
+    Abandon,
     /// The turn is over: act on what it brought, and on the time.
     TurnEnd,
 }
@@ -135,7 +138,7 @@ pub(super) enum Life {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Coordinator {
     topology: Topology,
-    timeouts: Timeouts,
+    pub(super) timeouts: Timeouts,
     pub(super) life: Life,
     pub(super) links: Vec<Link>,
     pub(super) groups: BTreeMap<u64, Group>,
@@ -188,7 +191,7 @@ impl Coordinator {
 
     /// When a turn is wanted even if nothing arrives.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.links.iter().filter_map(|l| l.next_deadline(&self.timeouts, self.is_idle(l))).min()
+        self.links.iter().filter_map(|l| l.next_deadline(self.is_idle(l))).min()
     }
 
     /// Nobody waits for anything that this shard could answer.
@@ -205,6 +208,7 @@ impl Coordinator {
             Input::Disconnected(server) => self.on_disconnected(now, server, out),
             Input::Hint(server) => self.link_of(server).hint = server,
             Input::Recover { id, participants, home } => self.recover(now, id, participants, home),
+            Input::Abandon => self.abandon(out),
             Input::TurnEnd => self.turn_end(now, out),
         }
     }
@@ -243,7 +247,8 @@ impl Coordinator {
     }
 
     fn recover(&mut self, now: Time, id: TxnId, participants: [ShardId; 2], home: ShardId) {
-        if !self.recovering.insert(id) {
+        // Whoever is refused here asks again after its next time-out.
+        if self.recovering.len() >= RECOVERIES || !self.recovering.insert(id) {
             return;
         }
         let range = Range { session: id.session, first: id.seq, count: 1 };
@@ -381,7 +386,7 @@ impl Coordinator {
 
     fn on_response(&mut self, now: Time, from: NodeId, response: Response, out: &mut Output) {
         let index = self.topology.shard_of_server(from).index();
-        let sent = self.links[index].sent.remove(&response.number());
+        let sent = self.links[index].take_sent(response.number());
         match (response, sent) {
             (Response::Leading { request, ballot, decided }, _) => {
                 if self.links[index].found(request, from, ballot, decided) {
@@ -439,14 +444,20 @@ impl Coordinator {
     /// A request is not going to be answered; its units wait to be sent again.
     fn give_up(&mut self, now: Time, index: usize, sent: Sent, refused: bool, out: &mut Output) {
         out.events.push(Event::Retrying { shard: self.links[index].shard, units: sent.units.len() });
+        if sent.ahead > 0 {
+            // The mark may not have arrived, and without it the shard's window does not move.
+            self.links[index].told_mark = 0;
+        }
         for id in sent.units {
             let link = &mut self.links[index];
             link.requeue(id, refused);
-            let group = link.units.get(&id).and_then(|u| u.work.group());
-            if let Some(gid) = group
-                && self.groups[&gid].commits.is_none()
-                && self.lacks_participant(&self.groups[&gid])
-            {
+            let Some(work) = link.units.get(&id).map(|u| u.work) else { continue };
+            let Some(group) = work.group().and_then(|gid| self.groups.get(&gid)) else { continue };
+            let (gid, fencing) = (work.group().unwrap_or(0), group.fencing);
+            if fencing && matches!(work, Work::Execute { .. }) {
+                // T8: once it was given up as unknown it is fenced, never executed.
+                self.links[index].replace(id, Work::Fence { group: gid });
+            } else if group.commits.is_none() && self.lacks_participant(group) {
                 self.evaluate(now, gid, out);
             }
         }
@@ -456,10 +467,9 @@ impl Coordinator {
         let index = self.topology.shard_of_server(server).index();
         let link = &mut self.links[index];
         link.connected(server, false);
-        let lost: Vec<u64> = link.sent.iter().filter(|(_, s)| s.to == server).map(|(r, _)| *r).collect();
         let was_leader = link.leader() == Some(server);
-        for request in lost {
-            if let Some(sent) = self.links[index].sent.remove(&request) {
+        for request in link.lost(now, Some(server)) {
+            if let Some(sent) = self.links[index].take_sent(request) {
                 self.give_up(now, index, sent, false, out);
             }
         }
@@ -470,12 +480,8 @@ impl Coordinator {
 
     /// Requests that were not answered for too long count as lost.
     fn expire_lost(&mut self, now: Time, index: usize, out: &mut Output) {
-        let patience = self.timeouts.unreachable();
-        while let Some(entry) = self.links[index].sent.first_entry() {
-            if now.since(entry.get().at) < patience {
-                return;
-            }
-            let sent = entry.remove();
+        for request in self.links[index].lost(now, None) {
+            let Some(sent) = self.links[index].take_sent(request) else { continue };
             let was_leader = self.links[index].leader() == Some(sent.to);
             self.give_up(now, index, sent, false, out);
             if was_leader {

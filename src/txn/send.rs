@@ -38,6 +38,11 @@ impl Coordinator {
                 let request = self.request_number();
                 out.send.push((leader, Request::Read { request, account, local: false }));
                 self.mark_sent(now, index, leader, request, vec![id], 0);
+                let link = &mut self.links[index];
+                if let Some(mut sent) = link.sent.remove(&request) {
+                    sent.until = now + self.timeouts.read() + self.timeouts.unreachable();
+                    link.sent_reads.insert(request, sent);
+                }
                 continue;
             }
             let bytes = work.group().map_or(64, |g| self.groups[&g].block_bytes());
@@ -126,7 +131,8 @@ impl Coordinator {
                 }
             }
         }
-        link.sent.insert(request, Sent { to, at: now, units, ahead });
+        let until = now + self.timeouts.unreachable();
+        link.sent.insert(request, Sent { to, until, units, ahead });
     }
 
     pub(super) fn request_number(&mut self) -> u64 {
