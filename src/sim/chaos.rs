@@ -84,7 +84,8 @@ pub fn run(seed: u64, print: bool) -> Summary {
         seed,
         weather,
         sync_us: (50, 100 + rng.below(if slow_disks { 30_000 } else { 1_000 })),
-        segment_bytes: 8192 << rng.below(4),
+        // Small, so that segments change often; larger than any value that these clients bring about.
+        segment_bytes: 32_768 << rng.below(3),
         trace: if print { Trace::Print } else { Trace::Off },
     };
     let mut world = World::new(options);
