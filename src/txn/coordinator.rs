@@ -17,9 +17,6 @@ use crate::types::{AccountId, Ballot, NodeId, Reason, Session, ShardId, Time, Tr
 
 /// How long a server that was busy is left alone.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
-/// The most transactions in one block; with 24 bytes each, a slot has room for outcomes ahead of them.
-const GROUP_MAX: usize = 8190;
-
 /// What a coordinator can be asked to do.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Op {
@@ -86,6 +83,8 @@ pub struct Answer {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Event {
     SessionOpened(Session),
+    /// The window of the session is stuck; another one takes over.
+    SessionRenewed,
     LeaderFound {
         shard: ShardId,
         leader: NodeId,
@@ -143,7 +142,7 @@ pub struct Coordinator {
     pub(super) links: Vec<Link>,
     pub(super) groups: BTreeMap<u64, Group>,
     /// Valid transfers that have no sequence yet.
-    waiting: Vec<(u64, Transfer, Vec<ShardId>)>,
+    pub(super) waiting: Vec<(u64, Transfer, Vec<ShardId>)>,
     confirms: Vec<u64>,
     settles: Vec<u64>,
     pub(super) recovering: BTreeSet<TxnId>,
@@ -271,7 +270,7 @@ impl Coordinator {
         }
     }
 
-    fn add_group(&mut self, group: Group) -> u64 {
+    pub(super) fn add_group(&mut self, group: Group) -> u64 {
         let gid = self.next_group;
         self.next_group += 1;
         self.groups.insert(gid, group);
@@ -301,55 +300,6 @@ impl Coordinator {
             self.probe(now, index, out);
         }
         self.answer_waiters(out);
-    }
-
-    /// Gives every waiting transfer its sequence and its place in a block.
-    fn form_groups(&mut self, now: Time, out: &mut Output) {
-        let waiting = std::mem::take(&mut self.waiting);
-        let (dead, alive): (Vec<_>, Vec<_>) = waiting
-            .into_iter()
-            .partition(|(_, _, parts)| parts.iter().any(|p| self.links[p.index()].reach == Reach::NoQuorum));
-        for (tag, ..) in dead {
-            // T8: nothing of it was sent.
-            self.answer(tag, Outcome::Aborted(Reason::NoQuorum), None, out);
-        }
-        let Life::Open(session) = self.life else {
-            if !alive.is_empty() {
-                self.open_session(now);
-            }
-            self.waiting = alive;
-            return;
-        };
-        let mut by_route: BTreeMap<Vec<ShardId>, (Vec<Transfer>, Vec<u64>)> = BTreeMap::new();
-        for (tag, transfer, participants) in alive {
-            let (transfers, tags) = by_route.entry(participants).or_default();
-            transfers.push(transfer);
-            tags.push(tag);
-        }
-        for (participants, (transfers, tags)) in by_route {
-            for (transfers, tags) in transfers.chunks(GROUP_MAX).zip(tags.chunks(GROUP_MAX)) {
-                let range = Range { session, first: self.next_seq, count: tags.len() as u32 };
-                self.next_seq += u64::from(range.count);
-                let group = Group::new(range, participants.clone(), transfers.to_vec(), tags.to_vec());
-                let gid = self.add_group(group);
-                for shard in &participants {
-                    self.links[shard.index()].open.insert(range.first);
-                    self.add_unit(*shard, Work::Execute { group: gid });
-                }
-            }
-        }
-    }
-
-    fn open_session(&mut self, now: Time) {
-        if self.life != Life::Unopened {
-            return;
-        }
-        let usable = |l: &&Link| l.reach != Reach::NoQuorum;
-        let with_leader = self.links.iter().find(|l| l.leader().is_some());
-        let Some(shard) = with_leader.or(self.links.iter().find(usable)).map(|l| l.shard) else { return };
-        self.life = Life::Opening(shard);
-        self.search_if_idle(now, shard);
-        self.add_unit(shard, Work::Open);
     }
 
     fn probe(&mut self, now: Time, index: usize, out: &mut Output) {

@@ -182,7 +182,7 @@ impl Coordinator {
             return;
         }
         for shard in group.participants {
-            self.links[shard.index()].open.remove(&group.range.first);
+            self.links[shard.index()].open.remove(&(group.range.session, group.range.first));
         }
     }
 

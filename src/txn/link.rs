@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Timeouts;
 use crate::txn::message::Refusal;
-use crate::types::{AccountId, Ballot, NodeId, ShardId, Slot, Time};
+use crate::types::{AccountId, Ballot, NodeId, Session, ShardId, Slot, Time};
 
 /// Whether a shard can be reached at present.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -84,8 +84,8 @@ pub struct Link {
     pub pause: Time,
     /// When waiting outcomes go even if nothing else does (T3).
     pub outcomes_due: Option<Time>,
-    /// Sequences of the own session that are not finished at this shard.
-    pub open: BTreeSet<u64>,
+    /// Groups that are not finished at this shard, by session and first sequence.
+    pub open: BTreeMap<(Session, u64), u64>,
     /// The mark that was last sent.
     pub told_mark: u64,
     /// The server to ask first, and to campaign if there is no leader.
@@ -113,7 +113,7 @@ impl Link {
             sent_reads: BTreeMap::new(),
             pause: Time::default(),
             outcomes_due: None,
-            open: BTreeSet::new(),
+            open: BTreeMap::new(),
             told_mark: 0,
             hint: *servers.keys().next().expect("a cluster has servers"),
             servers,
@@ -153,6 +153,13 @@ impl Link {
             unit.copies -= u32::from(refused);
             self.ready.insert((unit.work, id));
         }
+    }
+
+    /// The oldest group of a session that is not finished at this shard: its first sequence, which is the mark (T7), and
+    /// the group.
+    pub fn oldest(&self, session: Session) -> Option<(u64, u64)> {
+        let mut groups = self.open.range((session, 0)..=(session, u64::MAX));
+        groups.next().map(|((_, first), group)| (*first, *group))
     }
 
     /// Takes out a request that is answered or given up.
