@@ -19,7 +19,7 @@ use crate::drive::{self, Ports};
 use crate::net::{Accepted, SpareFd, accept};
 use crate::paxos::{self, Message, Standing};
 use crate::report::Role as StatusRole;
-use crate::runtime::clock::{Clock, until};
+use crate::runtime::clock::{Clock, until, uptime};
 use crate::runtime::conns::{Conns, Context, Item, Received, Role};
 use crate::runtime::history::Replay;
 use crate::runtime::order::{Order, Report};
@@ -474,7 +474,7 @@ impl Ports for NodePorts<'_> {
                 );
                 self.turn.won.push(Won {
                     ballot: *ballot,
-                    at_us: self.now.0,
+                    at_us: uptime(self.now).as_micros() as u64,
                     reproposed: phase1_end.0 - decided.0,
                 });
             }
