@@ -21,7 +21,7 @@ use crate::config::{Timeouts, Topology, limits};
 use crate::drive;
 use crate::net::listen;
 use crate::report::ServerState;
-use crate::runtime::admin;
+use crate::runtime::admin::{self, AskError};
 use crate::runtime::clock::Clock;
 use crate::runtime::config_file::ClusterConfig;
 use crate::runtime::conns::Context;
@@ -356,14 +356,35 @@ impl Drop for Cluster {
 }
 
 /// Servers that run as processes, handled through orders over the wire.
+///
+/// A process that cannot be reached counts as crashed until it is found up again at the start of a set: whether its
+/// cluster can go on without it is for the cluster to say.
 pub struct Processes {
     config: ClusterConfig,
-    failed: BTreeMap<NodeId, bool>,
+    states: BTreeMap<NodeId, ServerState>,
 }
 
 impl Processes {
-    pub fn new(config: ClusterConfig) -> Processes {
-        Processes { config, failed: BTreeMap::new() }
+    /// Calls on every server once, so that all of them are known to be up or down and none stays cut off by an earlier
+    /// run. An error means that a server is there and refuses: another bank, another topology, no orders allowed.
+    pub fn connect(config: ClusterConfig) -> Result<Processes, String> {
+        let servers: Vec<NodeId> = config.context.topology.servers().collect();
+        let mut fleet = Processes { config, states: BTreeMap::new() };
+        for server in servers {
+            fleet.states.insert(server, ServerState::Crashed);
+            fleet.recover(server)?;
+        }
+        Ok(fleet)
+    }
+
+    /// Gives an order that brings a server into `state`, unless it is away.
+    fn change(&mut self, server: NodeId, order: Order, state: ServerState) -> Result<(), String> {
+        match self.ask(server, order) {
+            Ok(_) => _ = self.states.insert(server, state),
+            Err(e) if self.state(server) == ServerState::Crashed => log::warn!("{e}; it counts as down"),
+            Err(e) => return Err(e),
+        }
+        Ok(())
     }
 }
 
@@ -377,14 +398,15 @@ impl Fleet for Processes {
     }
 
     fn state(&self, server: NodeId) -> ServerState {
-        match self.failed.get(&server) {
-            Some(true) => ServerState::Failed,
-            _ => ServerState::Live,
-        }
+        self.states[&server]
     }
 
     fn ask(&mut self, server: NodeId, order: Order) -> Result<Report, String> {
-        admin::ask(&self.config.context, server, &order)
+        admin::ask(&self.config.context, server, &order).map_err(|e| {
+            let away = matches!(e, AskError::Unreachable(_));
+            self.states.insert(server, if away { ServerState::Crashed } else { ServerState::Live });
+            e.to_string()
+        })
     }
 
     fn crash(&mut self, server: NodeId) -> Result<(), String> {
@@ -396,14 +418,10 @@ impl Fleet for Processes {
     }
 
     fn fail(&mut self, server: NodeId) -> Result<(), String> {
-        self.ask(server, Order::Fail)?;
-        self.failed.insert(server, true);
-        Ok(())
+        self.change(server, Order::Fail, ServerState::Failed)
     }
 
     fn recover(&mut self, server: NodeId) -> Result<(), String> {
-        self.ask(server, Order::Recover)?;
-        self.failed.insert(server, false);
-        Ok(())
+        self.change(server, Order::Recover, ServerState::Live)
     }
 }

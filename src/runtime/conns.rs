@@ -271,16 +271,18 @@ impl Conns {
         received.push((token, Received::Closed(conn.role)));
     }
 
-    /// Closes everything at once; nothing that was queued is sent.
+    /// Closes everything but the operators' connections at once; nothing that was queued is sent. An operator who pulls
+    /// the cable that the servers share still has to hear that it is done.
     pub fn close_all(&mut self, received: &mut Vec<(usize, Received)>) {
-        for (token, conn) in self.conns.drain() {
+        let closed: Vec<_> = self.conns.extract_if(|_, conn| conn.role != Role::Admin).collect();
+        for (token, conn) in closed {
             self.bytes_closed.0 += conn.connection.bytes_in();
             self.bytes_closed.1 += conn.connection.bytes_out();
+            self.ready.remove(&token);
+            self.dirty.remove(&token);
             received.push((token, Received::Closed(conn.role)));
         }
         self.dials.clear();
-        self.ready.clear();
-        self.dirty.clear();
     }
 }
 

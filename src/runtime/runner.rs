@@ -294,7 +294,7 @@ impl Runner {
             let Reach::Leader { decided, .. } = reach else { continue };
             for server in self.topology.servers_of(shard) {
                 if self.fleet.state(server) == ServerState::Live {
-                    self.fleet.ask(server, Order::AwaitApplied(decided))?;
+                    self.ask(server, Order::AwaitApplied(decided))?;
                 }
             }
         }
@@ -302,6 +302,18 @@ impl Runner {
     }
 
     // ---- servers ----
+
+    /// Gives an order to a server that is up. `None`: it turned out to be gone, which is no reason to end the run.
+    fn ask(&mut self, server: NodeId, order: Order) -> Result<Option<Report>, Stop> {
+        match self.fleet.ask(server, order) {
+            Ok(report) => Ok(Some(report)),
+            Err(e) if self.fleet.state(server) == ServerState::Crashed => {
+                log::warn!("{e}; it counts as down");
+                Ok(None)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
 
     /// Makes exactly `live` be up; whether that changed anything.
     fn bring_up(&mut self, live: &[NodeId]) -> Result<bool, Stop> {
@@ -437,16 +449,13 @@ impl Runner {
         let mut table: BTreeMap<AccountId, BTreeMap<NodeId, Option<u64>>> = BTreeMap::new();
         for (shard, accounts) in by_shard {
             for server in self.topology.servers_of(shard) {
-                let held = if self.fleet.state(server) == ServerState::Crashed {
-                    vec![None; accounts.len()]
-                } else {
-                    match self.fleet.ask(server, Order::Balances(accounts.clone()))? {
-                        Report::Balances(held) if held.len() == accounts.len() => held,
-                        _ => {
-                            return Err(Stop::Failed(format!(
-                                "{server} answers something else than was asked"
-                            )));
-                        }
+                let up = self.fleet.state(server) != ServerState::Crashed;
+                let report = if up { self.ask(server, Order::Balances(accounts.clone()))? } else { None };
+                let held = match report {
+                    None => vec![None; accounts.len()],
+                    Some(Report::Balances(held)) if held.len() == accounts.len() => held,
+                    Some(_) => {
+                        return Err(Stop::Failed(format!("{server} answers something else than was asked")));
                     }
                 };
                 for (account, balance) in accounts.iter().zip(held) {
