@@ -150,9 +150,7 @@ fn prepare_run(args: &RunArgs, interrupt: Receiver<()>) -> Result<(Runner, Vec<S
     }
     let data_dir = args.data_dir.clone();
     let factory: Factory = match config {
-        Some(config) => {
-            Box::new(move || Ok(Box::new(Processes::connect(config.clone())?) as Box<dyn Fleet>))
-        }
+        Some(config) => Box::new(move || Ok(Box::new(Processes::connect(config.clone())?) as Box<dyn Fleet>)),
         None => Box::new(move || {
             let data = match &data_dir {
                 Some(dir) => DataDir::Kept(dir.clone()),
