@@ -5,7 +5,7 @@ ARGS    ?=
 CARGO   ?= cargo
 
 PERF_DIR  := target/perf
-PERF_ROWS ?= 300000
+PERF_ROWS ?= 2000000
 PERF_ARGS ?=
 PERF_BANK := $(PERF_DIR)/release/bank
 
@@ -44,14 +44,14 @@ perf:
 			printf "%s,\"(%d, %d, 1)\",%s\n", i ? "" : "1", from, to, \
 				i ? "," : "\"[S1, S2, S3, S4, S5, S6, S7, S8, S9]\",\"[S1, S4, S7]\""; \
 		} }' >$(PERF_DIR)/load.csv
-	perf record -e cpu-clock -F 499 -g --call-graph fp -o $(PERF_DIR)/perf.data -- \
+	perf record -e cpu-clock -F 1499 -g --call-graph fp -o $(PERF_DIR)/perf.data -- \
 		$(PERF_BANK) run $(PERF_DIR)/load.csv --no-interactive --balance 1000000 $(PERF_ARGS) >$(PERF_DIR)/load.out
 	@echo; echo 'Hottest functions by thread (S1, S2, ... are the servers):'
-	@perf report -i $(PERF_DIR)/perf.data --stdio --no-children --no-inline -g none --sort comm,symbol --percent-limit 0.3 \
+	@perf report -i $(PERF_DIR)/perf.data --stdio --no-children --no-inline -g none --sort comm,symbol --percent-limit 0.02 \
 		2>/dev/null | sed -E '/^#/d; /^ *$$/d; s/ +- +- *$$//' | sort -k2,2V -s \
 		| awk '$$2 != last { last = $$2; shown = 0; print "" } shown++ < 12'
 	@echo; echo 'Call graphs:  perf report -i $(PERF_DIR)/perf.data --no-children --sort comm,symbol'
-	@echo 'Attach to a running one:  perf record -e cpu-clock -F 499 -g -p $$(pgrep -xo bank) -- sleep 10'
+	@echo 'Attach to a running one:  perf record -e cpu-clock -F 1499 -g -p $$(pgrep -xo bank) -- sleep 10'
 	@echo '                   live:  perf top -e cpu-clock -p $$(pgrep -xo bank) --sort comm,symbol'
 
 clean-perf:

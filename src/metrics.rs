@@ -39,8 +39,9 @@ pub struct ServerMetrics {
     pub bytes_out: u64,
     /// Messages thrown away: the peer's buffer was full, or this server was cut off.
     pub dropped_messages: u64,
-    /// Syncs of the write-ahead log, each of which made one turn's records durable, and how long they took.
+    /// Every sync of its disk, those that prepare and finish segments included.
     pub syncs: u64,
+    /// How long it took to make one turn's records durable.
     pub sync_latency: Latencies,
     /// Bytes appended to the write-ahead log.
     pub wal_bytes: u64,

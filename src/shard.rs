@@ -429,10 +429,11 @@ impl Shard {
             let (_, value) = self.replica.entry(slot).expect("P2: a decided slot has its value in the log");
             self.bank.apply(slot, &value.clone(), &mut effects);
             if self.leading.is_some() {
-                effects.settled.iter().for_each(|id| _ = self.doubts.remove(id));
                 for id in std::mem::take(&mut effects.prepared) {
                     self.arm(now, id);
                 }
+                // Afterwards, since one slot may hold both a prepare and its outcome.
+                effects.settled.iter().for_each(|id| _ = self.doubts.remove(id));
             }
             let Some(batch) = self.pending.remove(&slot) else { continue };
             let mut results = std::mem::take(&mut effects.results).into_iter();
@@ -528,3 +529,6 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,18 @@ pub enum Message {
     Entries(Entries),
 }
 
+impl Message {
+    /// The ballot of a message that only its owner may write.
+    pub fn written_in(&self) -> Option<Ballot> {
+        match self {
+            Message::Prepare(m) => Some(m.ballot),
+            Message::Accept(m) => Some(m.ballot),
+            Message::Heartbeat(m) => Some(m.ballot),
+            _ => None,
+        }
+    }
+}
+
 /// "Would you follow me if I campaigned?" Changes nothing at the receiver.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct PreVote {

@@ -26,6 +26,8 @@ pub mod leader;
 pub mod log;
 pub mod message;
 pub mod replica;
+#[cfg(test)]
+mod tests;
 
 pub use message::Message;
 pub use replica::{Event, Output, Purpose, ReadLog, Replica, Standing};

@@ -245,7 +245,7 @@ impl Replica {
             self.heard.insert(from, now);
         }
         // The ballot check for everything that a leader or candidate writes stands here, once.
-        if let Some(ballot) = written_in(&message) {
+        if let Some(ballot) = message.written_in() {
             self.highest = self.highest.max(ballot);
             if ballot.leader() != Some(from) {
                 out.events.push(Event::Ignored { from, what: "a ballot of another server" });
@@ -503,6 +503,8 @@ impl Replica {
         let progress = leader.progress.get_mut(&from).expect("a leader tracks every server of its cluster");
         progress.heard = now;
         progress.acked = progress.acked.max(Some(position));
+        // Only upwards: a follower that restarted may stand below what it once acknowledged.
+        progress.sent = progress.sent.max(position);
         if let Some(round) = round {
             progress.echoed = progress.echoed.max(round);
             // The echo left after everything sent before that round arrived, or was lost on the way.
@@ -534,7 +536,6 @@ impl Replica {
             let round = leader.round;
             let progress = leader.progress.get_mut(&to).expect("a leader tracks every server of its cluster");
             let Some(acked) = progress.acked else { return };
-            progress.sent = progress.sent.max(acked);
             let end = last.min(Slot(acked.0 + limits::WINDOW_SLOTS));
             if progress.reading || progress.sent >= end {
                 return;
@@ -590,15 +591,5 @@ impl Replica {
     pub(super) fn jitter(&mut self, most: Duration) -> Duration {
         self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         most.mul_f64((self.random >> 40) as f64 / (1u64 << 24) as f64)
-    }
-}
-
-/// The ballot of a message that only its owner may write.
-fn written_in(message: &Message) -> Option<Ballot> {
-    match message {
-        Message::Prepare(m) => Some(m.ballot),
-        Message::Accept(m) => Some(m.ballot),
-        Message::Heartbeat(m) => Some(m.ballot),
-        _ => None,
     }
 }

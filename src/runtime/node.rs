@@ -99,7 +99,7 @@ struct TurnLog {
     messages_in: u64,
     messages_out: u64,
     led: Vec<(u64, Duration)>,
-    syncs: Vec<(u32, Duration)>,
+    commits: Vec<Duration>,
     wal_bytes: u64,
     won: Vec<Won>,
 }
@@ -402,10 +402,8 @@ impl Node {
         metrics.bytes_out = bytes_out;
         metrics.dropped_messages = self.conns.dropped;
         metrics.wal_bytes += turn.wal_bytes;
-        for (count, took) in turn.syncs {
-            metrics.syncs += u64::from(count);
-            metrics.sync_latency.record(took);
-        }
+        metrics.syncs = self.wal.disk().syncs();
+        turn.commits.into_iter().for_each(|took| metrics.sync_latency.record(took));
         for (transactions, latency) in turn.led {
             metrics.record_led(transactions, now.since(Time::default()), latency);
         }
@@ -458,7 +456,7 @@ impl Ports for NodePorts<'_> {
     }
 
     fn synced(&mut self, stats: &CommitStats) {
-        self.turn.syncs.push((stats.syncs, self.flushed.elapsed()));
+        self.turn.commits.push(self.flushed.elapsed());
         self.turn.wal_bytes += stats.bytes;
     }
 

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A server's data directory. What was created, renamed or removed survives a power cut only after [`Disk::sync_dir`].
 pub trait Disk {
@@ -46,6 +47,7 @@ pub struct FileDisk {
     dir: PathBuf,
     /// Held, never read: the lock goes with the last handle, and with the process however it ends.
     _lock: Arc<File>,
+    syncs: Arc<AtomicU64>,
 }
 
 /// A file of a [`FileDisk`]. Its errors name its path.
@@ -53,6 +55,7 @@ pub struct FileDisk {
 pub struct RealFile {
     file: File,
     path: PathBuf,
+    syncs: Arc<AtomicU64>,
 }
 
 /// The name of the lock file; it never shows in [`Disk::list`].
@@ -76,7 +79,7 @@ impl FileDisk {
         let lock = lock.map_err(|e| at(&path, e))?;
         let locked = lock.try_lock();
         match locked {
-            Ok(()) => Ok(FileDisk { dir, _lock: Arc::new(lock) }),
+            Ok(()) => Ok(FileDisk { dir, _lock: Arc::new(lock), syncs: Arc::default() }),
             Err(TryLockError::WouldBlock) => Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!(
@@ -91,6 +94,16 @@ impl FileDisk {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+
+    /// Syncs of files and of the directory that succeeded since it was opened, whatever they were for.
+    pub fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    fn file(&self, path: PathBuf, opened: io::Result<File>) -> io::Result<RealFile> {
+        let file = opened.map_err(|e| at(&path, e))?;
+        Ok(RealFile { file, path, syncs: self.syncs.clone() })
+    }
 }
 
 /// An error that says which file it is about; the operating system's own text never does.
@@ -103,14 +116,14 @@ impl Disk for FileDisk {
 
     fn create(&self, name: &str) -> io::Result<RealFile> {
         let path = self.dir.join(name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        Ok(RealFile { file: file.map_err(|e| at(&path, e))?, path })
+        let opened = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        self.file(path, opened)
     }
 
     fn open(&self, name: &str) -> io::Result<RealFile> {
         let path = self.dir.join(name);
-        let file = OpenOptions::new().read(true).write(true).open(&path);
-        Ok(RealFile { file: file.map_err(|e| at(&path, e))?, path })
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        self.file(path, opened)
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -138,7 +151,9 @@ impl Disk for FileDisk {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        File::open(&self.dir).and_then(|f| f.sync_all()).map_err(|e| at(&self.dir, e))
+        File::open(&self.dir).and_then(|f| f.sync_all()).map_err(|e| at(&self.dir, e))?;
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -156,6 +171,8 @@ impl DiskFile for RealFile {
     }
 
     fn sync_data(&mut self) -> io::Result<()> {
-        self.file.sync_data().map_err(|e| at(&self.path, e))
+        self.file.sync_data().map_err(|e| at(&self.path, e))?;
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 }

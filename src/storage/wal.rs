@@ -195,6 +195,11 @@ impl<D: Disk> Wal<D> {
         }
     }
 
+    /// The directory it lies in.
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
     pub fn identity(&self) -> &Identity {
         &self.identity
     }

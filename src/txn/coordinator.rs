@@ -284,7 +284,9 @@ impl Coordinator {
     fn turn_end(&mut self, now: Time, out: &mut Output) {
         for index in 0..self.links.len() {
             self.expire_lost(now, index, out);
-            if self.links[index].lacks_quorum(now, &self.timeouts) {
+            // Nobody was asked on behalf of nobody.
+            let asks = !self.is_idle(&self.links[index]);
+            if asks && self.links[index].lacks_quorum(now, &self.timeouts) {
                 self.enter_no_quorum(now, index, out);
             }
         }

@@ -177,7 +177,9 @@ impl Link {
     pub fn connected(&mut self, server: NodeId, connected: bool) {
         if let Some(s) = self.servers.get_mut(&server) {
             *s = Server { connected, ..Server::default() };
-            self.probe_due = Time::default();
+            if connected {
+                self.probe_due = Time::default();
+            }
         }
     }
 
@@ -256,5 +258,21 @@ impl Link {
         let outcomes = self.outcomes_due.filter(|_| self.leader().is_some()).map(|due| due.max(self.pause));
         let pause = (self.pause > Time::default()).then_some(self.pause);
         [lost, probe, outcomes, pause].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server whose port is closed refuses at once: the next attempt has to wait for its turn.
+    #[test]
+    fn a_refused_connection_is_not_tried_again_at_once() {
+        let (timeouts, now) = (Timeouts::default(), Time(1_000_000));
+        let mut link = Link::new(ShardId(1), [NodeId(1)].into_iter(), now);
+        assert_eq!(link.probes(now, &timeouts), [(NodeId(1), false)]);
+        link.connected(NodeId(1), false);
+        assert_eq!(link.probes(now, &timeouts), []);
+        assert!(link.next_deadline(&timeouts, false).is_some_and(|at| at > now));
     }
 }

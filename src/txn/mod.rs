@@ -22,5 +22,5 @@ mod link;
 pub mod message;
 mod send;
 
-pub use coordinator::{Coordinator, Event, Input, Op, Outcome, Output};
+pub use coordinator::{Answer, Coordinator, Event, Input, Op, Outcome, Output};
 pub use link::Reach;

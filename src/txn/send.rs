@@ -65,10 +65,12 @@ impl Coordinator {
             .copied()
             .filter(|(work, _)| self.may_send(index, *work))
             .partition(|(work, _)| matches!(work, Work::Outcome { .. }));
+        let link = &mut self.links[index];
         if outcomes.is_empty() {
+            // They may have been dropped while they waited.
+            link.outcomes_due = None;
             return others;
         }
-        let link = &mut self.links[index];
         let outcomes_due = *link.outcomes_due.get_or_insert(now + OUTCOME_DELAY);
         if others.is_empty() && outcomes_due > now {
             return Vec::new();

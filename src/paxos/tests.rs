@@ -1,0 +1,94 @@
+//! Schedules that once broke the replica, told message by message.
+
+use super::message::*;
+use super::*;
+use crate::config::Timeouts;
+use crate::types::{Ballot, NodeId, Slot, Time, Value};
+
+const S1: NodeId = NodeId(1);
+const S2: NodeId = NodeId(2);
+const S3: NodeId = NodeId(3);
+
+/// S1 of a cluster of three, leading in ballot 1.S1 with the promise of S2, both with slots 1 to 3 decided.
+fn leader() -> (Replica, Time) {
+    let start = (Ballot::ZERO, Slot(3), Vec::new());
+    let mut s1 = Replica::new(S1, vec![S1, S2, S3], Timeouts::default(), Time(0), 1, start);
+    let now = s1.next_deadline();
+    step(&mut s1, now, |r, out| r.timer(now, 1, out));
+    let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::ZERO };
+    step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out));
+    let promise = Promise { ballot: Ballot::new(1, S1), decided: Slot(3), votes: Vec::new() };
+    step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
+    assert!(s1.is_leader());
+    (s1, now)
+}
+
+/// Steps, and lets everything that waits for the disk happen at once.
+fn step(
+    replica: &mut Replica,
+    now: Time,
+    act: impl FnOnce(&mut Replica, &mut Output),
+) -> Vec<(NodeId, Message)> {
+    let mut out = Output::default();
+    act(replica, &mut out);
+    let mut sent = Vec::new();
+    loop {
+        replica.turn_end(now, &mut out);
+        let Output { now: at_once, after, .. } = std::mem::take(&mut out);
+        sent.extend(at_once);
+        let (own, others): (Vec<_>, Vec<_>) = after.into_iter().partition(|(to, _)| *to == S1);
+        sent.extend(others);
+        if own.is_empty() {
+            return sent;
+        }
+        for (from, message) in own {
+            replica.message(now, from, message, &mut out);
+        }
+    }
+}
+
+/// A follower that restarts may know less as decided than before the crash, and then its votes of older ballots no
+/// longer count towards its position (P2), although it acknowledged more. The leader never sent the rest again.
+#[test]
+fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
+    let (mut s1, now) = leader();
+    let ballot = s1.promised();
+    step(&mut s1, now, |r, out| _ = r.propose(Value::from_slice(b"x"), out));
+    let accepted = Message::Accepted(Accepted { ballot, position: Slot(4) });
+    step(&mut s1, now, |r, out| r.message(now, S2, accepted.clone(), out));
+    let reply =
+        |round, position| Message::HeartbeatReply(HeartbeatReply { ballot, round, position: Slot(position) });
+    step(&mut s1, now, |r, out| r.message(now, S3, reply(1, 3), out));
+    step(&mut s1, now, |r, out| r.message(now, S3, accepted, out));
+    // S3 restarts; its disk gives back slot 3 as a vote of an older ballot, above the decided slot 2.
+    let round = {
+        let mut out = Output::default();
+        s1.begin_round(now, &mut out)
+    };
+    let sent = step(&mut s1, now, |r, out| r.message(now, S3, reply(round, 2), out));
+    let again =
+        sent.iter().any(|(to, m)| *to == S3 && (matches!(m, Message::Accept(a) if a.first == Slot(3))));
+    // Slot 3 is decided and no longer in this leader's memory, so it is read from disk instead.
+    let mut out = Output::default();
+    s1.log_read(Purpose::CatchUp(S3), Slot(3), vec![(Ballot::ZERO, Value::noop())], &mut out);
+    let read =
+        out.now.iter().any(|(to, m)| *to == S3 && matches!(m, Message::Accept(a) if a.first == Slot(3)));
+    assert!(again || read, "S3 is never sent slot 3 again: {sent:?}");
+}
+
+/// The followers of a leader that died had never heard each other, and both told their clients that there is no quorum;
+/// asked by a client, neither campaigned.
+#[test]
+fn a_follower_that_just_lost_its_leader_does_not_claim_that_there_is_no_quorum() {
+    let timeouts = Timeouts::default();
+    let start = (Ballot::ZERO, Slot::ZERO, Vec::new());
+    let mut s2 = Replica::new(S2, vec![S1, S2, S3], timeouts, Time(0), 1, start);
+    let last = Time(10_000_000);
+    let heartbeat = Heartbeat { ballot: Ballot::new(1, S1), round: 1, decided: Slot::ZERO };
+    step(&mut s2, last, |r, out| r.message(last, S1, Message::Heartbeat(heartbeat), out));
+    let silent = last + timeouts.election();
+    assert_eq!(s2.standing(silent), Standing::Searching);
+    step(&mut s2, silent, |r, out| r.campaign_if_leaderless(silent, out));
+    let unheard = last + timeouts.election() * 2;
+    assert_eq!(s2.standing(unheard), Standing::NoQuorum, "it asked, and nobody answered");
+}

@@ -1,0 +1,279 @@
+//! Sees every server and every client at once, and panics with the number of the rule that broke.
+//!
+//! Per shard it keeps the one log that may exist and a bank of its own that applies it; servers are compared with both
+//! after every turn. What clients were told is held against what the logs say, then and ever after.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::bank::command::{self, Command};
+use crate::bank::{Bank, Effects, Status};
+use crate::config::Topology;
+use crate::shard::Shard;
+use crate::sim::text;
+use crate::txn::Outcome;
+use crate::types::{AccountId, NodeId, ShardId, Slot, Transfer, TxnId, Value};
+
+/// A transfer as its client knows it: the client's number, and a transfer that this client never repeats.
+type Wish = (u32, (u64, u64, i64));
+
+fn wish(client: u32, t: Transfer) -> Wish {
+    (client, (t.from.0, t.to.0, t.amount))
+}
+
+/// What the logs and the clients say about one transaction.
+#[derive(Default, Debug)]
+struct Txn {
+    participants: Vec<ShardId>,
+    /// Whether the first decided mention set the register to YES (T1).
+    votes: BTreeMap<ShardId, bool>,
+    committed: BTreeSet<ShardId>,
+    aborted: BTreeSet<ShardId>,
+    /// What its client was told for good.
+    told: Option<bool>,
+}
+
+/// One shard's log as it must be everywhere.
+struct ShardLog {
+    values: Vec<Value>,
+    /// Digest after slot 0, 1, 2, …
+    digests: Vec<u64>,
+    bank: Bank,
+    /// By account: (slot, balance, locked), whenever one of the two changed.
+    history: BTreeMap<AccountId, Vec<(Slot, u64, bool)>>,
+}
+
+pub struct Checker {
+    topology: Topology,
+    logs: Vec<ShardLog>,
+    compared: BTreeMap<NodeId, Slot>,
+    txns: BTreeMap<TxnId, Txn>,
+    ids: BTreeMap<Wish, TxnId>,
+    never_sent: BTreeSet<Wish>,
+    /// Debits that are applied minus credits that are applied, over transactions between shards.
+    in_transit: i128,
+    pub committed: u64,
+}
+
+impl Checker {
+    pub fn new(topology: Topology) -> Checker {
+        let logs = topology.shards().map(|shard| {
+            let bank = Bank::new(topology, shard);
+            let accounts = topology.accounts_of(shard).map(AccountId);
+            let opened = |a| (a, vec![(Slot::ZERO, topology.initial_balance, false)]);
+            ShardLog {
+                values: Vec::new(),
+                digests: vec![bank.digest()],
+                bank,
+                history: accounts.map(opened).collect(),
+            }
+        });
+        Checker {
+            topology,
+            logs: logs.collect(),
+            compared: BTreeMap::new(),
+            txns: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            never_sent: BTreeSet::new(),
+            in_transit: 0,
+            committed: 0,
+        }
+    }
+
+    /// How far a shard's log is known to be decided.
+    pub fn decided(&self, shard: ShardId) -> Slot {
+        Slot(self.logs[shard.index()].values.len() as u64)
+    }
+
+    /// A server ended a turn, or was just restored from its disk.
+    pub fn observe(&mut self, server: &Shard, restored: bool) {
+        let me = server.id();
+        let shard = self.topology.shard_of_server(me);
+        let decided = server.replica().decided();
+        if restored {
+            self.compared.insert(me, Slot::ZERO);
+        }
+        let from = self.compared.insert(me, decided).unwrap_or_default();
+        assert!(from <= decided, "P2: {me} had decided slot {from} and now only {decided}");
+        let mut slot = from;
+        while slot < decided {
+            slot = slot.next();
+            let known = self.logs[shard.index()].values.get(slot.0 as usize - 1).cloned();
+            match (server.replica().entry(slot), known) {
+                (Some((ballot, value)), Some(known)) => assert!(
+                    *value == known,
+                    "P2: {me} decided slot {slot} as [{}] in {ballot}, others as [{}]",
+                    text::value(value),
+                    text::value(&known)
+                ),
+                (Some((_, value)), None) => self.decide(shard, slot, &value.clone()),
+                // No longer in memory; the digest answers for it.
+                (None, Some(_)) => {}
+                (None, None) => panic!("P2: {me} holds slot {slot} decided, and nobody ever decided it"),
+            }
+        }
+        let bank = server.bank();
+        let digest = self.logs[shard.index()].digests[bank.applied().0 as usize];
+        assert_eq!(bank.digest(), digest, "P4: the digest of {me} after slot {}", bank.applied());
+    }
+
+    fn decide(&mut self, shard: ShardId, slot: Slot, value: &Value) {
+        let mut effects = Effects::with_history();
+        let log = &mut self.logs[shard.index()];
+        assert_eq!(log.values.len() as u64 + 1, slot.0, "P2: slots are decided in order");
+        log.bank.apply(slot, value, &mut effects);
+        log.values.push(value.clone());
+        log.digests.push(log.bank.digest());
+        for (account, history) in &mut log.history {
+            let balance = log.bank.balance(*account).expect("an account of this shard");
+            let locked = log.bank.locked_by(*account).is_some();
+            if history.last().is_none_or(|last| (last.1, last.2) != (balance, locked)) {
+                history.push((slot, balance, locked));
+            }
+        }
+        for (block, result) in command::blocks(&value.0).zip(&effects.results) {
+            let Ok(block) = block else { panic!("P4: slot {slot} of {shard} holds malformed bytes") };
+            self.mentions(shard, block, &result.unpack().unwrap_or_default());
+        }
+        for done in &effects.committed {
+            self.took_effect(shard, done.id, done.transfer);
+        }
+        let sum: i128 = self.logs.iter().map(|l| l.bank.total() as i128).sum();
+        let opened = i128::from(self.topology.accounts) * i128::from(self.topology.initial_balance);
+        assert_eq!(sum + self.in_transit, opened, "B2: money after slot {slot} of {shard}");
+    }
+
+    fn mentions(&mut self, shard: ShardId, block: Command<'_>, statuses: &[Status]) {
+        let (range, participants, commits) = match block {
+            Command::Open | Command::Mark { .. } => return,
+            Command::Transfers { range, .. } => (range, vec![shard], None),
+            Command::Prepare { range, participants, .. } => (range, participants.to_vec(), None),
+            Command::Fence { range } => (range, Vec::new(), None),
+            Command::Outcome { range, commits } => (range, Vec::new(), Some(commits)),
+        };
+        for (i, (seq, status)) in range.seqs().zip(statuses).enumerate() {
+            let id = TxnId { session: range.session, seq };
+            let txn = self.txns.entry(id).or_default();
+            if txn.participants.is_empty() {
+                txn.participants = participants.clone();
+            }
+            let vote = match (status, commits.map(|c| command::bit(c, i))) {
+                (Status::Invalid, _) => {
+                    panic!("T2: {shard} got an outcome for {id} that contradicts {txn:?}")
+                }
+                (Status::Finished | Status::Expired | Status::Busy, _) => continue,
+                (Status::Done, Some(true)) => true,
+                (Status::Done, Some(false)) => {
+                    let vote = *txn.votes.entry(shard).or_insert(false);
+                    let no = txn.votes.values().any(|yes| !yes);
+                    assert!(no, "T2: {id} is aborted in {shard}, and nobody voted NO: {txn:?}");
+                    txn.aborted.insert(shard);
+                    vote
+                }
+                (Status::Aborted(_), _) => false,
+                _ => true,
+            };
+            let first = *txn.votes.entry(shard).or_insert(vote);
+            assert_eq!(first, vote, "T1: the register of {id} in {shard} changed: {txn:?}");
+        }
+    }
+
+    fn took_effect(&mut self, shard: ShardId, id: TxnId, transfer: Transfer) {
+        let txn = self.txns.entry(id).or_default();
+        assert!(txn.committed.insert(shard), "B3: {id} {transfer} took effect twice in {shard}");
+        assert!(txn.aborted.is_empty(), "T2: {id} {transfer} was aborted elsewhere: {txn:?}");
+        assert_ne!(
+            txn.told,
+            Some(false),
+            "T8: {id} {transfer} took effect in {shard}, its client was told no"
+        );
+        let from = self.topology.shard_of(transfer.from);
+        let to = self.topology.shard_of(transfer.to);
+        if from == to {
+            self.committed += 1;
+            return;
+        }
+        for part in [from, to].into_iter().flatten() {
+            assert_eq!(
+                txn.votes.get(&part),
+                Some(&true),
+                "T2: {id} {transfer} committed in {shard} without the YES of {part}"
+            );
+        }
+        self.committed += u64::from(txn.committed.len() == 2);
+        let amount = i128::from(transfer.amount);
+        self.in_transit += if from == Some(shard) { amount } else { -amount };
+    }
+
+    /// A client sent these blocks: now its transfers have names.
+    pub fn sent(&mut self, client: u32, blocks: &Value) {
+        for block in command::blocks(&blocks.0) {
+            let (range, records) = match block {
+                Ok(Command::Transfers { range, records } | Command::Prepare { range, records, .. }) => {
+                    (range, records)
+                }
+                _ => continue,
+            };
+            for (seq, record) in range.seqs().zip(records) {
+                let id = TxnId { session: range.session, seq };
+                let wish = wish(client, record.get());
+                assert!(!self.never_sent.contains(&wish), "T8: {id} was sent after its client was told no");
+                let known = *self.ids.entry(wish).or_insert(id);
+                assert_eq!(known, id, "B3: one transfer of K{client} was sent under two names");
+            }
+        }
+    }
+
+    /// A client was told how a transfer ended.
+    pub fn told(&mut self, client: u32, transfer: Transfer, outcome: &Outcome) {
+        let wish = wish(client, transfer);
+        let (commit, id) = match (outcome, self.ids.get(&wish)) {
+            (Outcome::Committed, Some(id)) => (true, *id),
+            (Outcome::Committed, None) => panic!("T2: K{client} was told that {transfer} committed, unsent"),
+            (Outcome::Aborted(_), Some(id)) => (false, *id),
+            (Outcome::Aborted(_), None) => {
+                self.never_sent.insert(wish);
+                return;
+            }
+            _ => return,
+        };
+        let txn = self.txns.entry(id).or_default();
+        assert!(txn.told.is_none_or(|t| t == commit), "T2: K{client} was told both about {id}: {txn:?}");
+        txn.told = Some(commit);
+        if commit {
+            let parts: BTreeSet<ShardId> =
+                [transfer.from, transfer.to].into_iter().filter_map(|a| self.topology.shard_of(a)).collect();
+            for part in parts {
+                assert_eq!(txn.votes.get(&part), Some(&true), "T2: {id} reported committed: {txn:?}");
+            }
+            assert!(txn.aborted.is_empty(), "T2: {id} reported committed, aborted in a log: {txn:?}");
+        } else {
+            assert!(txn.committed.is_empty(), "T8: {id} reported aborted, committed in a log: {txn:?}");
+            let parts = txn.participants.len();
+            let yes = txn.votes.values().filter(|yes| **yes).count();
+            assert!(parts == 0 || yes < parts, "T2: {id} reported aborted with every vote YES: {txn:?}");
+        }
+    }
+
+    /// A linearizable read that began when `since` was decided: some state since then must have shown this balance, and
+    /// no undecided transaction may have locked the account in it (P5, T6).
+    pub fn read(&self, account: AccountId, balance: u64, since: Slot) {
+        let shard = self.topology.shard_of(account).expect("a read of a known account was answered");
+        let history = &self.logs[shard.index()].history[&account];
+        let before = history.iter().rposition(|(slot, ..)| *slot <= since).unwrap_or(0);
+        let fits = history[before..].iter().any(|(_, known, locked)| *known == balance && !locked);
+        assert!(fits, "P5: account {account} was read as {balance} after slot {since}: {history:?}");
+    }
+
+    /// Everything has come to rest: no lock, no money on its way, every decision known to both sides.
+    pub fn at_rest(&self) -> Result<(), String> {
+        for log in &self.logs {
+            if let Some((id, hold)) = log.bank.holds().first_key_value() {
+                return Err(format!("T5: {id} {} is still in doubt", hold.transfer));
+            }
+        }
+        if self.in_transit != 0 {
+            return Err(format!("B2: {} units are on their way", self.in_transit));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! A memory disk with a fuse: the power goes before the n-th write or sync.
+//!
+//! [`MemDisk`] already forgets what was not synced; its injected failures are those of a disk that says no. The fuse is
+//! the other kind: the machine stops *between* two operations, so that what was written and not synced may have reached
+//! the medium wholly, in part, or not at all.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+
+use crate::storage::{Disk, DiskFile, MemDisk, MemFile};
+
+/// A handle to one server's disk; clones share it.
+#[derive(Clone, Default, Debug)]
+pub struct SimDisk {
+    pub inner: MemDisk,
+    /// Operations until the power goes.
+    fuse: Rc<Cell<Option<u64>>>,
+}
+
+#[derive(Debug)]
+pub struct SimFile {
+    inner: MemFile,
+    fuse: Rc<Cell<Option<u64>>>,
+}
+
+fn burn(fuse: &Cell<Option<u64>>) -> io::Result<()> {
+    match fuse.get() {
+        Some(0) => Err(io::Error::other("the power is gone")),
+        Some(left) => {
+            fuse.set(Some(left - 1));
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+impl SimDisk {
+    /// Lets `operations` more writes and syncs happen and fails all later ones; `None` for ever.
+    pub fn set_fuse(&self, operations: Option<u64>) {
+        self.fuse.set(operations);
+    }
+}
+
+impl Disk for SimDisk {
+    type File = SimFile;
+
+    fn create(&self, name: &str) -> io::Result<SimFile> {
+        burn(&self.fuse)?;
+        Ok(SimFile { inner: self.inner.create(name)?, fuse: self.fuse.clone() })
+    }
+
+    fn open(&self, name: &str) -> io::Result<SimFile> {
+        Ok(SimFile { inner: self.inner.open(name)?, fuse: self.fuse.clone() })
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.inner.list()
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        burn(&self.fuse)?;
+        self.inner.remove(name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        burn(&self.fuse)?;
+        self.inner.rename(from, to)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        burn(&self.fuse)?;
+        self.inner.sync_dir()
+    }
+}
+
+impl DiskFile for SimFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_at(buf, offset)
+    }
+
+    fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
+        burn(&self.fuse)?;
+        self.inner.write_at(buf, offset)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn sync_data(&mut self) -> io::Result<()> {
+        burn(&self.fuse)?;
+        self.inner.sync_data()
+    }
+}

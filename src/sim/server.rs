@@ -1,0 +1,129 @@
+//! One simulated server: its disk, its core while it runs, and what its turn hands over.
+
+use std::collections::BTreeMap;
+
+use crate::drive::Ports;
+use crate::paxos::{self, Message};
+use crate::shard::{self, Input, Shard};
+use crate::sim::disk::SimDisk;
+use crate::sim::network::Place;
+use crate::storage::{CommitStats, Wal};
+use crate::txn::message::{Request, Response};
+use crate::types::{ClientId, NodeId, Time};
+
+/// How the next turn of a server ends early.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Harm {
+    /// The power goes after this many more writes and syncs.
+    Fuse(u64),
+    /// The n-th write, or sync, from now fails; the server must stop.
+    FailWrite(u64),
+    FailSync(u64),
+    /// Everything is synced, and then the server dies before anything that waited for it leaves.
+    BeforeRelease,
+}
+
+/// A server that runs.
+pub struct Running {
+    pub shard: Shard,
+    pub wal: Wal<SimDisk>,
+}
+
+pub struct Server {
+    pub id: NodeId,
+    pub disk: SimDisk,
+    pub running: Option<Running>,
+    /// The cable is pulled and the timers stand still; memory is kept.
+    pub failed: bool,
+    pub inbox: Vec<Input>,
+    /// Connections to this server, and who opened them.
+    pub clients: BTreeMap<ClientId, Place>,
+    /// The turn is over, and the disk done, at this time.
+    pub busy_until: Time,
+    pub dies_before_release: bool,
+    /// Turns in a row that nothing but a deadline in the past brought about.
+    pub spinning: u32,
+}
+
+impl Server {
+    pub fn new(id: NodeId) -> Server {
+        Server {
+            id,
+            disk: SimDisk::default(),
+            running: None,
+            failed: false,
+            inbox: Vec::new(),
+            clients: BTreeMap::new(),
+            busy_until: Time::default(),
+            dies_before_release: false,
+            spinning: 0,
+        }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.running.is_some() && !self.failed
+    }
+}
+
+/// Something that a turn sent.
+pub enum Sent {
+    Peer(NodeId, Message),
+    Client(ClientId, Response),
+    Remote(NodeId, Request),
+    Connect(NodeId),
+    Paxos(paxos::Event),
+    Shard(shard::Event),
+    Synced,
+}
+
+/// Collects what a turn hands over, each with the time at which it leaves: after a sync, time has passed.
+pub struct Outbox {
+    pub at: Time,
+    pub sync_us: u64,
+    pub syncs: u32,
+    pub sent: Vec<(Time, u32, Sent)>,
+}
+
+impl Outbox {
+    pub fn new(now: Time, sync_us: u64) -> Outbox {
+        Outbox { at: now, sync_us, syncs: 0, sent: Vec::new() }
+    }
+
+    fn push(&mut self, sent: Sent) {
+        self.sent.push((self.at, self.syncs, sent));
+    }
+}
+
+impl Ports for Outbox {
+    fn peer(&mut self, to: NodeId, message: &Message) {
+        self.push(Sent::Peer(to, message.clone()));
+    }
+
+    fn client(&mut self, to: ClientId, response: Response) {
+        self.push(Sent::Client(to, response));
+    }
+
+    fn remote(&mut self, to: NodeId, request: Request) {
+        self.push(Sent::Remote(to, request));
+    }
+
+    fn connect(&mut self, to: NodeId) {
+        self.push(Sent::Connect(to));
+    }
+
+    fn flush(&mut self) {}
+
+    fn synced(&mut self, _: &CommitStats) {
+        self.push(Sent::Synced);
+        self.at = Time(self.at.0 + self.sync_us);
+        self.syncs += 1;
+    }
+
+    fn paxos_event(&mut self, event: paxos::Event) {
+        self.push(Sent::Paxos(event));
+    }
+
+    fn shard_event(&mut self, event: shard::Event) {
+        self.push(Sent::Shard(event));
+    }
+}
