@@ -251,8 +251,8 @@ fn led(servers: &[ServerRow]) -> String {
         table.add_row([
             row.server.to_string(),
             row.up.to_string(),
-            // Of a crashed server nothing is left that could have a role.
-            if row.up == ServerState::Crashed { NONE.to_string() } else { row.role.to_string() },
+            // A crashed server has no role, and what one believes that is cut off is out of date.
+            if row.up != ServerState::Live { NONE.to_string() } else { row.role.to_string() },
             row.ballot.leader().map_or(NONE.to_string(), |_| row.ballot.to_string()),
             row.decided.to_string(),
             row.applied.to_string(),

@@ -106,6 +106,10 @@ pub fn open_log(
     format_as: Option<u128>,
 ) -> Result<(Wal<FileDisk>, crate::storage::Recovered), String> {
     let named = |e: StorageError| format!("{}/{e}", dir.display());
+    if format_as.is_none() && !dir.exists() {
+        // What is refused leaves nothing behind.
+        return Err(named(StorageError::NotFormatted));
+    }
     let disk = FileDisk::open(dir).map_err(|e| e.to_string())?;
     if let Some(cluster_id) = format_as
         && !is_formatted(&disk).map_err(|e| format!("{}: {e}", dir.display()))?
@@ -249,6 +253,9 @@ fn open_logs(topology: Topology, data: &Path) -> Result<Logs, String> {
     let mut formatted = Vec::new();
     for server in topology.servers() {
         let dir = server_dir(data, server);
+        if !dir.exists() {
+            continue;
+        }
         let disk = FileDisk::open(&dir).map_err(|e| e.to_string())?;
         if is_formatted(&disk).map_err(|e| format!("{}: {e}", dir.display()))? {
             formatted.push(server);
@@ -256,6 +263,8 @@ fn open_logs(topology: Topology, data: &Path) -> Result<Logs, String> {
     }
     let missing = topology.servers().find(|s| !formatted.contains(s));
     if let (Some(there), Some(missing)) = (formatted.first(), missing) {
+        // Another topology explains missing directories better than a loss does.
+        open_log(&server_dir(data, *there), *there, topology, None, None)?;
         return Err(format!(
             "{}: {there} is formatted but {missing} is not; give back {missing}'s directory, or start anew with --fresh",
             data.display()

@@ -19,8 +19,10 @@ use crate::runtime::order::{Order, Report};
 use crate::txn::message::{Request, Response};
 use crate::types::{NodeId, Time};
 
-/// Pause before a connection that failed is tried again.
-const REDIAL_PAUSE: Duration = Duration::from_millis(20);
+/// Pause before a connection that failed is tried again; it doubles with each failure up to the longest, and starts
+/// over once a connection has lasted.
+const REDIAL_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_REDIAL_PAUSE: Duration = Duration::from_millis(80);
 
 /// Enough for a hello or a rejection, and too little to hurt.
 const GREETING: Limits = Limits { frame_bytes: 4096, send_bytes: 64 * 1024 };
@@ -71,6 +73,7 @@ struct Conn {
 struct Dial {
     token: Option<usize>,
     retry_at: Time,
+    failures: u32,
 }
 
 /// The connections of one event loop.
@@ -142,7 +145,12 @@ impl Conns {
         if dial.token.is_some() || dial.retry_at > now {
             return dial.token;
         }
-        dial.retry_at = now + REDIAL_PAUSE;
+        // A connection that lasted longer than any pause was a good one.
+        if now.since(dial.retry_at) > LONGEST_REDIAL_PAUSE {
+            dial.failures = 0;
+        }
+        dial.retry_at = now + (REDIAL_PAUSE * (1 << dial.failures)).min(LONGEST_REDIAL_PAUSE);
+        dial.failures = (dial.failures + 1).min(8);
         let address = *self.context.addresses.get(&server)?;
         let limits = match opener {
             Opener::Peer { .. } => {

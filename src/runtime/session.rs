@@ -248,21 +248,34 @@ fn interact(runner: &mut Runner, sets: &[Set]) -> Result<(), Ended> {
                 format!("set {} is left out", sets[next - 1].number)
             }
             PromptCommand::Next => {
-                let report = runner.run_set(&sets[next])?;
                 next += 1;
-                let shown = [tables::summary(&report), tables::results(&report, tables::Rows::Abridged)];
-                let text = [shown.join("\n"), tables::resolved(&report)].join("\n");
-                last = Some(report);
-                text.trim_end().to_string()
+                match runner.run_set(&sets[next - 1]) {
+                    Ok(report) => {
+                        let shown = [
+                            tables::summary(&report),
+                            tables::results(&report, tables::Rows::Abridged),
+                            tables::resolved(&report),
+                        ];
+                        last = Some(report);
+                        shown.join("\n").trim_end().to_string()
+                    }
+                    Err(stop) => carry_on(stop)?,
+                }
             }
             command => match obey(runner, command, &mut last) {
                 Ok(text) => text,
-                // Orders may be refused or come at the wrong time; the session goes on.
-                Err(Stop::Failed(what)) => format!("error: {what}"),
-                Err(Stop::Interrupted) => return Err(Stop::Interrupted.into()),
+                Err(stop) => carry_on(stop)?,
             },
         };
         say(&answer)?;
+    }
+}
+
+/// What failed may have been asked at the wrong time: it is said, and the session goes on.
+fn carry_on(stop: Stop) -> Result<String, Ended> {
+    match stop {
+        Stop::Failed(what) => Ok(format!("error: {what}")),
+        Stop::Interrupted => Err(stop.into()),
     }
 }
 

@@ -94,7 +94,7 @@ impl fmt::Display for StorageError {
             StorageError::NotFormatted => {
                 write!(
                     f,
-                    "identity: missing, this directory was never formatted; format it first (bank init)"
+                    "identity: missing, this directory was never formatted; format it once, with bank node --format"
                 )
             }
             StorageError::AlreadyFormatted { file } => write!(
