@@ -1,6 +1,7 @@
 //! Servers that crash and restart from their disk, while rows run and between them, in one process.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -33,6 +34,14 @@ struct Shared {
 
 impl Shared {
     fn start() -> Shared {
+        // RUST_LOG=debug with --nocapture shows what a failing test did, and which server says so.
+        let line = |out: &mut env_logger::fmt::Formatter, record: &log::Record| {
+            let thread = std::thread::current();
+            let now = out.timestamp_micros();
+            writeln!(out, "{now} {} in {}: {}", record.level(), thread.name().unwrap_or("?"), record.args())
+        };
+        // Another test may have set it up.
+        let _ = env_logger::Builder::from_default_env().format(line).try_init();
         let data = DataDir::temporary().expect("a temporary directory");
         let cluster = Cluster::start(TOPOLOGY, Timeouts::default(), data).expect("nine servers start");
         let context = cluster.context().clone();
@@ -114,7 +123,15 @@ impl Fleet for Shared {
             let saboteur = self.saboteur.lock().take();
             saboteur.map(|thread| thread.join().expect("the saboteur succeeds"));
         }
-        self.cluster.lock().ask(server, order)
+        let report = self.cluster.lock().ask(server, order.clone());
+        report.map_err(|e| {
+            let cluster = TOPOLOGY.servers_of(TOPOLOGY.shard_of_server(server));
+            let others: Vec<String> = cluster
+                .map(|s| self.status(s))
+                .map(|s| format!("{}: {:?} {:?} {}/{}", s.server, s.role, s.ballot, s.applied.0, s.decided.0))
+                .collect();
+            format!("{e} {order:?}; {}", others.join(", "))
+        })
     }
 
     fn crash(&mut self, server: NodeId) -> Result<(), String> {
@@ -231,8 +248,13 @@ fn all_nine_crash_and_restart_from_disk() {
         shared.assert_digests_agree();
         for status in before {
             let now = shared.status(status.server);
-            assert!(now.ballot > status.ballot, "P1: {} goes on in its old ballot", status.server);
             assert!(now.decided >= status.decided, "{} has forgotten decided slots", status.server);
+            let leads = now.role == Role::Leader;
+            assert!(
+                !leads || now.ballot > status.ballot,
+                "P1: {} leads in a ballot of an earlier life",
+                now.server
+            );
         }
     }
     let set = random_set(20, 300);
