@@ -99,6 +99,8 @@ pub struct Conns {
     dirty: BTreeSet<usize>,
     /// Accepted connections in the order of their arrival, greeted or not.
     strangers: VecDeque<(Time, usize)>,
+    /// Connections that were found broken while nothing could be closed.
+    broken: Vec<(usize, std::io::Error)>,
     bytes_closed: (u64, u64),
     pub dropped: u64,
 }
@@ -115,6 +117,7 @@ impl Conns {
             ready: BTreeSet::new(),
             dirty: BTreeSet::new(),
             strangers: VecDeque::new(),
+            broken: Vec::new(),
             bytes_closed: (0, 0),
             dropped: 0,
         }
@@ -265,15 +268,18 @@ impl Conns {
 
     /// Writes what is queued, as far as the sockets take it. The rest goes when a socket reports that it is writable.
     pub fn flush(&mut self, received: &mut Vec<Item>) {
-        for (token, error) in self.flush_all() {
+        let mut broken = std::mem::take(&mut self.broken);
+        broken.extend(self.flush_all());
+        for (token, error) in broken {
             self.close(token, &error.to_string(), received);
         }
     }
 
-    /// The same without closing anything: what is broken stays marked, and shows again at the next flush.
+    /// The same without closing anything: what is broken is kept for the next flush. A system tells of a refused
+    /// connection only once; who forgot it would wait for that connection for ever.
     pub fn flush_quietly(&mut self) {
         let broken = self.flush_all();
-        self.dirty.extend(broken.into_iter().map(|(token, _)| token));
+        self.broken.extend(broken);
     }
 
     fn flush_all(&mut self) -> Vec<(usize, std::io::Error)> {

@@ -1,0 +1,180 @@
+//! Whatever anybody sends to a server's port closes that one connection, with a word in the log, and harms nothing.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::Path;
+
+use shardpaxosbank::codec::{self, Hello, Opener, kind};
+use shardpaxosbank::config::{Topology, limits};
+use shardpaxosbank::net::{FrameReader, encode};
+use shardpaxosbank::runtime::config_file;
+use shardpaxosbank::types::NodeId;
+use shardpaxosbank::workload::SplitMix64;
+
+use crate::common::{LIMIT, Running, audit, audit_set, bank, put, run, set_text, temp};
+use crate::process::{config_text, free_ports};
+
+fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(kind, &mut bytes, |out| out.extend_from_slice(payload));
+    bytes
+}
+
+fn hello(hello: &Hello) -> Vec<u8> {
+    let mut payload = Vec::new();
+    codec::encode(hello, &mut payload);
+    frame(kind::HELLO, &payload)
+}
+
+/// Sends the bytes and, if `cut`, ends the stream; the server must close its end. What it said before that, if it is a
+/// rejection.
+fn attack(address: SocketAddr, bytes: &[u8], cut: bool) -> Option<String> {
+    let mut stream = TcpStream::connect(address).expect("the server accepts connections");
+    stream.set_read_timeout(Some(LIMIT)).expect("a limit");
+    stream.set_write_timeout(Some(LIMIT)).expect("a limit");
+    // The server may have had enough before all is sent.
+    let _ = stream.write_all(bytes);
+    if cut {
+        let _ = stream.shutdown(Shutdown::Write);
+    }
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Ok(_) => {}
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
+        Err(e) => panic!("the connection stays open ({e}) after {} bytes", bytes.len()),
+    }
+    let mut reader = FrameReader::new();
+    let room = reader.space(answer.len());
+    room[..answer.len()].copy_from_slice(&answer);
+    reader.filled(answer.len());
+    let frame = reader.next_frame(answer.len()).expect("what a server sends is sound")?;
+    (frame.kind == kind::REJECT).then(|| codec::decode(frame.payload).expect("a text"))
+}
+
+/// Most memory that a process ever used, in kB.
+fn peak_memory_kb(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("Linux says so");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[test]
+fn nothing_that_arrives_stops_the_bank() {
+    let dir = temp();
+    let path = put(dir.path(), "cluster.toml", &config_text(1, &free_ports(3)));
+    let config = config_file::load(Path::new(&path)).expect("a sound configuration");
+    let mut servers: Vec<Running> = (1..=3)
+        .map(|s| {
+            let data = dir.path().join(format!("S{s}")).display().to_string();
+            let name = format!("S{s}");
+            let mut command =
+                bank(&["node", "--config", &path, "--server", &name, "--data-dir", &data, "--format"]);
+            command.env("RUST_LOG", "warn");
+            Running::start(command)
+        })
+        .collect();
+    servers.iter_mut().for_each(|s| assert!(s.line().is_some(), "it listens"));
+    let topology = config.context.topology;
+    let rows = ["(1, 2, 1)", "(3, 4, 1)", "(1)"].map(String::from);
+    let file = put(dir.path(), "some.csv", &set_text(1, &topology, &rows));
+    run(&["run", &file, "--config", &path, "--json"]).with_code(0);
+
+    let address = config.context.addresses[&NodeId(1)];
+    let cluster_id = config.context.cluster_id;
+    let good = |opener| Hello::new(cluster_id, topology, NodeId(1), opener);
+    let peer = |server| good(Opener::Peer { server: NodeId(server), incarnation: 7 });
+    let mut rng = SplitMix64::new(1);
+    let mut noise = |bytes: usize| -> Vec<u8> { (0..bytes).map(|_| rng.next_u64() as u8).collect() };
+    let client = hello(&good(Opener::Client));
+
+    // No frame at all, or a bad one.
+    for bytes in [
+        noise(100_000),
+        b"GET / HTTP/1.1\r\nHost: bank\r\n\r\n".to_vec(),
+        vec![0; 64],
+        [&[0xff; 4][..], &noise(100)].concat(),
+        [&5000u32.to_le_bytes()[..], &noise(100)].concat(),
+        frame(99, b"no such kind"),
+        frame(kind::HELLO, b""),
+        frame(kind::HELLO, &noise(500)),
+        frame(kind::REQUEST, &noise(50)),
+    ] {
+        assert_eq!(attack(address, &bytes, false), None);
+        servers[0].complains_of("closing the connection");
+    }
+    // Cut short at every length.
+    for end in 1..client.len() {
+        assert_eq!(attack(address, &client[..end], true), None);
+    }
+    servers[0].complains_of("in the middle of a frame");
+    // Every byte wrong in turn: refused by checksum, or never whole.
+    for at in 0..client.len() {
+        let mut bytes = client.clone();
+        bytes[at] ^= 0x40;
+        assert_eq!(attack(address, &bytes, true), None, "byte {at}");
+    }
+
+    // Sound frames that do not belong here are refused by name.
+    let odd = Topology { accounts: 11, ..topology };
+    for (wrong, part) in [
+        (Hello { magic: 1, ..good(Opener::Client) }, "does not speak this protocol"),
+        (Hello { version: 77, ..good(Opener::Client) }, "version 77"),
+        (Hello { cluster_id: 3, ..good(Opener::Client) }, "bank 00000000000000000000000000000003"),
+        (Hello { topology: odd, ..good(Opener::Client) }, "accounts: 11"),
+        (Hello { to: NodeId(2), ..good(Opener::Client) }, "looks for S2"),
+        (peer(1), "S1 is no peer"),
+        (peer(9), "S9 is no peer"),
+    ] {
+        let reason = attack(address, &hello(&wrong), false).unwrap_or_default();
+        assert!(reason.contains(part), "no {part:?} in {reason:?}");
+        servers[0].complains_of(part);
+    }
+
+    // A good beginning and a bad end, in each role.
+    let largest = |limit: usize| [&(limit as u32 + 1).to_le_bytes()[..], &[0; 100]].concat();
+    for opener in [Opener::Client, Opener::Admin, Opener::Peer { server: NodeId(2), incarnation: 7 }] {
+        let (own, limit) = match opener {
+            Opener::Client => (kind::REQUEST, limits::CLIENT_FRAME_BYTES),
+            Opener::Admin => (kind::ADMIN, limits::CLIENT_FRAME_BYTES),
+            Opener::Peer { .. } => (kind::PEER, limits::PEER_FRAME_BYTES),
+        };
+        let begin = hello(&good(opener));
+        for end in [
+            [&[0x77; 8][..], &noise(5000)].concat(),
+            vec![0xff; 16],
+            largest(limit),
+            frame(99, b"no such kind"),
+            frame(own, b""),
+            frame(own, &[0xff; 300]),
+            frame(own, &noise(300)),
+            frame(kind::RESPONSE, &noise(30)),
+            begin.clone(),
+        ] {
+            assert_eq!(attack(address, &[&begin[..], &end].concat(), true), None, "{opener:?}");
+            servers[0].complains_of("closing the connection");
+        }
+    }
+
+    // Many that announce much and send little cost little, however long they stay.
+    let waiting: Vec<TcpStream> = (0..100)
+        .map(|i| {
+            let mut stream = TcpStream::connect(address).expect("the server accepts connections");
+            let announced = (limits::PEER_FRAME_BYTES as u32 - i).to_le_bytes();
+            let opener = hello(&peer(2 + i as u16 % 2));
+            stream.write_all(&[&opener[..], &announced, &[0; 3000]].concat()).expect("it is read");
+            stream
+        })
+        .collect();
+    let ran = run(&["run", &file, "--config", &path, "--json"]).with_code(0);
+    assert_eq!(ran.sets()[0]["performance"]["committed"], 2);
+    for server in &servers {
+        let peak = peak_memory_kb(server.id());
+        assert!(peak < 100_000, "{peak} kB");
+    }
+    drop(waiting);
+
+    let check = put(dir.path(), "audit.csv", &audit_set(1, &topology));
+    let ran = run(&["run", &check, "--config", &path, "--json"]).with_code(0);
+    let held = audit(&ran.sets()[0], &topology);
+    assert_eq!([1, 2, 3, 4].map(|a| held[&a]), [98, 102, 98, 102]);
+}

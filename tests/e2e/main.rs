@@ -1,0 +1,12 @@
+//! The bank as its users see it: real processes, threads, sockets, disks and signals, and nothing simulated.
+//!
+//! Every test waits for conditions with generous limits and none for a time to pass, because machines may be slow.
+
+mod bad_input;
+mod common;
+mod continued;
+mod hostile;
+mod process;
+mod restart;
+mod run;
+mod syncs;

@@ -1,0 +1,83 @@
+//! The syncs that are reported are the syncs that the kernel sees, no more and no fewer.
+//!
+//! What a server does to format or open its directory is no part of a set, and sets are told apart in the trace by the
+//! write of their line to standard output: whatever is synced between two such lines belongs to the later set, because
+//! a set ends only when every server has applied everything.
+
+use std::process::{Command, Stdio};
+
+use shardpaxosbank::config::Topology;
+
+use crate::common::{Running, bank, put, run, set_text, temp};
+
+fn tracer(trace: &str, arguments: &[&str]) -> Command {
+    let found = Command::new("strace").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(
+        found.is_ok_and(|status| status.success()),
+        "strace cannot be run, and this test counts real syncs with it: install it (as .ci/run does)"
+    );
+    let plain = bank(arguments);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-s", "16", "-o", trace, "-e"]);
+    command.arg("trace=write,fsync,fdatasync,sync_file_range,msync,sync,syncfs");
+    command.arg(plain.get_program()).args(plain.get_args()).env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+/// Syncs before the first line on standard output, between the lines, and after the last.
+fn syncs_by_set(trace: &str) -> Vec<u64> {
+    let mut counts = vec![0];
+    for line in trace.lines() {
+        // `PID call(…) = …`; a call that another thread interrupts in the trace is shown once more as resumed.
+        let call = line.split_whitespace().nth(1).unwrap_or("");
+        if call.starts_with("write(1,") {
+            counts.push(0);
+        }
+        let is_sync = ["fsync(", "fdatasync(", "sync_file_range(", "msync(", "sync(", "syncfs("];
+        if is_sync.iter().any(|name| call.starts_with(name)) {
+            *counts.last_mut().expect("never empty") += 1;
+        }
+    }
+    counts
+}
+
+#[test]
+fn reported_syncs_are_real_syncs() {
+    let topology = Topology::default();
+    let dir = temp();
+    let transfer = |i: usize| {
+        let from = i * 7919 % 3000 + 1;
+        format!("({from}, {}, 1)", (from + if i.is_multiple_of(5) { 1500 } else { 1 }) % 3000 + 1)
+    };
+    let sizes = [1, 40, 1, 400, 3];
+    let sets = sizes.iter().enumerate().map(|(n, size)| {
+        let rows: Vec<String> = (0..*size).map(transfer).collect();
+        set_text(n + 1, &topology, &rows)
+    });
+    let file = put(dir.path(), "sets.csv", &sets.collect::<String>());
+    let trace = dir.path().join("trace").display().to_string();
+    // Longer tests elsewhere fill segments; here none is full, so that none has to be made ready ahead.
+    let ran = Running::start(tracer(&trace, &["run", &file, "--json", "--in-flight", "8"])).finish();
+    assert_eq!(ran.code, Some(0), "strace must be allowed to trace its children: {}", ran.err);
+    let real = syncs_by_set(&std::fs::read_to_string(&trace).expect("the trace"));
+    let reported: Vec<u64> =
+        ran.sets().iter().map(|s| s["performance"]["syncs"].as_u64().expect("valid")).collect();
+    // The first set cannot be told from the start. A line may take several writes, all at the end of its set.
+    let real: Vec<u64> = real[1..].iter().copied().filter(|n| *n > 0).collect();
+    assert_eq!(real, reported[1..], "real and reported syncs of sets 2 to {}", sizes.len());
+    assert!(reported[1] >= 40 * 2 / 8, "a majority syncs every batch: {reported:?}");
+    // One transfer in one shard: its leader and at least one follower sync once each, and the third at most once.
+    assert!((2..=6).contains(&reported[2]), "{reported:?}");
+}
+
+/// What one at a time costs: every decision is synced by a majority before anybody hears of it (P1).
+#[test]
+fn no_decision_without_syncs() {
+    let topology = Topology::default();
+    let dir = temp();
+    let rows: Vec<String> = (0..50).map(|i| format!("({}, {}, 1)", 2 * i + 1, 2 * i + 2)).collect();
+    let file = put(dir.path(), "sets.csv", &set_text(1, &topology, &rows));
+    let ran = run(&["run", &file, "--json", "--in-flight", "1"]).with_code(0);
+    let syncs = ran.sets()[0]["performance"]["syncs"].as_u64().expect("valid");
+    assert!(syncs >= 50 * 2, "{syncs}");
+}
