@@ -361,10 +361,11 @@ fn read_one(
                 return Err(e.to_string());
             }
         }
-        // A stranger says one thing; what follows is read with the limits of who it turns out to be.
+        // A stranger says one thing; what follows, the end of the stream included, is read again with the limits of who
+        // it turns out to be.
         if conn.role == Role::Stranger {
             ready.insert(token);
-            break;
+            return Ok(());
         }
     }
     match status {
