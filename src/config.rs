@@ -193,12 +193,17 @@ pub mod limits {
     pub const VALUE_BYTES: usize = 256 * 1024;
     /// Slots a leader keeps in flight above its decided one; also bounds the votes in a promise.
     pub const WINDOW_SLOTS: u64 = 64;
-    /// Largest frame between servers: a promise with a whole window of votes, and room for headers.
-    pub const PEER_FRAME_BYTES: usize = (WINDOW_SLOTS as usize + 2) * (VALUE_BYTES + 256);
+    /// Largest frame between servers: a promise with the votes of two whole windows (a server may restart one window
+    /// behind what was decided), and room for headers.
+    pub const PEER_FRAME_BYTES: usize = (2 * WINDOW_SLOTS as usize + 2) * (VALUE_BYTES + 256);
     /// Largest frame from a client: it must fit one slot.
     pub const CLIENT_FRAME_BYTES: usize = VALUE_BYTES + 4096;
     /// Bytes of client requests that wait for the leader's next batch; more is answered *busy*.
     pub const QUEUE_BYTES: usize = 8 * 1024 * 1024;
+    /// Linearizable reads and probes that wait at one leader; more are answered *busy*.
+    pub const WAITING_READS: usize = 16_384;
+    /// Transactions of others that one server recovers at the same time.
+    pub const RECOVERIES: usize = 256;
     /// Bytes of decided entries kept in memory for servers that lag a little; older ones are read from disk.
     pub const TAIL_BYTES: usize = 2 * 1024 * 1024;
     /// Bytes of entries in one catch-up message.
@@ -206,7 +211,7 @@ pub mod limits {
     /// Sequence numbers above its mark that a session may use on one shard.
     pub const SESSION_WINDOW: u64 = 1 << 16;
     /// Bytes waiting to be written to one peer before messages to it are dropped.
-    pub const PEER_BUFFER_BYTES: usize = 2 * PEER_FRAME_BYTES;
+    pub const PEER_BUFFER_BYTES: usize = PEER_FRAME_BYTES;
     /// Bytes waiting to be written to one client before it is no longer read.
     pub const CLIENT_BUFFER_BYTES: usize = 4 * 1024 * 1024;
     /// Size of a WAL segment file.

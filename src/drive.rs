@@ -59,6 +59,7 @@ pub fn turn<D: Disk>(
         if !core.records.is_empty() {
             ports.flush();
             core.records.iter().for_each(|record| wal.append(record));
+            // Afterwards: a header that speaks of slots whose records come behind it would vouch for older votes.
             wal.set_decided(shard.replica().decided());
             let stats = wal.commit()?;
             ports.synced(&stats);

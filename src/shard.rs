@@ -199,6 +199,7 @@ impl Shard {
 
     /// The single entry point.
     pub fn step(&mut self, now: Time, input: Input, out: &mut Output) {
+        let turn_ends = input == Input::TurnEnd;
         match input {
             Input::Peer { from, message } => self.replica.message(now, from, message, &mut out.paxos),
             Input::Request { client, request } => self.request(now, client, request, out),
@@ -218,13 +219,16 @@ impl Shard {
                 self.recover_doubts(now, out);
                 self.recovery_step(now, txn::Input::TurnEnd, out);
                 self.propose_queue(now, out);
-                self.begin_reads(now, out);
+                self.begin_reads(out);
                 self.replica.turn_end(now, &mut out.paxos);
             }
         }
         self.follow_leadership(now, out);
         self.apply_decided(now, out);
-        self.answer_reads(now, out);
+        if turn_ends {
+            // Once a turn: thousands of reads may wait.
+            self.answer_reads(now, out);
+        }
     }
 
     // ---- clients ----
@@ -271,6 +275,10 @@ impl Shard {
             Request::Read { account, .. } => Some(account),
             Request::Probe { .. } => None,
         };
+        if self.reads.len() >= limits::WAITING_READS {
+            out.replies.push(refuse(Refusal::Busy));
+            return;
+        }
         self.reads.push(Pending {
             client,
             request: number,
@@ -376,9 +384,9 @@ impl Shard {
     }
 
     /// One heartbeat round for all reads and probes of this turn (P5).
-    fn begin_reads(&mut self, now: Time, out: &mut Output) {
+    fn begin_reads(&mut self, out: &mut Output) {
         if self.replica.is_leader() && self.reads.iter().any(|r| r.round.is_none()) {
-            let round = self.replica.begin_round(now, &mut out.paxos);
+            let round = self.replica.begin_round(&mut out.paxos);
             self.reads.iter_mut().for_each(|r| _ = r.round.get_or_insert(round));
         }
     }
@@ -411,6 +419,7 @@ impl Shard {
         }
         self.leading = leading;
         self.doubts.clear();
+        self.recovery_step(now, txn::Input::Abandon, out);
         if leading.is_some() {
             let holds: Vec<TxnId> = self.bank.holds().keys().copied().collect();
             holds.into_iter().for_each(|id| self.arm(now, id));

@@ -19,7 +19,7 @@ fn random_worlds_lose_no_money_and_come_to_rest() {
         return;
     }
     let from = number("SIM_FROM").unwrap_or(0);
-    let count = number("SIM_SEEDS").unwrap_or(300);
+    let count = number("SIM_SEEDS").unwrap_or(800);
     let mut failed = Vec::new();
     let mut total = sim::Summary::default();
     for seed in from..from + count {

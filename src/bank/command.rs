@@ -9,6 +9,7 @@
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::config::limits::VALUE_BYTES;
 use crate::types::{AccountId, Session, ShardId, Transfer};
 
 /// What every block begins with; `bytes` counts the header too, so that a reader can step from block to block.
@@ -27,6 +28,10 @@ struct Header {
 }
 
 const HEADER: usize = size_of::<Header>();
+
+/// The most sequences in one block, of any kind: what a slot full of transfers holds. A fence has no body that would
+/// bound it, and every sequence costs every server a register.
+pub const MAX_COUNT: usize = VALUE_BYTES / size_of::<TransferRecord>();
 
 /// One transfer as it stands in a block.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -152,8 +157,8 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
         return if clean { Ok(Command::Mark { session, mark: first }) } else { Err("a bad mark".into()) };
     }
     // Far below overflow: no client reaches this sequence in the life of a session.
-    if first == 0 || first > 1 << 60 || count == 0 {
-        return Err(format!("sequences {first} + {count} are out of range"));
+    if first == 0 || first > 1 << 60 || count == 0 || count as usize > MAX_COUNT {
+        return Err(format!("sequences {first} + {count} are out of range; a block has 1 to {MAX_COUNT}"));
     }
     let range = Range { session, first, count };
     let records = || match <[TransferRecord]>::ref_from_bytes(body) {

@@ -178,14 +178,14 @@ impl Replica {
             phase1_end,
             progress,
             round: 0,
-            heartbeat_due: now,
+            heartbeat_due: now + self.timeouts.heartbeat(),
             told: self.decided,
             tell_due: None,
         });
         self.leader = Some(self.me);
         self.search_since = None;
         out.events.push(Event::Leading { ballot, decided: self.decided, phase1_end });
-        self.begin_round(now, out);
+        self.begin_round(out);
     }
 
     pub(super) fn on_refuse(&mut self, now: Time, m: Refuse, out: &mut Output) {

@@ -13,7 +13,7 @@ use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
 
 /// How long a freshly decided slot may wait for an `Accept` that carries the news to the followers.
 const TELL_DELAY: Duration = Duration::from_millis(1);
-/// How long a decided slot may stay unwritten on a server that has nothing else to write.
+/// How long a decided slot may stay unwritten: what a restart must then learn again from its peers.
 const SAVE_DELAY: Duration = Duration::from_millis(100);
 
 /// What a step asks of its driver. The order within each list is the order in which to act.
@@ -134,7 +134,7 @@ pub struct Replica {
     pub(super) highest: Ballot,
     /// Last random number from the driver; jitter is drawn from it.
     pub(super) random: u64,
-    /// The decided slot that the WAL knows.
+    /// The decided slot of the last record that says so.
     saved: Slot,
     save_due: Option<Time>,
 }
@@ -282,10 +282,12 @@ impl Replica {
         self.random = random;
         if self.save_due.is_some_and(|due| due <= now) {
             out.records.push(Record::Decided(self.decided));
+            self.saved = self.decided;
             self.save_due = None;
         }
         let me = self.me;
-        let (majority, timeout) = (self.majority(), self.timeouts.election());
+        let (majority, timeout, interval) =
+            (self.majority(), self.timeouts.election(), self.timeouts.heartbeat());
         let Role::Leader(leader) = &mut self.role else {
             if self.deadline <= now {
                 self.begin_pre_vote(now, out);
@@ -293,8 +295,10 @@ impl Replica {
             return;
         };
         if leader.heartbeat_due <= now {
+            // The clock for this runs on its own: rounds for reads must not put check-quorum off.
+            leader.heartbeat_due = now + interval;
             if leader.hears_majority(me, majority, now, timeout) {
-                self.begin_round(now, out);
+                self.begin_round(out);
             } else {
                 self.step_down(now, "a majority was not heard for an election time-out", out);
             }
@@ -321,11 +325,8 @@ impl Replica {
                 leader.tell_due = Some(now + TELL_DELAY);
             }
         }
-        if !out.records.is_empty() {
-            // Every record carries the decided slot in its header.
-            self.saved = self.decided;
-            self.save_due = None;
-        } else if self.saved < self.decided && self.save_due.is_none() {
+        // Headers of records say what was decided before their turn; only a record of its own says it for certain.
+        if self.saved < self.decided && self.save_due.is_none() {
             self.save_due = Some(now + SAVE_DELAY);
         }
     }
@@ -345,11 +346,9 @@ impl Replica {
 
     /// Begins a heartbeat round and returns its number: once [`Replica::confirmed_round`] reaches it, this server was
     /// still leading when the round began (P5).
-    pub fn begin_round(&mut self, now: Time, out: &mut Output) -> u64 {
-        let interval = self.timeouts.heartbeat();
+    pub fn begin_round(&mut self, out: &mut Output) -> u64 {
         let leader = self.leading();
         leader.round += 1;
-        leader.heartbeat_due = now + interval;
         let round = leader.round;
         self.send_heartbeat(out);
         round

@@ -63,7 +63,7 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
     // S3 restarts; its disk gives back slot 3 as a vote of an older ballot, above the decided slot 2.
     let round = {
         let mut out = Output::default();
-        s1.begin_round(now, &mut out)
+        s1.begin_round(&mut out)
     };
     let sent = step(&mut s1, now, |r, out| r.message(now, S3, reply(round, 2), out));
     let again =

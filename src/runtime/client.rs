@@ -13,7 +13,7 @@ use crate::codec::{Opener, kind};
 use crate::config::Timeouts;
 use crate::metrics::Latencies;
 use crate::runtime::clock::{Clock, until};
-use crate::runtime::conns::{Conns, Context, Received, Role};
+use crate::runtime::conns::{Conns, Context, Item, Received, Role};
 use crate::testset::Scheduler;
 use crate::txn::{Coordinator, Input, Op, Outcome, Output};
 use crate::types::{AccountId, NodeId, Time};
@@ -138,7 +138,7 @@ struct Worker {
 impl Worker {
     fn run(mut self, mut poll: Poll) {
         let mut events = Events::with_capacity(256);
-        let mut received: Vec<(usize, Received)> = Vec::new();
+        let mut received: Vec<Item> = Vec::new();
         loop {
             if let Err(e) = poll.poll(&mut events, Some(self.timeout()))
                 && e.kind() != io::ErrorKind::Interrupted
@@ -152,8 +152,8 @@ impl Worker {
             }
             let mut out = Output::default();
             self.conns.receive(&mut received);
-            for (token, item) in std::mem::take(&mut received) {
-                self.take(now, token, item, &mut out);
+            for item in std::mem::take(&mut received) {
+                self.take(now, item, &mut out);
             }
             if !self.obey(now, &mut out) {
                 return;
@@ -172,14 +172,13 @@ impl Worker {
         deadline.map_or(Duration::from_secs(1), |d| until(now, d)).min(Duration::from_secs(1))
     }
 
-    fn take(&mut self, now: Time, token: usize, item: Received, out: &mut Output) {
-        let input = match item {
+    fn take(&mut self, now: Time, item: Item, out: &mut Output) {
+        // It has no other connections than those that it dialled.
+        let Role::Dialled(from) = item.role else { return };
+        let input = match item.received {
             Received::Established(server) => Input::Connected(server),
-            Received::Closed(Role::Dialled(server)) => Input::Disconnected(server),
-            Received::Response(response) => {
-                let Some(Role::Dialled(from)) = self.conns.role(token) else { return };
-                Input::Response { from, response }
-            }
+            Received::Closed => Input::Disconnected(from),
+            Received::Response(response) => Input::Response { from, response },
             Received::Reject(why) => return log::error!("coordinator: {why}"),
             _ => return,
         };
@@ -241,7 +240,8 @@ impl Worker {
             for server in turn.connect {
                 self.conns.dial(now, server, Opener::Client);
             }
-            if turn.answers.is_empty() {
+            // A send that failed may have brought answers as well.
+            if turn.answers.is_empty() && out.answers.is_empty() {
                 return;
             }
             for answer in turn.answers {

@@ -22,6 +22,11 @@ impl Clock {
     }
 }
 
+/// How long the clock had been running at `now`.
+pub fn uptime(now: Time) -> Duration {
+    now.since(Time::default() + HEAD_START)
+}
+
 /// How long to sleep from `now` until `deadline`.
 pub fn until(now: Time, deadline: Time) -> Duration {
     deadline.since(now)

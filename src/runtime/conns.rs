@@ -3,7 +3,7 @@
 //! One bad connection is closed and reported; it never stops the loop. A frame that was queued may be lost with its
 //! connection, and a full send buffer loses messages to a peer: the protocol bears both.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -23,6 +23,9 @@ use crate::types::{NodeId, Time};
 /// over once a connection has lasted.
 const REDIAL_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_REDIAL_PAUSE: Duration = Duration::from_millis(80);
+
+/// How long an accepted connection may take to say who it is.
+const GREETING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Enough for a hello or a rejection, and too little to hurt.
 const GREETING: Limits = Limits { frame_bytes: 4096, send_bytes: 64 * 1024 };
@@ -60,7 +63,14 @@ pub enum Received {
     Reject(String),
     /// A connection that this end dialled stands.
     Established(NodeId),
-    Closed(Role),
+    Closed,
+}
+
+/// What came over which connection. The role goes with it, since the connection may be closed by the time it is read.
+pub struct Item {
+    pub token: usize,
+    pub role: Role,
+    pub received: Received,
 }
 
 struct Conn {
@@ -89,6 +99,8 @@ pub struct Conns {
     dirty: BTreeSet<usize>,
     /// Connections that were found broken while nothing could be closed.
     broken: Vec<(usize, std::io::Error)>,
+    /// Accepted connections in the order of their arrival, greeted or not.
+    strangers: VecDeque<(Time, usize)>,
     bytes_closed: (u64, u64),
     pub dropped: u64,
 }
@@ -105,6 +117,7 @@ impl Conns {
             ready: BTreeSet::new(),
             dirty: BTreeSet::new(),
             broken: Vec::new(),
+            strangers: VecDeque::new(),
             bytes_closed: (0, 0),
             dropped: 0,
         }
@@ -122,10 +135,26 @@ impl Conns {
     }
 
     /// Takes in a connection that was accepted.
-    pub fn accepted(&mut self, stream: TcpStream) {
+    pub fn accepted(&mut self, now: Time, stream: TcpStream) {
         match Connection::accepted(stream, GREETING) {
-            Ok(connection) => _ = self.insert(connection, Role::Stranger),
+            Ok(connection) => {
+                let token = self.insert(connection, Role::Stranger);
+                self.strangers.extend(token.map(|t| (now, t)));
+            }
             Err(e) => log::warn!("a connection broke while it was accepted: {e}"),
+        }
+    }
+
+    /// Closes connections that never said who they are: each holds a descriptor.
+    pub fn expire_strangers(&mut self, now: Time, received: &mut Vec<Item>) {
+        while let Some((since, token)) = self.strangers.front().copied() {
+            if now.since(since) < GREETING_PATIENCE {
+                return;
+            }
+            self.strangers.pop_front();
+            if self.role(token) == Some(Role::Stranger) {
+                self.close(token, "no hello came", received);
+            }
         }
     }
 
@@ -180,9 +209,10 @@ impl Conns {
         self.dials.get(&server)?.token
     }
 
-    /// When the next failed dial may be tried again.
-    pub fn redial_due(&self) -> Option<Time> {
-        self.dials.values().filter(|d| d.token.is_none()).map(|d| d.retry_at).min()
+    /// When the next failed dial to one of `servers` may be tried again. Others are dialled when somebody asks for them.
+    pub fn redial_due(&self, servers: &[NodeId]) -> Option<Time> {
+        let dials = servers.iter().filter_map(|s| self.dials.get(s));
+        dials.filter(|d| d.token.is_none()).map(|d| d.retry_at).min()
     }
 
     /// Gives a stranger its role, and with it its limits.
@@ -223,7 +253,7 @@ impl Conns {
     }
 
     /// Reads whatever is there, up to a budget for each connection, and decodes it.
-    pub fn receive(&mut self, received: &mut Vec<(usize, Received)>) {
+    pub fn receive(&mut self, received: &mut Vec<Item>) {
         for token in std::mem::take(&mut self.ready) {
             let Some(conn) = self.conns.get_mut(&token) else { continue };
             // Back-pressure: who does not read its answers is not read either. It comes back when its buffer drains.
@@ -237,7 +267,7 @@ impl Conns {
     }
 
     /// Writes what is queued, as far as the sockets take it. The rest goes when a socket reports that it is writable.
-    pub fn flush(&mut self, received: &mut Vec<(usize, Received)>) {
+    pub fn flush(&mut self, received: &mut Vec<Item>) {
         let mut broken = std::mem::take(&mut self.broken);
         broken.extend(self.flush_all());
         for (token, error) in broken {
@@ -267,7 +297,7 @@ impl Conns {
     }
 
     /// Closes one connection and reports it.
-    pub fn close(&mut self, token: usize, why: &str, received: &mut Vec<(usize, Received)>) {
+    pub fn close(&mut self, token: usize, why: &str, received: &mut Vec<Item>) {
         let Some(mut conn) = self.conns.remove(&token) else { return };
         // What is queued may be a rejection that explains the closing; whether it arrives is up to the network.
         let _ = conn.connection.flush();
@@ -282,19 +312,19 @@ impl Conns {
             }
             role => log::debug!("connection from {role:?} closed: {why}"),
         }
-        received.push((token, Received::Closed(conn.role)));
+        received.push(Item { token, role: conn.role, received: Received::Closed });
     }
 
     /// Closes everything but the operators' connections at once; nothing that was queued is sent. An operator who pulls
     /// the cable that the servers share still has to hear that it is done.
-    pub fn close_all(&mut self, received: &mut Vec<(usize, Received)>) {
+    pub fn close_all(&mut self, received: &mut Vec<Item>) {
         let closed: Vec<_> = self.conns.extract_if(|_, conn| conn.role != Role::Admin).collect();
         for (token, conn) in closed {
             self.bytes_closed.0 += conn.connection.bytes_in();
             self.bytes_closed.1 += conn.connection.bytes_out();
             self.ready.remove(&token);
             self.dirty.remove(&token);
-            received.push((token, Received::Closed(conn.role)));
+            received.push(Item { token, role: conn.role, received: Received::Closed });
         }
         self.dials.clear();
     }
@@ -303,7 +333,7 @@ impl Conns {
 fn read_one(
     conn: &mut Conn,
     token: usize,
-    received: &mut Vec<(usize, Received)>,
+    received: &mut Vec<Item>,
     ready: &mut BTreeSet<usize>,
 ) -> Result<(), String> {
     if !conn.established {
@@ -311,7 +341,7 @@ fn read_one(
             Ok(true) => {
                 conn.established = true;
                 if let Role::Dialled(server) = conn.role {
-                    received.push((token, Received::Established(server)));
+                    received.push(Item { token, role: conn.role, received: Received::Established(server) });
                 }
             }
             Ok(false) => return Ok(()),
@@ -321,7 +351,10 @@ fn read_one(
     let status = conn.connection.fill();
     loop {
         match conn.connection.next_frame() {
-            Ok(Some(frame)) => received.push((token, decode(conn.role, frame)?)),
+            Ok(Some(frame)) => {
+                let decoded = decode(conn.role, frame)?;
+                received.push(Item { token, role: conn.role, received: decoded });
+            }
             Ok(None) => break,
             Err(e) => {
                 log::warn!("closing the connection with {:?}: {e}", conn.role);

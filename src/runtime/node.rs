@@ -19,8 +19,8 @@ use crate::drive::{self, Ports};
 use crate::net::{Accepted, SpareFd, accept};
 use crate::paxos::{self, Message, Standing};
 use crate::report::Role as StatusRole;
-use crate::runtime::clock::{Clock, until};
-use crate::runtime::conns::{Conns, Context, Received, Role};
+use crate::runtime::clock::{Clock, until, uptime};
+use crate::runtime::conns::{Conns, Context, Item, Received, Role};
 use crate::runtime::history::Replay;
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::{Status, Won};
@@ -143,7 +143,7 @@ pub fn run(setup: Setup) -> io::Result<()> {
 impl Node {
     fn run(&mut self, poll: &mut Poll) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
-        let mut received: Vec<(usize, Received)> = Vec::new();
+        let mut received: Vec<Item> = Vec::new();
         let mut inputs: Vec<Input> = Vec::new();
         loop {
             let timeout = self.timeout();
@@ -164,8 +164,9 @@ impl Node {
                 self.accept(now);
             }
             self.conns.receive(&mut received);
-            for (token, item) in std::mem::take(&mut received) {
-                self.take(now, token, item, &mut inputs);
+            self.conns.expire_strangers(now, &mut received);
+            for item in std::mem::take(&mut received) {
+                self.take(now, item, &mut inputs);
             }
             if !self.obey(now, &mut inputs) {
                 return Ok(());
@@ -182,13 +183,12 @@ impl Node {
 
     fn timeout(&self) -> Duration {
         let now = self.clock.now();
-        let backlog =
-            !self.failed && (self.shard.has_backlog() || !self.replays.is_empty() || !self.lost.is_empty());
-        if backlog || self.conns.has_more() {
+        let backlog = !self.failed && (self.shard.has_backlog() || !self.lost.is_empty());
+        if backlog || !self.replays.is_empty() || self.conns.has_more() {
             return Duration::ZERO;
         }
         let shard = (!self.failed).then(|| self.shard.next_deadline());
-        let redial = if self.failed { None } else { self.conns.redial_due() };
+        let redial = if self.failed { None } else { self.conns.redial_due(&self.peers) };
         let deadline = [shard, redial, self.accept_at].into_iter().flatten().min();
         // Woken for anything else by the waker or a socket.
         deadline.map_or(Duration::from_secs(1), |d| until(now, d)).min(Duration::from_secs(1))
@@ -229,7 +229,7 @@ impl Node {
         self.accept_at = None;
         loop {
             match accept(&self.listener) {
-                Accepted::Stream(stream, _) => self.conns.accepted(stream),
+                Accepted::Stream(stream, _) => self.conns.accepted(now, stream),
                 Accepted::Lost(e) => {
                     log::debug!("{}: a connection was lost before it was accepted: {e}", self.me)
                 }
@@ -246,32 +246,35 @@ impl Node {
         }
     }
 
-    fn take(&mut self, now: Time, token: usize, item: Received, inputs: &mut Vec<Input>) {
-        match item {
+    fn take(&mut self, now: Time, item: Item, inputs: &mut Vec<Input>) {
+        let Item { token, role, received } = item;
+        match received {
             Received::Hello(hello) => return self.greet(token, hello),
             Received::Order(order) => return self.order(now, order, ReplyTo::Connection(token), inputs),
-            Received::Closed(Role::Client) => inputs.push(Input::ClientGone(ClientId(token as u64))),
-            Received::Closed(Role::Dialled(server)) if !self.peers.contains(&server) => {
-                inputs.push(Input::Remote(txn::Input::Disconnected(server)));
+            Received::Closed => {
+                match role {
+                    Role::Client => inputs.push(Input::ClientGone(ClientId(token as u64))),
+                    Role::Dialled(server) if !self.peers.contains(&server) => {
+                        inputs.push(Input::Remote(txn::Input::Disconnected(server)));
+                    }
+                    _ => {}
+                }
+                return;
             }
-            Received::Closed(_) => return,
             Received::Established(server) if self.peers.contains(&server) => return,
             Received::Established(server) => {
                 inputs.push(Input::Remote(txn::Input::Connected(server)));
             }
-            Received::Reject(why) => {
-                let from = self.conns.role(token);
-                return log::error!("{}: turned away by {from:?}: {why}", self.me);
-            }
+            Received::Reject(why) => return log::error!("{}: {why}", self.me),
             Received::Peer(message) => {
-                let Some(Role::Peer(from)) = self.conns.role(token) else { return };
+                let Role::Peer(from) = role else { return };
                 inputs.push(Input::Peer { from, message });
             }
             Received::Request(request) => {
                 inputs.push(Input::Request { client: ClientId(token as u64), request });
             }
             Received::Response(response) => {
-                let Some(Role::Dialled(from)) = self.conns.role(token) else { return };
+                let Role::Dialled(from) = role else { return };
                 inputs.push(Input::Remote(txn::Input::Response { from, response }));
             }
             Received::Report(_) => return,
@@ -282,7 +285,7 @@ impl Node {
     fn greet(&mut self, token: usize, hello: Hello) {
         let context = &self.conns.context;
         let mut fits = hello.check(context.cluster_id, &context.topology, self.me);
-        if matches!(hello.opener, Opener::Admin) && !self.admin {
+        if fits.is_ok() && matches!(hello.opener, Opener::Admin) && !self.admin {
             fits = Err("orders over the wire are not allowed here (allow_admin in the configuration)".into());
         }
         if let Err(why) = fits {
@@ -471,7 +474,7 @@ impl Ports for NodePorts<'_> {
                 );
                 self.turn.won.push(Won {
                     ballot: *ballot,
-                    at_us: self.now.0,
+                    at_us: uptime(self.now).as_micros() as u64,
                     reproposed: phase1_end.0 - decided.0,
                 });
             }

@@ -33,6 +33,7 @@ struct Swarm {
     crash: u64,
     harm: u64,
     fail: u64,
+    stall: u64,
     partition: u64,
     mend: u64,
     death: u64,
@@ -71,6 +72,7 @@ pub fn run(seed: u64, print: bool) -> Summary {
         crash: on(&mut rng, 20),
         harm: on(&mut rng, 30),
         fail: on(&mut rng, 20),
+        stall: on(&mut rng, 20),
         partition: on(&mut rng, 15),
         mend: 1 + rng.below(20),
         death: on(&mut rng, 8),
@@ -84,7 +86,8 @@ pub fn run(seed: u64, print: bool) -> Summary {
         seed,
         weather,
         sync_us: (50, 100 + rng.below(if slow_disks { 30_000 } else { 1_000 })),
-        segment_bytes: 8192 << rng.below(4),
+        // Small, so that segments change often; larger than any value that these clients bring about.
+        segment_bytes: 32_768 << rng.below(3),
         trace: if print { Trace::Print } else { Trace::Off },
     };
     let mut world = World::new(options);
@@ -153,6 +156,19 @@ impl Run {
         if self.chance(self.swarm.fail) {
             let id = self.any_server();
             self.world.fail(id);
+        }
+        if self.chance(self.swarm.stall) {
+            let id = self.any_server();
+            let length_us = 100_000 + self.world.rng.below(3_000_000);
+            self.world.stall(id, length_us);
+            // Its clients still reach it while its cluster moves on: what it says when it wakes may be stale (P5).
+            if self.world.rng.one_in(2) {
+                let topology = self.world.options.topology;
+                for peer in topology.servers_of(topology.shard_of_server(id)).filter(|peer| *peer != id) {
+                    self.world.network.cut(Place::Server(id), Place::Server(peer));
+                    self.world.network.cut(Place::Server(peer), Place::Server(id));
+                }
+            }
         }
         if self.chance(self.swarm.partition) {
             self.partition();

@@ -501,6 +501,14 @@ impl World {
         }
     }
 
+    /// A server stands still, as if its process were stopped: what arrives waits, and is handled in one turn.
+    pub fn stall(&mut self, id: NodeId, length_us: u64) {
+        let until = Time(self.now.0 + length_us);
+        let server = self.server(id);
+        server.busy_until = server.busy_until.max(until);
+        self.note(|| format!("{id} stands still until {until:?}"));
+    }
+
     /// Arranges for a server to die by itself.
     pub fn arm(&mut self, id: NodeId, harm: Harm) {
         let server = self.server(id);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::bank::command::Range;
 use crate::bank::{BlockResult, validate};
+use crate::config::limits::RECOVERIES;
 use crate::config::{Timeouts, Topology};
 use crate::txn::group::Group;
 use crate::txn::link::{Link, Reach, Sent, UnitId, Work};
@@ -16,9 +17,6 @@ use crate::types::{AccountId, Ballot, NodeId, Reason, Session, ShardId, Time, Tr
 
 /// How long a server that was busy is left alone.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
-/// The most transactions in one block; with 24 bytes each, a slot has room for outcomes ahead of them.
-const GROUP_MAX: usize = 8190;
-
 /// What a coordinator can be asked to do.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Op {
@@ -56,6 +54,8 @@ pub enum Input {
         participants: [ShardId; 2],
         home: ShardId,
     },
+    /// Stop recovering: this server leads no more, or in another ballot.
+    Abandon,
     /// The turn is over: act on what it brought, and on the time.
     TurnEnd,
 }
@@ -83,6 +83,8 @@ pub struct Answer {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Event {
     SessionOpened(Session),
+    /// The window of the session is stuck; another one takes over.
+    SessionRenewed,
     LeaderFound {
         shard: ShardId,
         leader: NodeId,
@@ -135,12 +137,12 @@ pub(super) enum Life {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Coordinator {
     topology: Topology,
-    timeouts: Timeouts,
+    pub(super) timeouts: Timeouts,
     pub(super) life: Life,
     pub(super) links: Vec<Link>,
     pub(super) groups: BTreeMap<u64, Group>,
     /// Valid transfers that have no sequence yet.
-    waiting: Vec<(u64, Transfer, Vec<ShardId>)>,
+    pub(super) waiting: Vec<(u64, Transfer, Vec<ShardId>)>,
     confirms: Vec<u64>,
     settles: Vec<u64>,
     pub(super) recovering: BTreeSet<TxnId>,
@@ -188,7 +190,7 @@ impl Coordinator {
 
     /// When a turn is wanted even if nothing arrives.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.links.iter().filter_map(|l| l.next_deadline(&self.timeouts, self.is_idle(l))).min()
+        self.links.iter().filter_map(|l| l.next_deadline(self.is_idle(l))).min()
     }
 
     /// Nobody waits for anything that this shard could answer.
@@ -205,6 +207,7 @@ impl Coordinator {
             Input::Disconnected(server) => self.on_disconnected(now, server, out),
             Input::Hint(server) => self.link_of(server).hint = server,
             Input::Recover { id, participants, home } => self.recover(now, id, participants, home),
+            Input::Abandon => self.abandon(out),
             Input::TurnEnd => self.turn_end(now, out),
         }
     }
@@ -243,7 +246,8 @@ impl Coordinator {
     }
 
     fn recover(&mut self, now: Time, id: TxnId, participants: [ShardId; 2], home: ShardId) {
-        if !self.recovering.insert(id) {
+        // Whoever is refused here asks again after its next time-out.
+        if self.recovering.len() >= RECOVERIES || !self.recovering.insert(id) {
             return;
         }
         let range = Range { session: id.session, first: id.seq, count: 1 };
@@ -266,7 +270,7 @@ impl Coordinator {
         }
     }
 
-    fn add_group(&mut self, group: Group) -> u64 {
+    pub(super) fn add_group(&mut self, group: Group) -> u64 {
         let gid = self.next_group;
         self.next_group += 1;
         self.groups.insert(gid, group);
@@ -296,55 +300,6 @@ impl Coordinator {
             self.probe(now, index, out);
         }
         self.answer_waiters(out);
-    }
-
-    /// Gives every waiting transfer its sequence and its place in a block.
-    fn form_groups(&mut self, now: Time, out: &mut Output) {
-        let waiting = std::mem::take(&mut self.waiting);
-        let (dead, alive): (Vec<_>, Vec<_>) = waiting
-            .into_iter()
-            .partition(|(_, _, parts)| parts.iter().any(|p| self.links[p.index()].reach == Reach::NoQuorum));
-        for (tag, ..) in dead {
-            // T8: nothing of it was sent.
-            self.answer(tag, Outcome::Aborted(Reason::NoQuorum), None, out);
-        }
-        let Life::Open(session) = self.life else {
-            if !alive.is_empty() {
-                self.open_session(now);
-            }
-            self.waiting = alive;
-            return;
-        };
-        let mut by_route: BTreeMap<Vec<ShardId>, (Vec<Transfer>, Vec<u64>)> = BTreeMap::new();
-        for (tag, transfer, participants) in alive {
-            let (transfers, tags) = by_route.entry(participants).or_default();
-            transfers.push(transfer);
-            tags.push(tag);
-        }
-        for (participants, (transfers, tags)) in by_route {
-            for (transfers, tags) in transfers.chunks(GROUP_MAX).zip(tags.chunks(GROUP_MAX)) {
-                let range = Range { session, first: self.next_seq, count: tags.len() as u32 };
-                self.next_seq += u64::from(range.count);
-                let group = Group::new(range, participants.clone(), transfers.to_vec(), tags.to_vec());
-                let gid = self.add_group(group);
-                for shard in &participants {
-                    self.links[shard.index()].open.insert(range.first);
-                    self.add_unit(*shard, Work::Execute { group: gid });
-                }
-            }
-        }
-    }
-
-    fn open_session(&mut self, now: Time) {
-        if self.life != Life::Unopened {
-            return;
-        }
-        let usable = |l: &&Link| l.reach != Reach::NoQuorum;
-        let with_leader = self.links.iter().find(|l| l.leader().is_some());
-        let Some(shard) = with_leader.or(self.links.iter().find(usable)).map(|l| l.shard) else { return };
-        self.life = Life::Opening(shard);
-        self.search_if_idle(now, shard);
-        self.add_unit(shard, Work::Open);
     }
 
     fn probe(&mut self, now: Time, index: usize, out: &mut Output) {
@@ -381,7 +336,7 @@ impl Coordinator {
 
     fn on_response(&mut self, now: Time, from: NodeId, response: Response, out: &mut Output) {
         let index = self.topology.shard_of_server(from).index();
-        let sent = self.links[index].sent.remove(&response.number());
+        let sent = self.links[index].take_sent(response.number());
         match (response, sent) {
             (Response::Leading { request, ballot, decided }, _) => {
                 if self.links[index].found(request, from, ballot, decided) {
@@ -439,14 +394,20 @@ impl Coordinator {
     /// A request is not going to be answered; its units wait to be sent again.
     fn give_up(&mut self, now: Time, index: usize, sent: Sent, refused: bool, out: &mut Output) {
         out.events.push(Event::Retrying { shard: self.links[index].shard, units: sent.units.len() });
+        if sent.ahead > 0 {
+            // The mark may not have arrived, and without it the shard's window does not move.
+            self.links[index].told_mark = 0;
+        }
         for id in sent.units {
             let link = &mut self.links[index];
             link.requeue(id, refused);
-            let group = link.units.get(&id).and_then(|u| u.work.group());
-            if let Some(gid) = group
-                && self.groups[&gid].commits.is_none()
-                && self.lacks_participant(&self.groups[&gid])
-            {
+            let Some(work) = link.units.get(&id).map(|u| u.work) else { continue };
+            let Some(group) = work.group().and_then(|gid| self.groups.get(&gid)) else { continue };
+            let (gid, fencing) = (work.group().unwrap_or(0), group.fencing);
+            if fencing && matches!(work, Work::Execute { .. }) {
+                // T8: once it was given up as unknown it is fenced, never executed.
+                self.links[index].replace(id, Work::Fence { group: gid });
+            } else if group.commits.is_none() && self.lacks_participant(group) {
                 self.evaluate(now, gid, out);
             }
         }
@@ -456,10 +417,9 @@ impl Coordinator {
         let index = self.topology.shard_of_server(server).index();
         let link = &mut self.links[index];
         link.connected(server, false);
-        let lost: Vec<u64> = link.sent.iter().filter(|(_, s)| s.to == server).map(|(r, _)| *r).collect();
         let was_leader = link.leader() == Some(server);
-        for request in lost {
-            if let Some(sent) = self.links[index].sent.remove(&request) {
+        for request in link.lost(now, Some(server)) {
+            if let Some(sent) = self.links[index].take_sent(request) {
                 self.give_up(now, index, sent, false, out);
             }
         }
@@ -470,12 +430,8 @@ impl Coordinator {
 
     /// Requests that were not answered for too long count as lost.
     fn expire_lost(&mut self, now: Time, index: usize, out: &mut Output) {
-        let patience = self.timeouts.unreachable();
-        while let Some(entry) = self.links[index].sent.first_entry() {
-            if now.since(entry.get().at) < patience {
-                return;
-            }
-            let sent = entry.remove();
+        for request in self.links[index].lost(now, None) {
+            let Some(sent) = self.links[index].take_sent(request) else { continue };
             let was_leader = self.links[index].leader() == Some(sent.to);
             self.give_up(now, index, sent, false, out);
             if was_leader {

@@ -107,6 +107,7 @@ impl Coordinator {
         }
         let id = TxnId { session: group.range.session, seq: group.range.first };
         match group.votes[home_part].as_ref().map(|votes| votes[0]) {
+            None if self.links[home.index()].unit_of(gid, |_| true).is_some() => {}
             None => {
                 self.search_if_idle(now, home);
                 self.add_unit(home, Work::Fence { group: gid });
@@ -123,6 +124,13 @@ impl Coordinator {
             // In doubt no longer: somebody else was faster.
             Some(_) => self.drop_recovery(gid, out),
         }
+    }
+
+    /// Ends every recovery; whoever leads now starts its own.
+    pub(super) fn abandon(&mut self, out: &mut Output) {
+        let recoveries: Vec<u64> =
+            self.groups.iter().filter(|(_, g)| g.home.is_some()).map(|(gid, _)| *gid).collect();
+        recoveries.into_iter().for_each(|gid| self.drop_recovery(gid, out));
     }
 
     fn drop_recovery(&mut self, gid: u64, out: &mut Output) {
@@ -174,7 +182,7 @@ impl Coordinator {
             return;
         }
         for shard in group.participants {
-            self.links[shard.index()].open.remove(&group.range.first);
+            self.links[shard.index()].open.remove(&(group.range.session, group.range.first));
         }
     }
 

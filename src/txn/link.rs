@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Timeouts;
 use crate::txn::message::Refusal;
-use crate::types::{AccountId, Ballot, NodeId, ShardId, Slot, Time};
+use crate::types::{AccountId, Ballot, NodeId, Session, ShardId, Slot, Time};
 
 /// Whether a shard can be reached at present.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -51,7 +51,8 @@ impl Work {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Sent {
     pub to: NodeId,
-    pub at: Time,
+    /// After this it counts as lost.
+    pub until: Time,
     pub units: Vec<UnitId>,
     /// Blocks ahead of the first unit's (a mark).
     pub ahead: usize,
@@ -73,13 +74,18 @@ pub struct Link {
     pub units: BTreeMap<UnitId, Unit>,
     /// Units that wait to be sent, in the order of [`Work`], older ones first.
     pub ready: BTreeSet<(Work, UnitId)>,
+    /// Unit ids by group.
+    by_group: BTreeSet<(u64, UnitId)>,
+    /// By request number; within each of the two, later requests expire later. A read may wait for a lock (T6), so it is
+    /// given more time than anything else.
     pub sent: BTreeMap<u64, Sent>,
+    pub sent_reads: BTreeMap<u64, Sent>,
     /// Nothing is sent before this time (the server was busy).
     pub pause: Time,
     /// When waiting outcomes go even if nothing else does (T3).
     pub outcomes_due: Option<Time>,
-    /// Sequences of the own session that are not finished at this shard.
-    pub open: BTreeSet<u64>,
+    /// Groups that are not finished at this shard, by session and first sequence.
+    pub open: BTreeMap<(Session, u64), u64>,
     /// The mark that was last sent.
     pub told_mark: u64,
     /// The server to ask first, and to campaign if there is no leader.
@@ -102,10 +108,12 @@ impl Link {
             reach: Reach::Searching,
             units: BTreeMap::new(),
             ready: BTreeSet::new(),
+            by_group: BTreeSet::new(),
             sent: BTreeMap::new(),
+            sent_reads: BTreeMap::new(),
             pause: Time::default(),
             outcomes_due: None,
-            open: BTreeSet::new(),
+            open: BTreeMap::new(),
             told_mark: 0,
             hint: *servers.keys().next().expect("a cluster has servers"),
             servers,
@@ -125,12 +133,16 @@ impl Link {
     pub fn add(&mut self, id: UnitId, work: Work) {
         self.units.insert(id, Unit { work, copies: 0, in_flight: false });
         self.ready.insert((work, id));
+        self.by_group.extend(work.group().map(|group| (group, id)));
     }
 
     /// The unit is answered, or nobody waits for it any more.
     pub fn remove(&mut self, id: UnitId) -> Option<Unit> {
         let unit = self.units.remove(&id)?;
         self.ready.remove(&(unit.work, id));
+        if let Some(group) = unit.work.group() {
+            self.by_group.remove(&(group, id));
+        }
         Some(unit)
     }
 
@@ -143,7 +155,34 @@ impl Link {
         }
     }
 
-    /// Changes what a waiting unit asks for.
+    /// The oldest group of a session that is not finished at this shard: its first sequence, which is the mark (T7), and
+    /// the group.
+    pub fn oldest(&self, session: Session) -> Option<(u64, u64)> {
+        let mut groups = self.open.range((session, 0)..=(session, u64::MAX));
+        groups.next().map(|((_, first), group)| (*first, *group))
+    }
+
+    /// Takes out a request that is answered or given up.
+    pub fn take_sent(&mut self, request: u64) -> Option<Sent> {
+        self.sent.remove(&request).or_else(|| self.sent_reads.remove(&request))
+    }
+
+    /// Requests whose time is over, or that went to `server`.
+    pub fn lost(&self, now: Time, server: Option<NodeId>) -> Vec<u64> {
+        let over = |(request, s): (&u64, &Sent)| (s.until <= now).then_some(*request);
+        match server {
+            Some(server) => {
+                let all = self.sent.iter().chain(&self.sent_reads);
+                all.filter(|(_, s)| s.to == server).map(|(request, _)| *request).collect()
+            }
+            None => [&self.sent, &self.sent_reads]
+                .into_iter()
+                .flat_map(|sent| sent.iter().map_while(over))
+                .collect(),
+        }
+    }
+
+    /// Changes what a waiting unit asks for, within its group.
     pub fn replace(&mut self, id: UnitId, work: Work) {
         if let Some(unit) = self.units.get_mut(&id) {
             self.ready.remove(&(unit.work, id));
@@ -153,7 +192,8 @@ impl Link {
     }
 
     pub fn unit_of(&self, group: u64, wanted: impl Fn(Work) -> bool) -> Option<UnitId> {
-        self.units.iter().find(|(_, u)| u.work.group() == Some(group) && wanted(u.work)).map(|(id, _)| *id)
+        let ids = self.by_group.range((group, 0)..=(group, UnitId::MAX)).map(|(_, id)| *id);
+        ids.into_iter().find(|id| wanted(self.units[id].work))
     }
 
     // ---- finding the leader ----
@@ -252,8 +292,12 @@ impl Link {
     }
 
     /// When this link has something to do if nothing arrives. `idle` links do not probe.
-    pub fn next_deadline(&self, timeouts: &Timeouts, idle: bool) -> Option<Time> {
-        let lost = self.sent.values().next().map(|s| s.at + timeouts.unreachable());
+    pub fn next_deadline(&self, idle: bool) -> Option<Time> {
+        let lost = [&self.sent, &self.sent_reads]
+            .into_iter()
+            .filter_map(|s| s.values().next())
+            .map(|s| s.until)
+            .min();
         let probe = (self.leader().is_none() && !idle).then_some(self.probe_due);
         let outcomes = self.outcomes_due.filter(|_| self.leader().is_some()).map(|due| due.max(self.pause));
         let pause = (self.pause > Time::default()).then_some(self.pause);
@@ -273,6 +317,6 @@ mod tests {
         assert_eq!(link.probes(now, &timeouts), [(NodeId(1), false)]);
         link.connected(NodeId(1), false);
         assert_eq!(link.probes(now, &timeouts), []);
-        assert!(link.next_deadline(&timeouts, false).is_some_and(|at| at > now));
+        assert!(link.next_deadline(false).is_some_and(|at| at > now));
     }
 }

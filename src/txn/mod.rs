@@ -15,6 +15,7 @@
 //! finishes what a dead client left in doubt. Deliberately absent: sockets, clocks, and any notion of which servers an
 //! operator believes to be up; it learns that from the servers alone.
 
+mod batch;
 mod coordinator;
 mod decide;
 mod group;

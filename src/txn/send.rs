@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::bank::command;
-use crate::config::limits::{SESSION_WINDOW, VALUE_BYTES};
+use crate::config::limits::VALUE_BYTES;
 use crate::txn::coordinator::{Coordinator, Life, Output};
 use crate::txn::link::{Sent, UnitId, Work};
 use crate::txn::message::Request;
@@ -25,11 +25,13 @@ impl Coordinator {
             return;
         }
         let mut frame = Frame::default();
-        let mark = self.links[index].open.first().copied().unwrap_or(self.next_seq);
-        if let (Life::Open(session), true) = (&self.life, mark > self.links[index].told_mark.max(1)) {
-            command::put_mark(&mut frame.blocks, *session, mark);
-            frame.ahead = 1;
-            self.links[index].told_mark = mark;
+        if let Life::Open(session) = self.life {
+            let mark = self.mark(index, session);
+            if mark > self.links[index].told_mark.max(1) {
+                command::put_mark(&mut frame.blocks, session, mark);
+                frame.ahead = 1;
+                self.links[index].told_mark = mark;
+            }
         }
         for (work, id) in due {
             if let Work::Read { account, .. } = work {
@@ -38,6 +40,11 @@ impl Coordinator {
                 let request = self.request_number();
                 out.send.push((leader, Request::Read { request, account, local: false }));
                 self.mark_sent(now, index, leader, request, vec![id], 0);
+                let link = &mut self.links[index];
+                if let Some(mut sent) = link.sent.remove(&request) {
+                    sent.until = now + self.timeouts.read() + self.timeouts.unreachable();
+                    link.sent_reads.insert(request, sent);
+                }
                 continue;
             }
             let bytes = work.group().map_or(64, |g| self.groups[&g].block_bytes());
@@ -63,7 +70,7 @@ impl Coordinator {
             .ready
             .iter()
             .copied()
-            .filter(|(work, _)| self.may_send(index, *work))
+            .filter(|(work, _)| self.may_send(*work))
             .partition(|(work, _)| matches!(work, Work::Outcome { .. }));
         let link = &mut self.links[index];
         if outcomes.is_empty() {
@@ -79,16 +86,13 @@ impl Coordinator {
         [outcomes, others].concat()
     }
 
-    fn may_send(&self, index: usize, work: Work) -> bool {
+    fn may_send(&self, work: Work) -> bool {
         let Work::Execute { group } = work else { return true };
         let group = &self.groups[&group];
-        let link = &self.links[index];
-        let mark = link.open.first().copied().unwrap_or(self.next_seq);
-        let in_window = group.range.seqs().end <= mark + SESSION_WINDOW;
         // T8: nothing of a transaction is sent while it is not known that every participant has a majority.
         let reachable = group.first_sent.is_some()
             || group.participants.iter().all(|p| self.links[p.index()].leader().is_some());
-        in_window && reachable && !self.lacks_participant(group)
+        reachable && !self.lacks_participant(group)
     }
 
     fn send_frame(&mut self, now: Time, index: usize, to: NodeId, frame: Frame, out: &mut Output) {
@@ -126,7 +130,8 @@ impl Coordinator {
                 }
             }
         }
-        link.sent.insert(request, Sent { to, at: now, units, ahead });
+        let until = now + self.timeouts.unreachable();
+        link.sent.insert(request, Sent { to, until, units, ahead });
     }
 
     pub(super) fn request_number(&mut self) -> u64 {

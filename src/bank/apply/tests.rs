@@ -155,6 +155,19 @@ fn beyond_the_window_only_fences_and_outcomes_leave_a_record() {
     assert_eq!(log.fence(s, far), Status::Finished);
 }
 
+/// A fence of four billion sequences fits in 32 bytes, and applying it would stop every server of the shard for good.
+#[test]
+fn a_block_names_no_more_sequences_than_a_slot_has_room_for() {
+    let session = Session::new(ShardId(2), 7);
+    for (count, fits) in
+        [(command::MAX_COUNT as u32, true), (command::MAX_COUNT as u32 + 1, false), (u32::MAX, false)]
+    {
+        let mut bytes = Vec::new();
+        command::put_fence(&mut bytes, Range { session, first: 1, count });
+        assert_eq!(command::check(&bytes).is_ok(), fits, "{count}");
+    }
+}
+
 #[test]
 fn sessions_of_this_shard_open_through_the_log_alone() {
     let (mut log, s) = Log::new();

@@ -1,0 +1,105 @@
+//! From single transfers to groups: sequences, the window of the session, and the session itself.
+
+use std::collections::BTreeMap;
+
+use crate::bank::command::Range;
+use crate::config::limits::SESSION_WINDOW;
+use crate::txn::coordinator::{Coordinator, Event, Life, Outcome, Output};
+use crate::txn::group::Group;
+use crate::txn::link::{Link, Reach, Work};
+use crate::types::{Reason, Session, ShardId, Time, Transfer};
+
+/// The most transactions in one block; with 24 bytes each, a slot has room for outcomes ahead of them.
+const GROUP_MAX: usize = 8190;
+
+impl Coordinator {
+    /// Gives every waiting transfer its sequence and its place in a block.
+    pub(super) fn form_groups(&mut self, now: Time, out: &mut Output) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (dead, alive): (Vec<_>, Vec<_>) = waiting
+            .into_iter()
+            .partition(|(_, _, parts)| parts.iter().any(|p| self.links[p.index()].reach == Reach::NoQuorum));
+        for (tag, ..) in dead {
+            // T8: nothing of it was sent.
+            self.answer(tag, Outcome::Aborted(Reason::NoQuorum), None, out);
+        }
+        let Life::Open(session) = self.life else {
+            if !alive.is_empty() {
+                self.open_session(now);
+            }
+            self.waiting = alive;
+            return;
+        };
+        let mut by_route: BTreeMap<Vec<ShardId>, (Vec<Transfer>, Vec<u64>)> = BTreeMap::new();
+        for (tag, transfer, participants) in alive {
+            let (transfers, tags) = by_route.entry(participants).or_default();
+            transfers.push(transfer);
+            tags.push(tag);
+        }
+        for (participants, (mut transfers, mut tags)) in by_route {
+            while !tags.is_empty() {
+                let count = tags.len().min(GROUP_MAX).min(self.window_left(session, &participants));
+                if count == 0 {
+                    // Held back until the mark moves, for which see `renew_session`.
+                    let rest = tags.drain(..).zip(transfers.drain(..));
+                    self.waiting.extend(rest.map(|(tag, transfer)| (tag, transfer, participants.clone())));
+                    break;
+                }
+                let range = Range { session, first: self.next_seq, count: count as u32 };
+                self.next_seq += u64::from(range.count);
+                let later = (transfers.split_off(count), tags.split_off(count));
+                let gid = self.add_group(Group::new(range, participants.clone(), transfers, tags));
+                (transfers, tags) = later;
+                for shard in &participants {
+                    self.links[shard.index()].open.insert((session, range.first), gid);
+                    self.add_unit(*shard, Work::Execute { group: gid });
+                }
+            }
+        }
+        if !self.waiting.is_empty() && self.is_window_stuck(session) {
+            self.renew_session(now, out);
+        }
+    }
+
+    /// Everything of `session` below this is finished as far as this shard takes part (T7).
+    pub(super) fn mark(&self, index: usize, session: Session) -> u64 {
+        self.links[index].oldest(session).map_or(self.next_seq, |(first, _)| first)
+    }
+
+    /// Sequences that may still be used on all of these shards (B3).
+    fn window_left(&self, session: Session, participants: &[ShardId]) -> usize {
+        let end = |p: &ShardId| self.mark(p.index(), session) + SESSION_WINDOW;
+        let end = participants.iter().map(end).min().unwrap_or(0);
+        end.saturating_sub(self.next_seq) as usize
+    }
+
+    /// Whether a transaction that waits for a shard without a majority keeps a mark, and with it a window, from moving.
+    fn is_window_stuck(&self, session: Session) -> bool {
+        self.links.iter().any(|link| {
+            let (first, gid) = link.oldest(session).unwrap_or((self.next_seq, 0));
+            first + SESSION_WINDOW <= self.next_seq
+                && self.groups.get(&gid).is_some_and(|g| self.lacks_participant(g))
+        })
+    }
+
+    /// Leaves the session to its stragglers and opens another one: what is healthy must not wait for what is not.
+    fn renew_session(&mut self, now: Time, out: &mut Output) {
+        out.events.push(Event::SessionRenewed);
+        self.life = Life::Unopened;
+        self.next_seq = 1;
+        self.links.iter_mut().for_each(|link| link.told_mark = 0);
+        self.open_session(now);
+    }
+
+    fn open_session(&mut self, now: Time) {
+        if self.life != Life::Unopened {
+            return;
+        }
+        let usable = |l: &&Link| l.reach != Reach::NoQuorum;
+        let with_leader = self.links.iter().find(|l| l.leader().is_some());
+        let Some(shard) = with_leader.or(self.links.iter().find(usable)).map(|l| l.shard) else { return };
+        self.life = Life::Opening(shard);
+        self.search_if_idle(now, shard);
+        self.add_unit(shard, Work::Open);
+    }
+}
