@@ -156,8 +156,10 @@ fn prepare_run(args: &RunArgs, interrupt: Receiver<()>) -> Result<(Runner, Vec<S
                 Some(dir) => DataDir::Kept(dir.clone()),
                 None => DataDir::temporary()?,
             };
-            announce(&data);
-            Ok(Box::new(Cluster::start(topology, Timeouts::default(), data)?) as Box<dyn Fleet>)
+            let place = place_of(&data);
+            let cluster = Cluster::start(topology, Timeouts::default(), data)?;
+            eprintln!("data directory: {place}");
+            Ok(Box::new(cluster) as Box<dyn Fleet>)
         }),
     };
     let runner = Runner::new(factory, args.options, Some(interrupt)).map_err(|stop| match stop {
@@ -167,13 +169,13 @@ fn prepare_run(args: &RunArgs, interrupt: Receiver<()>) -> Result<(Runner, Vec<S
     Ok((runner, file.sets))
 }
 
-fn announce(data: &DataDir) {
+fn place_of(data: &DataDir) -> String {
     let path = data.path().display();
     match data {
-        DataDir::Kept(_) => eprintln!("data directory: {path}"),
+        DataDir::Kept(_) => path.to_string(),
         DataDir::Temporary(dir) => {
             let kind = if is_tmpfs(dir.path()) { "a tmpfs, so syncs cost nothing" } else { "on disk" };
-            eprintln!("data directory: {path} (temporary, {kind}, removed at the end)");
+            format!("{path} (temporary, {kind}, removed at the end)")
         }
     }
 }

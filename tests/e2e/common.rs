@@ -213,7 +213,9 @@ pub fn as_expected(object: &Value, topology: &Topology) -> Value {
     let mut balances = BTreeMap::new();
     for (account, held) in object["modified"].as_object().expect("valid under the schema") {
         let held = held.as_object().expect("valid under the schema");
-        let live: Vec<&Value> = held.iter().filter(|(s, _)| up.contains(*s)).map(|(_, b)| b).collect();
+        // Null: a process that was killed; what is left must still be a majority to say anything.
+        let live: Vec<&Value> =
+            held.iter().filter(|(s, b)| up.contains(*s) && !b.is_null()).map(|(_, b)| b).collect();
         if live.len() < topology.majority() {
             continue;
         }

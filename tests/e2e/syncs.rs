@@ -62,12 +62,19 @@ fn reported_syncs_are_real_syncs() {
     let real = syncs_by_set(&std::fs::read_to_string(&trace).expect("the trace"));
     let reported: Vec<u64> =
         ran.sets().iter().map(|s| s["performance"]["syncs"].as_u64().expect("valid")).collect();
-    // The first set cannot be told from the start. A line may take several writes, all at the end of its set.
+    // The first set cannot be told from the start, and what follows the last line belongs to none. A long line takes
+    // several writes, with nothing between them.
     let real: Vec<u64> = real[1..].iter().copied().filter(|n| *n > 0).collect();
-    assert_eq!(real, reported[1..], "real and reported syncs of sets 2 to {}", sizes.len());
+    for (set, (real, reported)) in real.iter().zip(&reported[1..]).enumerate() {
+        // A server that has nothing else to write notes its decided slot after a while. The runner reads the counters
+        // at both ends of a set, so a note may fall between two sets: once for each server, and into no set.
+        let between = real.checked_sub(*reported);
+        assert!(between.is_some_and(|n| n <= 9), "set {}: {real} syncs, {reported} reported", set + 2);
+    }
+    assert!(real.len() >= reported.len() - 1, "{real:?}");
     assert!(reported[1] >= 40 * 2 / 8, "a majority syncs every batch: {reported:?}");
-    // One transfer in one shard: its leader and at least one follower sync once each, and the third at most once.
-    assert!((2..=6).contains(&reported[2]), "{reported:?}");
+    // One transfer across shards: in both, a majority or all three sync the vote, and later the outcome.
+    assert!((8..=12).contains(&reported[2]), "{reported:?}");
 }
 
 /// What one at a time costs: every decision is synced by a majority before anybody hears of it (P1).
