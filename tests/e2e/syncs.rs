@@ -73,8 +73,9 @@ fn reported_syncs_are_real_syncs() {
     }
     assert!(real.len() >= reported.len() - 1, "{real:?}");
     assert!(reported[1] >= 40 * 2 / 8, "a majority syncs every batch: {reported:?}");
-    // One transfer across shards: in both, a majority or all three sync the vote, and later the outcome.
-    assert!((8..=12).contains(&reported[2]), "{reported:?}");
+    // One transfer across shards: in both, a majority or all three sync the vote, and later the outcome. Notes of the set
+    // before may add to it, one for each server.
+    assert!((8..=12 + 9).contains(&reported[2]), "{reported:?}");
 }
 
 /// What one at a time costs: every decision is synced by a majority before anybody hears of it (P1).
