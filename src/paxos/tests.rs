@@ -1,9 +1,11 @@
 //! Schedules that once broke the replica, told message by message.
 
+use std::time::Duration;
+
 use super::message::*;
 use super::*;
 use crate::config::Timeouts;
-use crate::types::{Ballot, NodeId, Slot, Time, Value};
+use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
 
 const S1: NodeId = NodeId(1);
 const S2: NodeId = NodeId(2);
@@ -91,4 +93,57 @@ fn a_follower_that_just_lost_its_leader_does_not_claim_that_there_is_no_quorum()
     step(&mut s2, silent, |r, out| r.campaign_if_leaderless(silent, out));
     let unheard = last + timeouts.election() * 2;
     assert_eq!(s2.standing(unheard), Standing::NoQuorum, "it asked, and nobody answered");
+}
+
+/// S1 leads, and both followers are gone. Somebody reads from it every 20 ms, and each round for those reads put the next
+/// heartbeat off, at which alone the leader looks whether it hears anybody: it led nobody for ever, and its clients
+/// waited for a round that could not come back.
+#[test]
+fn a_leader_that_is_read_from_all_the_time_notices_that_nobody_hears_it() {
+    let (mut s1, start) = leader();
+    let timeouts = Timeouts::default();
+    let (pause, mut now) = (Duration::from_millis(20), start);
+    assert!(pause < timeouts.heartbeat());
+    while s1.is_leader() {
+        assert!(now.since(start) <= timeouts.election() + timeouts.heartbeat() + pause, "it still leads");
+        now = now + pause;
+        if s1.next_deadline() <= now {
+            step(&mut s1, now, |r, out| r.timer(now, 1, out));
+        }
+        if s1.is_leader() {
+            step(&mut s1, now, |r, out| _ = r.begin_round(out));
+        }
+    }
+    assert!(now.since(start) >= timeouts.election(), "it was patient");
+}
+
+/// S2 hears from its leader that slot 4 is decided, which only a `Decided` record can say for certain: headers of other
+/// records vouch for the turn before theirs. Before it is due, S3 asks for a promise. The record of that promise passed
+/// for what was wanted, and the decided slot was not written at all while nothing else was.
+#[test]
+fn a_promise_does_not_stand_in_for_the_record_of_the_decided_slot() {
+    let start = (Ballot::ZERO, Slot(3), Vec::new());
+    let mut s2 = Replica::new(S2, vec![S1, S2, S3], Timeouts::default(), Time(0), 1, start);
+    let (first, now) = (Ballot::new(1, S1), Time(10_000_000));
+    let mut records = Vec::new();
+    let mut turn = |now: Time, act: &mut dyn FnMut(&mut Replica, &mut Output)| {
+        let mut out = Output::default();
+        act(&mut s2, &mut out);
+        s2.turn_end(now, &mut out);
+        records.push(out.records);
+        s2.next_deadline()
+    };
+    let accept = Accept { ballot: first, decided: Slot(3), first: Slot(4), values: vec![Value::noop()] };
+    let told = Heartbeat { ballot: first, round: 1, decided: Slot(4) };
+    let prepare = Prepare { ballot: Ballot::new(2, S3), decided: Slot(3) };
+    turn(now, &mut |r, out| r.message(now, S1, Message::Accept(accept.clone()), out));
+    let due = turn(now, &mut |r, out| r.message(now, S1, Message::Heartbeat(told.clone()), out));
+    assert!(due <= now + Duration::from_millis(100), "the decided slot is to be written soon");
+    let still_due = turn(now, &mut |r, out| r.message(now, S3, Message::Prepare(prepare.clone()), out));
+    assert_eq!(still_due, due);
+    turn(due, &mut |r, out| r.timer(due, 1, out));
+    assert_eq!(s2.decided(), Slot(4));
+    assert_eq!(records[2], [Record::Promise(Ballot::new(2, S3))]);
+    assert_eq!(records[3], [Record::Decided(Slot(4))]);
+    assert!(s2.next_deadline() > due, "once is enough");
 }

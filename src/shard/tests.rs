@@ -1,8 +1,12 @@
-//! Input that no coordinator of ours would send.
+//! Schedules that once broke a server, and input that no coordinator of ours would send.
 
 use super::*;
 use crate::bank::command::Range;
-use crate::types::Transfer;
+use crate::paxos::message::{Accepted, Heartbeat, HeartbeatReply, PreVoteReply, Promise};
+use crate::types::{Session, Transfer};
+
+const S1: NodeId = NodeId(1);
+const S2: NodeId = NodeId(2);
 
 /// A shard of one server, which leads as soon as its first deadline has passed.
 fn alone() -> (Shard, Time) {
@@ -26,10 +30,13 @@ fn turn(shard: &mut Shard, now: Time, input: Input) -> Output {
         let done = std::mem::take(&mut out);
         all.replies.extend(done.replies);
         all.events.extend(done.events);
-        if done.paxos.after.is_empty() {
+        all.connect.extend(done.connect);
+        // What is for others is lost; S1 hears itself.
+        let own: Vec<_> = done.paxos.after.into_iter().filter(|(to, _)| *to == S1).collect();
+        if own.is_empty() {
             return all;
         }
-        for (from, message) in done.paxos.after {
+        for (from, message) in own {
             shard.step(now, Input::Peer { from, message }, &mut out);
         }
     }
@@ -40,7 +47,7 @@ fn turn(shard: &mut Shard, now: Time, input: Input) -> Output {
 fn a_prepare_and_its_outcome_in_one_slot_leave_nothing_in_doubt() {
     let (mut shard, now) = alone();
     let mut blocks = Vec::new();
-    let range = Range { session: crate::types::Session::new(ShardId(2), 1), first: 1, count: 1 };
+    let range = Range { session: Session::new(ShardId(2), 1), first: 1, count: 1 };
     let transfer = Transfer { from: AccountId(1), to: AccountId(3), amount: 1 };
     command::put_prepare(&mut blocks, range, [ShardId(1), ShardId(2)], &[transfer]);
     command::put_outcome(&mut blocks, range, &[0]);
@@ -50,4 +57,108 @@ fn a_prepare_and_its_outcome_in_one_slot_leave_nothing_in_doubt() {
     let later = now + Duration::from_secs(10);
     let out = turn(&mut shard, later, Input::Timer { random: 1 });
     assert!(!out.events.iter().any(|e| matches!(e, Event::Recovering { .. })));
+}
+
+/// S1 of a cluster of three, leading in ballot 1.S1 with the promise of S2; there is one more such cluster.
+fn leader_of_three() -> (Shard, Time) {
+    let topology = Topology { clusters: 2, servers_per_cluster: 3, accounts: 4, initial_balance: 10 };
+    let timeouts = Timeouts::default();
+    let restored = (Ballot::ZERO, Slot::ZERO, Vec::new());
+    let replica = Replica::new(S1, vec![S1, S2, NodeId(3)], timeouts, Time(0), 1, restored);
+    let bank = Bank::new(topology, ShardId(1));
+    let mut shard = Shard::new(S1, topology, timeouts, Time(0), replica, bank);
+    let now = shard.next_deadline();
+    turn(&mut shard, now, Input::Timer { random: 1 });
+    let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::ZERO };
+    turn(&mut shard, now, from_s2(Message::PreVoteReply(granted)));
+    let promise = Promise { ballot: Ballot::new(1, S1), decided: Slot::ZERO, votes: Vec::new() };
+    turn(&mut shard, now, from_s2(Message::Promise(promise)));
+    assert!(shard.replica().is_leader());
+    (shard, now)
+}
+
+fn from_s2(message: Message) -> Input {
+    Input::Peer { from: S2, message }
+}
+
+fn read(request: u64) -> Input {
+    let request = Request::Read { request, account: AccountId(1), local: false };
+    Input::Request { client: ClientId(1), request }
+}
+
+/// A client that sends reads faster than a majority confirms the leader filled its memory.
+#[test]
+fn reads_beyond_the_limit_are_answered_busy() {
+    let (mut shard, now) = alone();
+    let (most, mut out) = (limits::WAITING_READS as u64, Output::default());
+    for number in 0..most {
+        shard.step(now, read(number), &mut out);
+    }
+    assert_eq!(out.replies, []);
+    shard.step(now, read(most), &mut out);
+    let request = Request::Probe { request: most + 1, campaign: false };
+    shard.step(now, Input::Request { client: ClientId(1), request }, &mut out);
+    let busy = |request| (ClientId(1), Response::Refused { request, why: Refusal::Busy });
+    assert_eq!(out.replies, [busy(most), busy(most + 1)]);
+    let answers = turn(&mut shard, now, read(most + 2)).replies;
+    assert_eq!(answers[0], busy(most + 2));
+    let balance = |request| (ClientId(1), Response::Balance { request, balance: Ok(10) });
+    assert!(answers[1..].iter().cloned().eq((0..most).map(balance)));
+    // There is room again.
+    assert_eq!(turn(&mut shard, now, read(0)).replies, [balance(0)]);
+}
+
+/// Two reads wait for their round, and in one turn both its confirmation and another message arrive. Every message used
+/// to walk through all the reads that wait.
+#[test]
+fn reads_are_answered_once_when_the_turn_ends() {
+    let (mut shard, now) = leader_of_three();
+    let mut out = Output::default();
+    shard.step(now, read(1), &mut out);
+    shard.step(now, read(2), &mut out);
+    shard.step(now, Input::TurnEnd, &mut out);
+    let round = out.paxos.now.iter().rev().find_map(|(_, message)| match message {
+        Message::Heartbeat(heartbeat) => Some(heartbeat.round),
+        _ => None,
+    });
+    let round = round.expect("reads begin a round");
+    let reply = HeartbeatReply { ballot: Ballot::new(1, S1), round, position: Slot::ZERO };
+    let mut out = Output::default();
+    shard.step(now, from_s2(Message::HeartbeatReply(reply)), &mut out);
+    assert_eq!(out.replies, [], "the turn goes on");
+    shard.step(now, Input::TurnEnd, &mut out);
+    let balance = |request| (ClientId(1), Response::Balance { request, balance: Ok(10) });
+    assert_eq!(out.replies, [balance(1), balance(2)]);
+}
+
+/// S1 holds a transaction in doubt and has begun to recover it when S2 takes the lead over. From then on it is up to S2.
+#[test]
+fn a_leader_that_is_none_any_more_abandons_its_recoveries() {
+    let (mut shard, now) = leader_of_three();
+    let mut blocks = Vec::new();
+    let id = TxnId { session: Session::new(ShardId(2), 1), seq: 1 };
+    let range = Range { session: id.session, first: id.seq, count: 1 };
+    let transfer = Transfer { from: AccountId(1), to: AccountId(3), amount: 1 };
+    command::put_prepare(&mut blocks, range, [ShardId(1), ShardId(2)], &[transfer]);
+    let request = Request::Submit { request: 1, blocks: Value::from_slice(&blocks) };
+    turn(&mut shard, now, Input::Request { client: ClientId(1), request });
+    let accepted = Accepted { ballot: Ballot::new(1, S1), position: Slot(1) };
+    turn(&mut shard, now, from_s2(Message::Accepted(accepted.clone())));
+    assert_eq!(shard.bank().locked_by(AccountId(1)), Some(id));
+    // Its time is over at the latest after twice the time-out, and S2 has been heard all the while.
+    let (prepared, mut now) = (now, now);
+    let mut out = Output::default();
+    while !out.events.contains(&Event::Recovering { id }) {
+        assert!(now.since(prepared) <= Timeouts::default().in_doubt() * 2, "it stays in doubt");
+        now = now + Timeouts::default().heartbeat();
+        shard.step(now, Input::Timer { random: 1 }, &mut Output::default());
+        out = turn(&mut shard, now, from_s2(Message::Accepted(accepted.clone())));
+    }
+    assert!(out.connect.contains(&NodeId(4)), "it looks for the other shard: {:?}", out.connect);
+    let heartbeat = Heartbeat { ballot: Ballot::new(2, S2), round: 1, decided: Slot(1) };
+    let out = turn(&mut shard, now, from_s2(Message::Heartbeat(heartbeat)));
+    assert!(!shard.replica().is_leader());
+    assert!(out.events.contains(&Event::Recovery(txn::Event::RecoveryDropped { id })), "{:?}", out.events);
+    let out = turn(&mut shard, now + Timeouts::default().heartbeat(), Input::Timer { random: 1 });
+    assert_eq!(out.connect, [], "nobody is looked for any more");
 }

@@ -319,4 +319,33 @@ mod tests {
         assert_eq!(link.probes(now, &timeouts), []);
         assert!(link.next_deadline(false).is_some_and(|at| at > now));
     }
+
+    /// What belongs to a group was looked for among everything that waits for the shard, once for each unit dropped. The
+    /// index that is used instead has to say the same.
+    #[test]
+    fn the_units_of_a_group_are_found_without_looking_at_the_others() {
+        let mut link = Link::new(ShardId(1), [NodeId(1)].into_iter(), Time(1_000_000));
+        for id in 0..300 {
+            let group = id % 100;
+            match id / 100 {
+                0 => link.add(id, Work::Execute { group }),
+                1 => link.add(id, Work::Outcome { group }),
+                _ => link.add(id, Work::Read { tag: id, account: AccountId(1) }),
+            }
+        }
+        link.remove(1);
+        link.remove(250);
+        link.replace(2, Work::Fence { group: 2 });
+        assert_eq!((link.units.len(), link.by_group.len()), (298, 199));
+        for (group, units) in [(0, vec![0, 100]), (1, vec![101]), (2, vec![2, 102]), (100, vec![])] {
+            let mut found = Vec::new();
+            while let Some(id) = link.unit_of(group, |_| true) {
+                assert_eq!(link.remove(id).and_then(|u| u.work.group()), Some(group));
+                found.push(id);
+            }
+            assert_eq!(found, units);
+        }
+        assert_eq!(link.unit_of(3, |w| matches!(w, Work::Outcome { .. })), Some(103));
+        assert_eq!(link.by_group.len(), 194);
+    }
 }

@@ -25,3 +25,6 @@ mod send;
 
 pub use coordinator::{Answer, Coordinator, Event, Input, Op, Outcome, Output};
 pub use link::Reach;
+
+#[cfg(test)]
+mod tests;
