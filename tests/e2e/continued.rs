@@ -129,7 +129,7 @@ fn a_directory_that_does_not_fit_is_refused_and_left_alone() {
     refused(&["S1/", "topology"], &["--accounts", "31", "--balance", "100"]);
     refused(&["topology"], &["--accounts", "30", "--balance", "99"]);
     refused(&["topology"], &["--accounts", "30", "--balance", "100", "--clusters", "1"]);
-    refused(&["S10"], &["--accounts", "30", "--balance", "100", "--clusters", "4"]);
+    refused(&["topology"], &["--accounts", "30", "--balance", "100", "--clusters", "4"]);
 
     // A server of another bank, or the wrong server of this one.
     let (s5, aside) = (place("ours").join("S5"), place("aside"));

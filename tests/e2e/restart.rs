@@ -121,7 +121,9 @@ impl Fleet for Shared {
     fn ask(&mut self, server: NodeId, order: Order) -> Result<Report, String> {
         if matches!(order, Order::AwaitApplied(_)) {
             let saboteur = self.saboteur.lock().take();
-            saboteur.map(|thread| thread.join().expect("the saboteur succeeds"));
+            if let Some(thread) = saboteur {
+                thread.join().expect("the saboteur succeeds");
+            }
         }
         let report = self.cluster.lock().ask(server, order.clone());
         report.map_err(|e| {
