@@ -83,16 +83,18 @@ pub fn remove_server_dirs(data: &Path) -> Result<(), String> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(format!("{}: cannot be read: {e}", data.display())),
     };
+    // Takes every lock before anything is removed, so that a bank with one server running keeps all its files.
+    let mut disks = Vec::new();
     for entry in entries.flatten() {
         let name = entry.file_name();
         let digits = name.to_str().and_then(|n| n.strip_prefix('S')).unwrap_or("");
         if digits.parse::<u16>().is_ok() && entry.path().is_dir() {
-            // Takes the directory's lock first, so that a running server keeps its files.
-            let disk = FileDisk::open(entry.path()).map_err(|e| e.to_string())?;
-            let path = disk.dir().to_path_buf();
-            std::fs::remove_dir_all(&path)
-                .map_err(|e| format!("{}: cannot be removed: {e}", path.display()))?;
+            disks.push(FileDisk::open(entry.path()).map_err(|e| e.to_string())?);
         }
+    }
+    for disk in disks {
+        let path = disk.dir();
+        std::fs::remove_dir_all(path).map_err(|e| format!("{}: cannot be removed: {e}", path.display()))?;
     }
     Ok(())
 }

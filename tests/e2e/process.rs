@@ -2,8 +2,8 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::atomic::{AtomicU16, Ordering};
 
+use parking_lot::Mutex;
 use shardpaxosbank::config::Topology;
 use shardpaxosbank::report::Role;
 use shardpaxosbank::runtime::admin;
@@ -18,17 +18,26 @@ use crate::common::{
     set_text, temp,
 };
 
-/// Ports that nobody listens on now. They lie below those that the system gives to outgoing connections, so that none
-/// of those takes one before the server does, or while it is down.
+/// Ports that nobody listens on now, and that no other test run takes: whoever listens on the first of a block, as this
+/// process then does until its end, owns the rest. They lie below those that the system gives to outgoing connections,
+/// so that none of those takes one before the server does, or while it is down.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = std::process::id() as u16 % 9000;
-    let mut held = Vec::new();
-    while held.len() < count {
-        let port = 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
-        held.extend(TcpListener::bind(("127.0.0.1", port)).ok().map(|listener| (listener, port)));
+    const BLOCK: u16 = 16;
+    const BLOCKS: u16 = 12_000 / BLOCK;
+    static OWNED: Mutex<Vec<TcpListener>> = Mutex::new(Vec::new());
+    let mut owned = OWNED.lock();
+    let first = (std::process::id() % u32::from(BLOCKS)) as u16;
+    for block in (first..BLOCKS).chain(0..first) {
+        let guard = 20_000 + block * BLOCK;
+        let Ok(listener) = TcpListener::bind(("127.0.0.1", guard)) else { continue };
+        let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let free: Vec<u16> = (guard + 1..guard + BLOCK).filter(is_free).take(count).collect();
+        if free.len() == count {
+            owned.push(listener);
+            return free;
+        }
     }
-    held.into_iter().map(|(_, port)| port).collect()
+    panic!("no {count} ports are free");
 }
 
 /// A configuration with `ports` in clusters of three, 10 accounts of 100 units for each cluster.

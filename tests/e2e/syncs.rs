@@ -30,7 +30,8 @@ fn syncs_by_set(trace: &str) -> Vec<u64> {
     for line in trace.lines() {
         // `PID call(…) = …`; a call that another thread interrupts in the trace is shown once more as resumed.
         let call = line.split_whitespace().nth(1).unwrap_or("");
-        if call.starts_with("write(1,") {
+        // A long line takes several writes; its first one ends the set.
+        if call.starts_with("write(1,") && line.contains(r#""{\"set\":"#) {
             counts.push(0);
         }
         let is_sync = ["fsync(", "fdatasync(", "sync_file_range(", "msync(", "sync(", "syncfs("];
@@ -62,16 +63,15 @@ fn reported_syncs_are_real_syncs() {
     let real = syncs_by_set(&std::fs::read_to_string(&trace).expect("the trace"));
     let reported: Vec<u64> =
         ran.sets().iter().map(|s| s["performance"]["syncs"].as_u64().expect("valid")).collect();
-    // The first set cannot be told from the start, and what follows the last line belongs to none. A long line takes
-    // several writes, with nothing between them.
-    let real: Vec<u64> = real[1..].iter().copied().filter(|n| *n > 0).collect();
+    assert_eq!(real.len(), sizes.len() + 1, "the line of every set is in the trace: {real:?}");
+    // The first set cannot be told from the start, and what follows the last line belongs to none.
+    let real = &real[1..sizes.len()];
     for (set, (real, reported)) in real.iter().zip(&reported[1..]).enumerate() {
         // A server that has nothing else to write notes its decided slot after a while. The runner reads the counters
         // at both ends of a set, so a note may fall between two sets: once for each server, and into no set.
         let between = real.checked_sub(*reported);
         assert!(between.is_some_and(|n| n <= 9), "set {}: {real} syncs, {reported} reported", set + 2);
     }
-    assert!(real.len() >= reported.len() - 1, "{real:?}");
     assert!(reported[1] >= 40 * 2 / 8, "a majority syncs every batch: {reported:?}");
     // One transfer across shards: in both, a majority or all three sync the vote, and later the outcome. Notes of the set
     // before may add to it, one for each server.
