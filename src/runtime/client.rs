@@ -138,29 +138,33 @@ struct Worker {
 impl Worker {
     fn run(mut self, mut poll: Poll) {
         let mut events = Events::with_capacity(256);
-        let mut received: Vec<Item> = Vec::new();
-        loop {
-            if let Err(e) = poll.poll(&mut events, Some(self.timeout()))
-                && e.kind() != io::ErrorKind::Interrupted
-            {
-                log::error!("the coordinator cannot poll: {e}");
-                return;
-            }
-            let now = self.clock.now();
-            for event in events.iter().filter(|e| e.token() != WAKER) {
-                self.conns.wake(event.token().0);
-            }
-            let mut out = Output::default();
-            self.conns.receive(&mut received);
-            for item in std::mem::take(&mut received) {
-                self.take(now, item, &mut out);
-            }
-            if !self.obey(now, &mut out) {
-                return;
-            }
-            self.turn(now, out);
-            self.conns.flush(&mut received);
+        let mut received = Vec::new();
+        while self.step(&mut poll, &mut events, &mut received) {}
+    }
+
+    /// One turn of the loop, which begins with a wait; `false` to stop.
+    fn step(&mut self, poll: &mut Poll, events: &mut Events, received: &mut Vec<Item>) -> bool {
+        if let Err(e) = poll.poll(events, Some(self.timeout()))
+            && e.kind() != io::ErrorKind::Interrupted
+        {
+            log::error!("the coordinator cannot poll: {e}");
+            return false;
         }
+        let now = self.clock.now();
+        for event in events.iter().filter(|e| e.token() != WAKER) {
+            self.conns.wake(event.token().0);
+        }
+        let mut out = Output::default();
+        self.conns.receive(received);
+        for item in std::mem::take(received) {
+            self.take(now, item, &mut out);
+        }
+        if !self.obey(now, &mut out) {
+            return false;
+        }
+        self.turn(now, out);
+        self.conns.flush(received);
+        true
     }
 
     fn timeout(&self) -> Duration {
@@ -294,3 +298,6 @@ impl Worker {
         let _ = self.reports.send(news);
     }
 }
+
+#[cfg(test)]
+mod tests;

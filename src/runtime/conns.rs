@@ -398,3 +398,6 @@ fn decode(role: Role, frame: Frame<'_>) -> Result<Received, String> {
     };
     decoded.inspect_err(|e| log::warn!("closing the connection with {role:?}: {e}"))
 }
+
+#[cfg(test)]
+mod tests;

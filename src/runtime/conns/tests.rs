@@ -1,0 +1,109 @@
+//! Connections on real sockets, driven by a poll until a condition holds; the clock is the test's own.
+
+use std::io::Read;
+use std::net::{TcpListener, TcpStream as StdStream};
+use std::time::Instant;
+
+use mio::{Events, Poll};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const TOPOLOGY: Topology = Topology { clusters: 2, servers_per_cluster: 3, accounts: 6, initial_balance: 10 };
+const START: Time = Time(10_000_000);
+const S2: NodeId = NodeId(2);
+const S3: NodeId = NodeId(3);
+/// A server of the other cluster.
+const S4: NodeId = NodeId(4);
+
+struct End {
+    poll: Poll,
+    conns: Conns,
+    listener: TcpListener,
+}
+
+impl End {
+    /// All of `servers` have the address of its listener.
+    fn new(servers: &[NodeId]) -> End {
+        let poll = Poll::new().expect("a poll");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let addresses = servers.iter().map(|s| (*s, address)).collect();
+        let context = Context { cluster_id: 1, topology: TOPOLOGY, addresses };
+        let conns = Conns::new(context, poll.registry().try_clone().expect("a registry"), 0);
+        End { poll, conns, listener }
+    }
+
+    /// Takes in a connection, with its other end.
+    fn accept(&mut self, now: Time) -> (usize, StdStream) {
+        let other =
+            StdStream::connect(self.listener.local_addr().expect("an address")).expect("a connection");
+        let (stream, _) = self.listener.accept().expect("the connection");
+        stream.set_nonblocking(true).expect("a socket");
+        let token = self.conns.next_token;
+        self.conns.accepted(now, TcpStream::from_std(stream));
+        assert_eq!(self.conns.role(token), Some(Role::Stranger));
+        (token, other)
+    }
+
+    /// Reads until something is closed; returns everything that came until then.
+    fn until_closed(&mut self) -> Vec<Item> {
+        let (start, mut events, mut received) = (Instant::now(), Events::with_capacity(16), Vec::new());
+        loop {
+            self.conns.receive(&mut received);
+            if received.iter().any(|i| matches!(i.received, Received::Closed)) {
+                return received;
+            }
+            assert!(start.elapsed() < PATIENCE, "nothing was closed");
+            self.poll.poll(&mut events, Some(PATIENCE)).expect("a poll");
+            events.iter().for_each(|event| self.conns.wake(event.token().0));
+        }
+    }
+}
+
+/// S1 recovers a transaction, and S4 of the other cluster is down. When the recovery is over nobody asks for S4 any more;
+/// but the time from which S4 might be dialled again was in the past from then on, and S1's loop never slept.
+#[test]
+fn a_failed_dial_that_nobody_asks_for_again_leaves_no_deadline() {
+    let mut end = End::new(&[S2, S4]);
+    // Nobody listens there any more.
+    end.listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    end.conns.dial(START, S4, Opener::Client);
+    if end.conns.dialled(S4).is_some() {
+        end.until_closed();
+    }
+    assert_eq!(end.conns.dialled(S4), None, "the dial failed");
+    let due = end.conns.redial_due(&[S4]).expect("who asks for it hears when it may be tried again");
+    assert!(due > START);
+    assert_eq!(end.conns.redial_due(&[S2, S3]), None);
+    // A peer is dialled again whatever happens, and alone decides how long the loop sleeps.
+    let later = START + Duration::from_secs(1);
+    end.conns.dial(later, S2, Opener::Peer { server: NodeId(1), incarnation: 1 });
+    if end.conns.dialled(S2).is_some() {
+        end.until_closed();
+    }
+    assert!(end.conns.redial_due(&[S2, S3]).is_some_and(|due| due > later));
+}
+
+/// Each connection holds a descriptor, and there is no end to those who open one and say nothing.
+#[test]
+fn who_says_no_hello_for_five_seconds_is_closed() {
+    let mut end = End::new(&[]);
+    let (silent, mut other) = end.accept(START);
+    let (greeted, _kept) = end.accept(START);
+    let (late, _late) = end.accept(START + Duration::from_secs(1));
+    end.conns.greet(greeted, Role::Client);
+    let mut received = Vec::new();
+    end.conns.expire_strangers(START + Duration::from_millis(4999), &mut received);
+    assert!(received.is_empty() && end.conns.role(silent).is_some());
+    end.conns.expire_strangers(START + Duration::from_secs(5), &mut received);
+    assert_eq!(received.iter().map(|i| i.token).collect::<Vec<_>>(), [silent]);
+    assert!(matches!(received[0], Item { role: Role::Stranger, received: Received::Closed, .. }));
+    assert_eq!(end.conns.role(silent), None);
+    assert_eq!(end.conns.role(greeted), Some(Role::Client));
+    assert_eq!(end.conns.role(late), Some(Role::Stranger));
+    assert_eq!(other.read(&mut [0; 1]).expect("the end of the connection"), 0);
+    end.conns.expire_strangers(START + Duration::from_secs(60), &mut received);
+    assert_eq!(received.iter().map(|i| i.token).collect::<Vec<_>>(), [silent, late]);
+    assert_eq!(end.conns.role(greeted), Some(Role::Client));
+}
