@@ -434,3 +434,6 @@ impl Fleet for Processes {
         self.change(server, Order::Recover, ServerState::Live)
     }
 }
+
+#[cfg(test)]
+mod tests;
