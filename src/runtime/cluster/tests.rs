@@ -23,7 +23,7 @@ fn entries(dir: &Path) -> Vec<String> {
 fn a_directory_that_is_not_there_is_refused_and_not_made() {
     let data = tempfile::tempdir().expect("a directory");
     let dir = data.path().join("S1");
-    let refused = open_log(&dir, NodeId(1), Topology::default(), None, None).err().expect("it is refused");
+    let refused = open_log(&dir, NodeId(1), Topology::default(), None, None).expect_err("it is refused");
     assert!(refused.contains("S1") && refused.contains("--format"), "{refused}");
     assert_eq!(entries(data.path()), Vec::<String>::new());
 }
@@ -34,12 +34,12 @@ fn a_directory_that_is_not_there_is_refused_and_not_made() {
 fn another_number_of_clusters_is_named_and_nothing_is_made() {
     let (data, topology) = three_clusters();
     let four = Topology { clusters: 4, ..topology };
-    let refused = open_logs(four, data.path()).err().expect("it is refused");
+    let refused = open_logs(four, data.path()).expect_err("it is refused");
     assert!(refused.contains("topology") && !refused.contains("--fresh"), "{refused}");
     assert_eq!(entries(data.path()), ["S1", "S2", "S3"]);
     // A server that is really missing is still named.
     std::fs::remove_dir_all(data.path().join("S2")).expect("it is removed");
-    let refused = open_logs(topology, data.path()).err().expect("it is refused");
+    let refused = open_logs(topology, data.path()).expect_err("it is refused");
     assert!(refused.contains("S2") && refused.contains("--fresh"), "{refused}");
     assert_eq!(entries(data.path()), ["S1", "S3"]);
 }
