@@ -372,6 +372,9 @@ impl World {
                 if let Some(connection) = self.open_connection(me, to) {
                     self.remember_probe(connection, &request);
                     self.send(at, me, Place::Server(to), Packet::Request(connection, request));
+                } else {
+                    // As the event loop does: a request that could not be handed over is answered by that fact.
+                    self.tell(me, txn::Input::Disconnected(to));
                 }
             }
             Sent::Connect(to) => self.connect(me, to),
