@@ -342,6 +342,7 @@ impl Coordinator {
                 if self.links[index].found(request, from, ballot, decided) {
                     let shard = self.links[index].shard;
                     out.events.push(Event::LeaderFound { shard, leader: from, ballot });
+                    self.leave_old_leader(now, index, from, out);
                 }
             }
             (Response::Refused { why, .. }, None) => self.links[index].probe_refused(now, from, &why),
@@ -428,8 +429,31 @@ impl Coordinator {
         }
     }
 
-    /// Requests that were not answered for too long count as lost.
+    /// Reads that wait at another server than the leader are asked again here; asking twice does no harm.
+    fn leave_old_leader(&mut self, now: Time, index: usize, leader: NodeId, out: &mut Output) {
+        let reads = &self.links[index].sent_reads;
+        let left: Vec<u64> =
+            reads.iter().filter(|(_, s)| s.to != leader).map(|(request, _)| *request).collect();
+        for request in left {
+            if let Some(sent) = self.links[index].take_sent(request) {
+                self.give_up(now, index, sent, false, out);
+            }
+        }
+    }
+
+    /// Requests that were not answered for too long count as lost. A read may wait long for a lock (T6), or its leader
+    /// may stand still: once, the servers are asked who leads.
     fn expire_lost(&mut self, now: Time, index: usize, out: &mut Output) {
+        let link = &mut self.links[index];
+        let leader = link.leader();
+        let mut doubtful = false;
+        for sent in link.sent_reads.values_mut().filter(|s| s.check.is_some_and(|at| at <= now)) {
+            sent.check = None;
+            doubtful |= leader == Some(sent.to);
+        }
+        if doubtful {
+            link.search(now, self.next_request);
+        }
         for request in self.links[index].lost(now, None) {
             let Some(sent) = self.links[index].take_sent(request) else { continue };
             let was_leader = self.links[index].leader() == Some(sent.to);

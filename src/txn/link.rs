@@ -53,6 +53,8 @@ pub struct Sent {
     pub to: NodeId,
     /// After this it counts as lost.
     pub until: Time,
+    /// When to make sure that its server still leads; for reads, which may honestly take long.
+    pub check: Option<Time>,
     pub units: Vec<UnitId>,
     /// Blocks ahead of the first unit's (a mark).
     pub ahead: usize,
@@ -299,9 +301,10 @@ impl Link {
             .map(|s| s.until)
             .min();
         let probe = (self.leader().is_none() && !idle).then_some(self.probe_due);
+        let check = self.sent_reads.values().filter_map(|s| s.check).min();
         let outcomes = self.outcomes_due.filter(|_| self.leader().is_some()).map(|due| due.max(self.pause));
         let pause = (self.pause > Time::default()).then_some(self.pause);
-        [lost, probe, outcomes, pause].into_iter().flatten().min()
+        [lost, check, probe, outcomes, pause].into_iter().flatten().min()
     }
 }
 

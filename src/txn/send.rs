@@ -43,6 +43,7 @@ impl Coordinator {
                 let link = &mut self.links[index];
                 if let Some(mut sent) = link.sent.remove(&request) {
                     sent.until = now + self.timeouts.read() + self.timeouts.unreachable();
+                    sent.check = Some(now + self.timeouts.unreachable());
                     link.sent_reads.insert(request, sent);
                 }
                 continue;
@@ -131,7 +132,7 @@ impl Coordinator {
             }
         }
         let until = now + self.timeouts.unreachable();
-        link.sent.insert(request, Sent { to, until, units, ahead });
+        link.sent.insert(request, Sent { to, until, check: None, units, ahead });
     }
 
     pub(super) fn request_number(&mut self) -> u64 {
