@@ -246,7 +246,7 @@ pub fn prepare(
     let shard = drive::restore(server, context.topology, timeouts, now, rand::random(), &wal, recovered)
         .map_err(|e| format!("{server}: {e}"))?;
     let Threading { poll, listener, control, status, admin } = around;
-    Ok(Setup { context, timeouts, shard, wal, clock, poll, listener, control, status, admin })
+    Ok(Setup { context, shard, wal, clock, poll, listener, control, status, admin })
 }
 
 type Logs = BTreeMap<NodeId, (Wal<FileDisk>, crate::storage::Recovered)>;

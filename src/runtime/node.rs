@@ -14,7 +14,6 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use parking_lot::Mutex;
 
 use crate::codec::{Hello, Opener, kind};
-use crate::config::Timeouts;
 use crate::drive::{self, Ports};
 use crate::net::{Accepted, SpareFd, accept};
 use crate::paxos::{self, Message, Standing};
@@ -46,7 +45,6 @@ pub enum Control {
 /// Everything a server's loop owns when it starts.
 pub struct Setup {
     pub context: Context,
-    pub timeouts: Timeouts,
     pub shard: Shard,
     pub wal: Wal<FileDisk>,
     pub clock: Clock,
@@ -106,8 +104,7 @@ struct TurnLog {
 
 /// Runs a server until it is stopped. An error means that it stopped for good: its disk failed.
 pub fn run(setup: Setup) -> io::Result<()> {
-    let Setup { context, timeouts: _, shard, wal, clock, mut poll, mut listener, control, status, admin } =
-        setup;
+    let Setup { context, shard, wal, clock, mut poll, mut listener, control, status, admin } = setup;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     let me = shard.id();
     let topology = context.topology;
