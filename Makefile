@@ -9,13 +9,18 @@ PERF_ROWS ?= 2000000
 PERF_ARGS ?=
 PERF_BANK := $(PERF_DIR)/release/bank
 
-.PHONY: help run test check perf clean-perf
+SEEDS   ?= 0..10000
+MINUTES ?= 10
+
+.PHONY: help run test check sim soak perf clean-perf
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run    run a set file on nine servers     TESTSET=$(TESTSET)  ARGS="--json"'
 	@echo 'make test   all tests'
 	@echo 'make check  formatting, and clippy with warnings as errors'
+	@echo 'make sim    the simulator, over a range of seeds     SEEDS=$(SEEDS)'
+	@echo 'make soak   the simulator on ever new seeds, from where the last soak ended     MINUTES=$(MINUTES)'
 	@echo 'make perf   where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
 
 run:
@@ -27,6 +32,13 @@ test:
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+
+sim:
+	$(CARGO) run --release --bin bank -- sim --seeds $(SEEDS)
+
+# Seeds far above those of the tests. Remove target/soak.json to begin again.
+soak:
+	$(CARGO) run --release --bin bank -- sim --seeds 1000000..1000000000 --minutes $(MINUTES) --progress target/soak.json
 
 # A build of its own, with frame pointers, so that call graphs are cheap to record and the usual build stays as it is.
 # Steps of 7919, which has no factor in common with 3000, spread the load over all accounts; every tenth transfer crosses

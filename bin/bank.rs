@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use shardpaxosbank::config::Topology;
 use shardpaxosbank::runtime::runner::Options;
 use shardpaxosbank::runtime::session::{self, Exit, NodeArgs, RunArgs};
+use shardpaxosbank::soak::{self, SimArgs};
 
 /// A fault-tolerant, sharded bank: Multi-Paxos per shard, two-phase commit across shards.
 #[derive(Parser)]
@@ -22,6 +23,8 @@ enum Command {
     Run(Run),
     /// Run one server as a process of its own.
     Node(Node),
+    /// Run the servers' own code in a simulated world that tries to make them lose money.
+    Sim(Sim),
 }
 
 #[derive(Args)]
@@ -82,6 +85,61 @@ struct Node {
     format: bool,
 }
 
+#[derive(Args)]
+struct Sim {
+    /// Run this one seed and tell what it was; with --log, everything that happened.
+    #[arg(long, conflicts_with_all = ["seeds", "minutes", "jobs", "keep_going", "progress"])]
+    seed: Option<u64>,
+    /// Print everything that happens.
+    #[arg(long, requires = "seed")]
+    log: bool,
+    /// Run the seeds A to B - 1.
+    #[arg(long, value_name = "A..B", value_parser = soak::parse_range, default_value = "0..10000")]
+    seeds: (u64, u64),
+    /// Begin nothing new after so many minutes.
+    #[arg(long, value_parser = minutes)]
+    minutes: Option<f64>,
+    /// Runs at the same time; as many as there are cores if not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
+    /// Go on after a violation.
+    #[arg(long)]
+    keep_going: bool,
+    /// Note here how far the seeds have come, and go on from there.
+    #[arg(long)]
+    progress: Option<PathBuf>,
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(minutes) if minutes > 0.0 && minutes <= 100_000.0 => Ok(minutes),
+        _ => Err("must be a number of minutes above 0, at most 100000".into()),
+    }
+}
+
+impl Sim {
+    fn run(self) -> Exit {
+        let args = match self.seed {
+            Some(seed) => SimArgs::Seed { seed, log: self.log },
+            None => SimArgs::Seeds {
+                range: self.seeds,
+                minutes: self.minutes,
+                jobs: self.jobs.map(usize::from),
+                keep_going: self.keep_going,
+                progress: self.progress,
+            },
+        };
+        match soak::command(args) {
+            Ok(true) => Exit::Success,
+            Ok(false) => Exit::Failure,
+            Err(e) => {
+                eprintln!("{e}");
+                Exit::Usage
+            }
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -118,6 +176,7 @@ fn main() -> ExitCode {
             data_dir: node.data_dir,
             format: node.format,
         }),
+        Command::Sim(sim) => sim.run(),
     };
     ExitCode::from(exit as u8)
 }

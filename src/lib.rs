@@ -57,6 +57,7 @@ pub mod report;
 pub mod runtime;
 pub mod shard;
 pub mod sim;
+pub mod soak;
 pub mod storage;
 pub mod testset;
 pub mod txn;

@@ -38,6 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "workload", "metrics",
         ],
     ),
+    ("soak", &["report", "sim"]),
     (
         "runtime",
         &[

@@ -24,6 +24,7 @@ fn a_partner_without_a_majority_does_not_use_up_the_window() {
         weather: Weather::CALM,
         sync_us: (100, 100),
         segment_bytes: 4 << 20,
+        odd_clocks: false,
         trace: Trace::Off,
     });
     let client = world.add_client();

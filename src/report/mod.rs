@@ -15,7 +15,7 @@ pub mod progress;
 pub mod prompt;
 pub mod tables;
 
-pub use progress::progress;
+pub use progress::{progress, soak_bar};
 
 use std::collections::BTreeMap;
 use std::fmt;

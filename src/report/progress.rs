@@ -17,3 +17,13 @@ pub fn progress(total: usize, label: &str) -> ProgressBar {
         .expect("the template above is well formed");
     ProgressBar::new(total as u64).with_style(style).with_message(label.to_string())
 }
+
+/// A bar over `total` simulated runs on standard error, if that is a terminal and the caller wants one.
+pub fn soak_bar(total: u64, wanted: bool) -> ProgressBar {
+    if !wanted || !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} seeds, {per_sec}, {eta} left")
+        .expect("the template above is well formed");
+    ProgressBar::new(total).with_style(style)
+}

@@ -1,130 +1,107 @@
-//! One random run: a seed draws a topology, a weather and a set of faults; clients work while harm is done; then
-//! everything heals and must come to rest within a bounded virtual time.
+//! One random run: clients work while harm is done; then everything heals and must come to rest within a bounded virtual
+//! time.
 
 use std::collections::BTreeSet;
 
-use crate::config::{Timeouts, Topology};
+use crate::config::Timeouts;
+use crate::sim::coverage::Coverage;
 use crate::sim::network::{Place, Weather};
-use crate::sim::server::Harm;
-use crate::sim::world::{Options, Trace, World};
-use crate::txn::{Op, Outcome};
+use crate::sim::plan::Plan;
+use crate::sim::trace::Trace;
+use crate::sim::world::{Options, World};
+use crate::txn::Op;
 use crate::types::{AccountId, NodeId, ShardId, Time, Transfer};
-use crate::workload::SplitMix64;
 
 /// Virtual time within which everything must be at rest once the world has healed.
 const REST_LIMIT_US: u64 = 40_000_000;
+/// Transfers and reads that one coordinator has open at a time.
+const OPEN_MAX: usize = 40;
 
-/// What one run saw.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+/// What one run did and saw.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Summary {
+    pub seed: u64,
+    /// Equal for equal runs.
+    pub hash: u64,
     pub committed: u64,
-    pub answered: u64,
-    pub unknown: u64,
-    pub crashes: u64,
-    pub partitions: u64,
-    pub deaths: u64,
-    /// Virtual time from healing to rest.
+    /// Transfers and reads that were asked for.
+    pub asked: u64,
+    /// Virtual time of the whole run, and from healing to rest.
+    pub virtual_us: u64,
     pub rest_us: u64,
+    pub coverage: Coverage,
 }
 
-/// Which faults this seed uses, each as its chance per thousand and step.
-#[derive(Debug)]
-struct Swarm {
-    crash: u64,
-    harm: u64,
-    fail: u64,
-    stall: u64,
-    partition: u64,
-    mend: u64,
-    death: u64,
-    pause: u64,
-    submit: u64,
-}
-
-struct Run {
-    world: World,
-    swarm: Swarm,
+pub(super) struct Run {
+    pub world: World,
+    pub plan: Plan,
     /// What each client has asked for; one client never asks for the same transfer twice.
     used: BTreeSet<(u32, u64, u64, i64)>,
-    summary: Summary,
+    /// Links that come and go.
+    pub flapping: Vec<(Place, Place)>,
 }
 
-/// Runs a seed to its end, and prints its log if asked to. Panics with the number of the rule that broke.
-pub fn run(seed: u64, print: bool) -> Summary {
-    let mut rng = SplitMix64::new(seed ^ 0x5eed);
-    let topology = Topology {
-        clusters: [1, 2, 2, 3][rng.below(4) as usize],
-        servers_per_cluster: [1, 3, 3, 3, 5][rng.below(5) as usize],
-        accounts: 6 + rng.below(12),
-        initial_balance: 10 + rng.below(20),
-    };
-    let storm = rng.one_in(2);
-    let on = |rng: &mut SplitMix64, most: u64| if rng.one_in(2) { rng.below(most) } else { 0 };
-    let weather = Weather {
-        min_delay_us: 50,
-        max_delay_us: 100 + rng.below(if storm { 100_000 } else { 3_000 }),
-        loss: on(&mut rng, 200),
-        duplication: on(&mut rng, 200),
-        reorder: rng.one_in(2),
-        straggle: on(&mut rng, 30),
-    };
-    let swarm = Swarm {
-        crash: on(&mut rng, 20),
-        harm: on(&mut rng, 30),
-        fail: on(&mut rng, 20),
-        stall: on(&mut rng, 20),
-        partition: on(&mut rng, 15),
-        mend: 1 + rng.below(20),
-        death: on(&mut rng, 8),
-        pause: on(&mut rng, 10),
-        submit: 50 + rng.below(900),
-    };
-    let slow_disks = rng.one_in(4);
+/// Runs a seed to its end. Panics with the number of the rule that broke.
+pub fn run(seed: u64, trace: Trace) -> Summary {
+    let plan = Plan::draw(seed);
     let options = Options {
-        topology,
+        topology: plan.topology,
         timeouts: Timeouts::default(),
         seed,
-        weather,
-        sync_us: (50, 100 + rng.below(if slow_disks { 30_000 } else { 1_000 })),
-        // Small, so that segments change often; larger than any value that these clients bring about.
-        segment_bytes: 32_768 << rng.below(3),
-        trace: if print { Trace::Print } else { Trace::Off },
+        weather: plan.weather,
+        sync_us: plan.sync_us,
+        segment_bytes: plan.segment_bytes,
+        odd_clocks: plan.odd_clocks,
+        trace,
     };
     let mut world = World::new(options);
-    world.chatter = print;
-    let mut run = Run { world, swarm, used: BTreeSet::new(), summary: Summary::default() };
-    run.world.note(|| format!("{options:?}"));
-    for _ in 0..1 + rng.below(3) {
-        run.world.add_client();
+    world.chatter = true;
+    for _ in 0..plan.coordinators {
+        world.add_client();
     }
-    run.chaos(2_000_000 + rng.below(6_000_000));
+    let mut run = Run { world, plan, used: BTreeSet::new(), flapping: Vec::new() };
+    run.chaos();
     let away = run.heal();
-    run.rest(&away);
-    run.summary
+    let rest_us = run.rest(&away);
+    run.last_words();
+    run.summary(seed, rest_us)
 }
 
 impl Run {
-    fn chance(&mut self, per_thousand: u64) -> bool {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        self.world.rng.below(bound)
+    }
+
+    pub(super) fn chance(&mut self, per_thousand: u64) -> bool {
         self.world.rng.below(1000) < per_thousand
     }
 
-    fn any_server(&mut self) -> NodeId {
+    pub(super) fn any_server(&mut self) -> NodeId {
         NodeId(self.world.rng.below(self.world.servers.len() as u64) as u16 + 1)
     }
 
-    fn any_client(&mut self) -> Option<u32> {
+    pub(super) fn any_client(&mut self) -> Option<u32> {
         let all: Vec<u32> = self.world.clients.keys().copied().collect();
         (!all.is_empty()).then(|| all[self.world.rng.below(all.len() as u64) as usize])
     }
 
+    pub(super) fn any_place(&mut self) -> Place {
+        let id = self.any_server();
+        match self.any_client() {
+            Some(client) if self.world.rng.one_in(4) => Place::Client(client),
+            _ => Place::Server(id),
+        }
+    }
+
     /// Every ten milliseconds somebody is harmed, healed, or asks for something.
-    fn chaos(&mut self, length_us: u64) {
-        while self.world.now.0 < length_us {
+    fn chaos(&mut self) {
+        while self.world.now.0 < self.plan.chaos_us {
             self.world.run_until(Time(self.world.now.0 + 10_000));
             self.harm();
             self.relieve();
-            for _ in 0..1 + self.world.rng.below(3) {
-                if self.chance(self.swarm.submit)
+            self.flap();
+            for _ in 0..1 + self.below(3) {
+                if self.chance(self.plan.swarm.submit)
                     && let Some(client) = self.any_client()
                 {
                     self.ask(client);
@@ -133,117 +110,20 @@ impl Run {
         }
     }
 
-    fn harm(&mut self) {
-        if self.chance(self.swarm.crash) {
-            let id = self.any_server();
-            if self.world.servers[&id].running.is_some() {
-                self.summary.crashes += 1;
-                self.world.crash(id);
-            }
-        }
-        if self.chance(self.swarm.harm) {
-            let id = self.any_server();
-            let n = 1 + self.world.rng.below(12);
-            let harm = match self.world.rng.below(8) {
-                0 => Harm::FailWrite(n),
-                1 => Harm::FailSync(n),
-                2 | 3 => Harm::BeforeRelease,
-                _ => Harm::Fuse(n),
-            };
-            self.summary.crashes += 1;
-            self.world.arm(id, harm);
-        }
-        if self.chance(self.swarm.fail) {
-            let id = self.any_server();
-            self.world.fail(id);
-        }
-        if self.chance(self.swarm.stall) {
-            let id = self.any_server();
-            let length_us = 100_000 + self.world.rng.below(3_000_000);
-            self.world.stall(id, length_us);
-            // Its clients still reach it while its cluster moves on: what it says when it wakes may be stale (P5).
-            if self.world.rng.one_in(2) {
-                let topology = self.world.options.topology;
-                for peer in topology.servers_of(topology.shard_of_server(id)).filter(|peer| *peer != id) {
-                    self.world.network.cut(Place::Server(id), Place::Server(peer));
-                    self.world.network.cut(Place::Server(peer), Place::Server(id));
-                }
-            }
-        }
-        if self.chance(self.swarm.partition) {
-            self.partition();
-        }
-        if self.chance(self.swarm.death)
-            && let Some(client) = self.any_client()
-        {
-            self.summary.deaths += 1;
-            self.world.kill_client(client);
-            self.world.add_client();
-        }
-        if self.chance(self.swarm.pause)
-            && let Some(client) = self.any_client()
-        {
-            self.world.pause_client(client, true);
-        }
-    }
-
-    fn relieve(&mut self) {
-        for id in self.world.options.topology.servers() {
-            if self.chance(self.swarm.mend) {
-                self.bring_back(id);
-            }
-        }
-        if self.chance(self.swarm.mend) {
-            self.world.network.mend();
-        }
-        let paused: Vec<u32> =
-            self.world.clients.iter().filter(|(_, c)| c.paused).map(|(id, _)| *id).collect();
-        for client in paused {
-            if self.chance(self.swarm.mend) {
-                self.world.pause_client(client, false);
-            }
-        }
-    }
-
-    fn bring_back(&mut self, id: NodeId) {
-        if self.world.servers[&id].running.is_none() {
-            if self.chance(100) {
-                let n = self.world.rng.below(6);
-                self.world.arm(id, Harm::Fuse(n));
-            }
-            self.world.start(id);
-        } else {
-            self.world.recover(id);
-        }
-    }
-
-    /// Halves, an isolated place, a single link, or a one-way cut.
-    fn partition(&mut self) {
-        self.summary.partitions += 1;
-        let mut places: Vec<Place> = self.world.servers.keys().map(|id| Place::Server(*id)).collect();
-        places.extend(self.world.clients.keys().map(|id| Place::Client(*id)));
-        let shape = self.world.rng.below(4);
-        let lonely = self.world.rng.below(places.len() as u64) as usize;
-        let other = self.world.rng.below(places.len() as u64) as usize;
-        let sides: Vec<bool> = places.iter().map(|_| self.world.rng.one_in(2)).collect();
-        for (i, a) in places.iter().enumerate() {
-            for (j, b) in places.iter().enumerate() {
-                let cut = match shape {
-                    0 => sides[i] != sides[j],
-                    1 => (i == lonely) != (j == lonely),
-                    2 => (i, j) == (lonely, other) || (j, i) == (lonely, other),
-                    _ => i == lonely && sides[j],
-                };
-                if cut && i != j {
-                    self.world.network.cut(*a, *b);
-                }
+    fn flap(&mut self) {
+        let down = self.chance(500);
+        for (from, to) in &self.flapping {
+            if down {
+                self.world.network.cut_as(*from, *to, crate::sim::coverage::Seen::CutFlapping);
+            } else {
+                self.world.network.uncut(*from, *to);
             }
         }
     }
 
     fn ask(&mut self, client: u32) {
         let open = self.world.clients[&client].asked.values().filter(|a| !a.is_answered()).count();
-        if open >= 40 {
+        if open >= OPEN_MAX {
             return;
         }
         let accounts = self.world.options.topology.accounts;
@@ -264,22 +144,32 @@ impl Run {
         }
     }
 
-    /// Everything works again, but in half of the runs a minority of each cluster stays away.
+    /// Everything works again, but in half of the runs a minority of each cluster stays away; servers that are lost for
+    /// good are part of it.
     fn heal(&mut self) -> BTreeSet<NodeId> {
         self.world.note(|| "healing".into());
         let topology = self.world.options.topology;
-        let mut away = BTreeSet::new();
+        let gone = |s: &&crate::sim::server::Server| s.lost || s.ailment.is_some();
+        let mut away: BTreeSet<NodeId> = self.world.servers.values().filter(gone).map(|s| s.id).collect();
         if self.world.rng.one_in(2) {
             for shard in topology.shards() {
                 let members: Vec<NodeId> = topology.servers_of(shard).collect();
-                for _ in 0..topology.servers_per_cluster as usize - topology.majority() {
-                    away.insert(members[self.world.rng.below(members.len() as u64) as usize]);
+                let spare = topology.servers_per_cluster as usize - topology.majority();
+                for _ in 0..spare {
+                    let id = members[self.below(members.len() as u64) as usize];
+                    if members.iter().filter(|m| away.contains(m)).count() < spare {
+                        away.insert(id);
+                    }
                 }
             }
         }
+        self.flapping.clear();
         self.world.network.mend();
         self.world.network.weather = Weather { min_delay_us: 100, max_delay_us: 600, ..Weather::CALM };
+        let now = self.world.now;
         for id in topology.servers() {
+            self.world.skew(id, 1_000_000);
+            self.world.slow_disk(id, 1);
             if away.contains(&id) {
                 if self.world.servers[&id].is_up() {
                     self.world.fail(id);
@@ -295,13 +185,15 @@ impl Run {
         }
         let clients: Vec<u32> = self.world.clients.keys().copied().collect();
         for client in clients {
+            self.world.clients.entry(client).and_modify(|c| c.clock.run_at(now, 1_000_000));
             self.world.pause_client(client, false);
         }
         away
     }
 
-    /// Waits until nothing is open. A server that still dies of what was armed earlier is started again.
-    fn rest(&mut self, away: &BTreeSet<NodeId>) {
+    /// Waits until nothing is open, and returns how long that took. Meanwhile the last old frames come again. A server
+    /// that still dies of what was armed earlier is started again.
+    fn rest(&mut self, away: &BTreeSet<NodeId>) -> u64 {
         let healed = self.world.now;
         loop {
             self.world.run_until(Time(self.world.now.0 + 200_000));
@@ -310,25 +202,18 @@ impl Run {
                     self.world.start(id);
                 }
             }
-            let rest = self.world.at_rest();
-            if rest.is_ok() {
-                break;
+            if self.chance(10 * self.plan.swarm.haunt.min(50)) {
+                self.world.haunt();
+                continue;
             }
-            if self.world.now.0 > healed.0 + REST_LIMIT_US {
-                panic!(
-                    "not at rest after {} s: {}",
-                    REST_LIMIT_US / 1_000_000,
-                    rest.err().unwrap_or_default()
-                );
+            match self.world.at_rest() {
+                Ok(()) => return self.world.now.0 - healed.0,
+                Err(why) if self.world.now.0 > healed.0 + REST_LIMIT_US => {
+                    panic!("not at rest {} s after healing: {why}", REST_LIMIT_US / 1_000_000)
+                }
+                Err(_) => {}
             }
         }
-        self.summary.rest_us = self.world.now.0 - healed.0;
-        self.summary.committed = self.world.checker.committed;
-        for asked in self.world.clients.values().flat_map(|c| c.asked.values()) {
-            self.summary.answered += 1;
-            self.summary.unknown += u64::from(asked.outcomes.contains(&Outcome::Unknown));
-        }
-        self.last_words();
     }
 
     /// Everybody who is left can still move money, and reads agree with the servers.
@@ -352,5 +237,27 @@ impl Run {
             .map(|a| format!("{:?} {:?}", a.op, a.outcomes))
             .collect();
         assert!(bad.is_empty(), "unanswered in a healthy world: {bad:?}");
+    }
+
+    fn summary(self, seed: u64, rest_us: u64) -> Summary {
+        let World { now, clients, departed, checker, network, mut coverage, mut hash, servers, .. } =
+            self.world;
+        coverage.merge(&checker.coverage);
+        coverage.merge(&network.coverage);
+        for server in servers.values() {
+            hash.add(
+                &server.running.as_ref().map(|r| (r.shard.bank().digest(), r.shard.replica().promised())),
+            );
+        }
+        let asked = clients.values().map(|c| c.asked.len()).sum::<usize>() + departed.len();
+        Summary {
+            seed,
+            hash: hash.value(),
+            committed: checker.committed,
+            asked: asked as u64,
+            virtual_us: now.0,
+            rest_us,
+            coverage,
+        }
     }
 }

@@ -9,6 +9,7 @@ use crate::bank::command::{self, Command};
 use crate::bank::{Bank, Effects, Status};
 use crate::config::Topology;
 use crate::shard::Shard;
+use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::text;
 use crate::txn::Outcome;
 use crate::types::{AccountId, NodeId, ShardId, Slot, Transfer, TxnId, Value};
@@ -28,6 +29,8 @@ struct Txn {
     votes: BTreeMap<ShardId, bool>,
     committed: BTreeSet<ShardId>,
     aborted: BTreeSet<ShardId>,
+    /// Where a fence set the register.
+    fenced: BTreeSet<ShardId>,
     /// What its client was told for good.
     told: Option<bool>,
 }
@@ -52,6 +55,7 @@ pub struct Checker {
     /// Debits that are applied minus credits that are applied, over transactions between shards.
     in_transit: i128,
     pub committed: u64,
+    pub coverage: Coverage,
 }
 
 impl Checker {
@@ -76,6 +80,7 @@ impl Checker {
             never_sent: BTreeSet::new(),
             in_transit: 0,
             committed: 0,
+            coverage: Coverage::default(),
         }
     }
 
@@ -150,12 +155,20 @@ impl Checker {
             Command::Fence { range } => (range, Vec::new(), None),
             Command::Outcome { range, commits } => (range, Vec::new(), Some(commits)),
         };
+        let is_fence = matches!(block, Command::Fence { .. });
         for (i, (seq, status)) in range.seqs().zip(statuses).enumerate() {
             let id = TxnId { session: range.session, seq };
             let txn = self.txns.entry(id).or_default();
             if txn.participants.is_empty() {
                 txn.participants = participants.clone();
             }
+            let known = txn.votes.get(&shard).copied();
+            let asks = !participants.is_empty();
+            self.coverage
+                .see_if(asks && known == Some(false) && txn.fenced.contains(&shard), Seen::FenceFirst);
+            self.coverage.see_if(asks && known.is_some(), Seen::RetryRecorded);
+            self.coverage.see_if(is_fence && known == Some(true), Seen::FenceAfterYes);
+            self.coverage.see_if(*status == Status::Finished, Seen::Finished);
             let vote = match (status, commits.map(|c| command::bit(c, i))) {
                 (Status::Invalid, _) => {
                     panic!("T2: {shard} got an outcome for {id} that contradicts {txn:?}")
@@ -172,6 +185,9 @@ impl Checker {
                 (Status::Aborted(_), _) => false,
                 _ => true,
             };
+            if is_fence && known.is_none() {
+                txn.fenced.insert(shard);
+            }
             let first = *txn.votes.entry(shard).or_insert(vote);
             assert_eq!(first, vote, "T1: the register of {id} in {shard} changed: {txn:?}");
         }
@@ -252,6 +268,33 @@ impl Checker {
             let yes = txn.votes.values().filter(|yes| **yes).count();
             assert!(parts == 0 || yes < parts, "T2: {id} reported aborted with every vote YES: {txn:?}");
         }
+    }
+
+    fn txn_of(&self, client: u32, transfer: Transfer) -> Option<&Txn> {
+        self.txns.get(self.ids.get(&wish(client, transfer))?)
+    }
+
+    /// How far a transfer has come that its client still waits for.
+    pub fn step_of(&self, client: u32, transfer: Transfer) -> Option<Seen> {
+        if !self.ids.contains_key(&wish(client, transfer)) {
+            return Some(Seen::DiedUnsent);
+        }
+        let Some(txn) = self.txn_of(client, transfer).filter(|t| !t.votes.is_empty()) else {
+            return Some(Seen::DiedUnvoted);
+        };
+        let crosses = self.topology.shard_of(transfer.from) != self.topology.shard_of(transfer.to);
+        match (txn.votes.len(), txn.committed.len() + txn.aborted.len()) {
+            _ if !crosses => None,
+            (1, _) => Some(Seen::DiedBetweenVotes),
+            (_, 0) => Some(Seen::DiedUndecided),
+            (_, 1) => Some(Seen::DiedBetweenOutcomes),
+            _ => None,
+        }
+    }
+
+    /// Whether a transfer between shards is finished on both sides.
+    pub fn is_over(&self, client: u32, transfer: Transfer) -> bool {
+        self.txn_of(client, transfer).is_some_and(|t| t.committed.len() + t.aborted.len() == 2)
     }
 
     /// A linearizable read that began when `since` was decided: some state since then must have shown this balance, and

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::sim::clock::Clock;
+use crate::sim::coverage::Seen;
 use crate::sim::network::{Packet, Place};
 use crate::sim::text;
 use crate::sim::world::{Options, SPIN_LIMIT, World};
 use crate::txn::message::Request;
 use crate::txn::{self, Coordinator, Op, Outcome};
-use crate::types::{NodeId, Slot};
+use crate::types::{NodeId, Reason, Slot, Time};
 
 /// What a client asked for and has heard so far.
 #[derive(Debug)]
@@ -16,6 +18,9 @@ pub struct Asked {
     /// What was decided in the account's shard when a read began.
     since: Slot,
     pub outcomes: Vec<Outcome>,
+    /// When it was asked, and answered for good: moments of the world's one order.
+    pub invoked: u64,
+    pub answered: Option<u64>,
 }
 
 impl Asked {
@@ -30,6 +35,9 @@ pub struct Client {
     /// Stands still; what arrives waits.
     pub paused: bool,
     pub asked: BTreeMap<u64, Asked>,
+    pub clock: Clock,
+    /// It takes over from one that died.
+    successor: bool,
     spinning: u32,
 }
 
@@ -38,10 +46,18 @@ impl World {
     pub fn add_client(&mut self) -> u32 {
         let id = self.next_client;
         self.next_client += 1;
-        let Options { topology, timeouts, .. } = self.options;
-        let coordinator = Coordinator::new(topology, timeouts, self.now);
-        let client =
-            Client { coordinator, inbox: Vec::new(), paused: false, asked: BTreeMap::new(), spinning: 0 };
+        let Options { topology, timeouts, odd_clocks, .. } = self.options;
+        let shown = if odd_clocks { self.rng.below(1 << 40) } else { 0 };
+        let clock = Clock::new(Time(shown));
+        let client = Client {
+            coordinator: Coordinator::new(topology, timeouts, clock.local(self.now)),
+            inbox: Vec::new(),
+            paused: false,
+            asked: BTreeMap::new(),
+            clock,
+            successor: !self.departed.is_empty(),
+            spinning: 0,
+        };
         self.clients.insert(id, client);
         self.wake(Place::Client(id), self.now);
         id
@@ -50,7 +66,16 @@ impl World {
     /// The coordinator is gone for good.
     pub fn kill_client(&mut self, id: u32) {
         self.note(|| format!("K{id} dies"));
-        self.clients.remove(&id);
+        self.hash.add(&("dies", self.now, id));
+        if let Some(client) = self.clients.remove(&id) {
+            self.coverage.see_if(client.coordinator.session().is_none(), Seen::DiedUnopened);
+            for asked in client.asked.values().filter(|a| !a.is_answered()) {
+                let Op::Transfer(transfer) = asked.op else { continue };
+                let step = self.checker.step_of(id, transfer);
+                step.into_iter().for_each(|step| self.coverage.see(step));
+            }
+            self.departed.extend(client.asked.into_values().map(|asked| (id, asked)));
+        }
         self.wakes.remove(&Place::Client(id));
         self.drop_connections(Place::Client(id));
     }
@@ -58,6 +83,13 @@ impl World {
     pub fn pause_client(&mut self, id: u32, paused: bool) {
         if let Some(client) = self.clients.get_mut(&id) {
             client.paused = paused;
+            let open = client.asked.values().filter(|a| !a.is_answered());
+            let mut transfers = open.filter_map(|a| match a.op {
+                Op::Transfer(transfer) => Some(transfer),
+                _ => None,
+            });
+            let overtaken = transfers.any(|t| self.checker.is_over(id, t));
+            self.coverage.see_if(!paused && overtaken, Seen::Zombie);
             self.note(|| format!("K{id} {}", if paused { "stands still" } else { "goes on" }));
             self.wake(Place::Client(id), self.now);
         }
@@ -71,7 +103,9 @@ impl World {
         let tag = self.next_tag;
         self.next_tag += 1;
         let client = self.clients.get_mut(&id).expect("only living clients are asked");
-        client.asked.insert(tag, Asked { op, since: since.unwrap_or_default(), outcomes: Vec::new() });
+        let (since, invoked) = (since.unwrap_or_default(), self.moment);
+        self.moment += 1;
+        client.asked.insert(tag, Asked { op, since, outcomes: Vec::new(), invoked, answered: None });
         client.inbox.push(txn::Input::Submit { tag, op });
         self.wake(Place::Client(id), self.now);
         tag
@@ -84,13 +118,15 @@ impl World {
     pub(super) fn client_turn(&mut self, id: u32) {
         let now = self.now;
         let Some(client) = self.clients.get_mut(&id).filter(|c| !c.paused) else { return };
+        let (clock, successor) = (client.clock, client.successor);
+        let local = clock.local(now);
         let mut out = txn::Output::default();
         client.spinning = if client.inbox.is_empty() { client.spinning + 1 } else { 0 };
         for input in std::mem::take(&mut client.inbox) {
-            client.coordinator.step(now, input, &mut out);
+            client.coordinator.step(local, input, &mut out);
         }
-        client.coordinator.step(now, txn::Input::TurnEnd, &mut out);
-        let deadline = client.coordinator.next_deadline();
+        client.coordinator.step(local, txn::Input::TurnEnd, &mut out);
+        let deadline = client.coordinator.next_deadline().map(|at| clock.global(at, now));
         if deadline.is_none_or(|at| at > now) {
             client.spinning = 0;
         }
@@ -100,6 +136,8 @@ impl World {
         );
         let me = Place::Client(id);
         for event in out.events {
+            let opened = matches!(event, txn::Event::SessionOpened(_));
+            self.coverage.see_if(successor && opened, Seen::NewSession);
             self.note(|| format!("K{id} {event:?}"));
         }
         for (to, request) in out.send {
@@ -130,8 +168,23 @@ impl World {
             asked.op,
             asked.outcomes
         );
+        let was_unknown = asked.outcomes.last() == Some(&Outcome::Unknown);
         asked.outcomes.push(outcome.clone());
+        if asked.is_answered() {
+            asked.answered = Some(self.moment);
+            self.moment += 1;
+            self.coverage.see_if(was_unknown, Seen::UnknownResolved);
+        }
         let (op, since) = (asked.op, asked.since);
+        match (&op, &outcome) {
+            (_, Outcome::Aborted(Reason::NoQuorum)) => self.coverage.see(Seen::NoQuorum),
+            (Op::Read(_), Outcome::Aborted(Reason::LockContention)) => self.coverage.see(Seen::ReadGaveUp),
+            (_, Outcome::Aborted(Reason::LockContention)) => self.coverage.see(Seen::LockContention),
+            (_, Outcome::Aborted(Reason::InsufficientBalance)) => {
+                self.coverage.see(Seen::InsufficientBalance);
+            }
+            _ => {}
+        }
         self.note(|| match op {
             Op::Transfer(t) => format!("K{id} {t} {}", outcome_text(&outcome)),
             Op::Read(a) => format!("K{id} ({a}) {}", outcome_text(&outcome)),

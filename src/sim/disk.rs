@@ -16,12 +16,14 @@ pub struct SimDisk {
     pub inner: MemDisk,
     /// Operations until the power goes.
     fuse: Rc<Cell<Option<u64>>>,
+    reads: Rc<Cell<u64>>,
 }
 
 #[derive(Debug)]
 pub struct SimFile {
     inner: MemFile,
     fuse: Rc<Cell<Option<u64>>>,
+    reads: Rc<Cell<u64>>,
 }
 
 fn burn(fuse: &Cell<Option<u64>>) -> io::Result<()> {
@@ -40,6 +42,20 @@ impl SimDisk {
     pub fn set_fuse(&self, operations: Option<u64>) {
         self.fuse.set(operations);
     }
+
+    /// Whether the fuse has burned down.
+    pub fn is_dead(&self) -> bool {
+        self.fuse.get() == Some(0)
+    }
+
+    /// How often something was read.
+    pub fn reads(&self) -> u64 {
+        self.reads.get()
+    }
+
+    fn file(&self, inner: MemFile) -> SimFile {
+        SimFile { inner, fuse: self.fuse.clone(), reads: self.reads.clone() }
+    }
 }
 
 impl Disk for SimDisk {
@@ -47,11 +63,11 @@ impl Disk for SimDisk {
 
     fn create(&self, name: &str) -> io::Result<SimFile> {
         burn(&self.fuse)?;
-        Ok(SimFile { inner: self.inner.create(name)?, fuse: self.fuse.clone() })
+        Ok(self.file(self.inner.create(name)?))
     }
 
     fn open(&self, name: &str) -> io::Result<SimFile> {
-        Ok(SimFile { inner: self.inner.open(name)?, fuse: self.fuse.clone() })
+        Ok(self.file(self.inner.open(name)?))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -76,6 +92,7 @@ impl Disk for SimDisk {
 
 impl DiskFile for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.reads.set(self.reads.get() + 1);
         self.inner.read_at(buf, offset)
     }
 

@@ -2,12 +2,14 @@
 //!
 //! A link is a directed pair of places. By default it is in order, like TCP; a seed may switch on loss, duplication,
 //! reordering and stragglers. Requests and answers are never duplicated, because no TCP connection does that; between
-//! the servers of a cluster everything may happen.
+//! the servers of a cluster everything may happen. Some frames are kept and delivered once more, much later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::codec;
 use crate::paxos::Message;
+use crate::sim::coverage::{Coverage, Seen};
 use crate::txn::message::{Request, Response};
 use crate::types::{ClientId, NodeId, Time};
 use crate::workload::SplitMix64;
@@ -30,17 +32,46 @@ impl fmt::Display for Place {
 }
 
 /// What travels. Everything but [`Packet::Peer`] belongs to a connection, numbered by [`ClientId`].
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Hash, Debug)]
 pub enum Packet {
     Peer(Message),
     Open(ClientId),
     Opened(ClientId),
     Request(ClientId, Request),
+    /// A request whose connection is long gone: a server that stood still reads it from its socket only now.
+    Late(Request),
     Response(ClientId, Response),
     /// The opener is gone.
     Close(ClientId),
     /// The server is gone, or was never there.
     Reset(ClientId),
+}
+
+impl Packet {
+    /// Connections are made and broken by other means than lost packets.
+    pub fn is_payload(&self) -> bool {
+        matches!(self, Packet::Peer(_) | Packet::Request(..) | Packet::Late(_) | Packet::Response(..))
+    }
+
+    /// Sends the payload through its bytes, as sockets do: what comes out is what went in, and half of it is nothing.
+    fn check_codec(&self) {
+        fn check<T>(message: &T)
+        where
+            T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + fmt::Debug,
+        {
+            let mut bytes = Vec::new();
+            codec::encode(message, &mut bytes);
+            assert_eq!(codec::decode::<T>(&bytes).as_ref(), Ok(message), "P2: the codec changed a message");
+            let half = codec::decode::<T>(&bytes[..bytes.len() - 1]);
+            assert!(half.is_err(), "P2: a message cut short was taken for {half:?}");
+        }
+        match self {
+            Packet::Peer(message) => check(message),
+            Packet::Request(_, request) | Packet::Late(request) => check(request),
+            Packet::Response(_, response) => check(response),
+            _ => {}
+        }
+    }
 }
 
 /// How links behave. Chances are per thousand.
@@ -54,6 +85,10 @@ pub struct Weather {
     pub reorder: bool,
     /// The chance that a packet takes up to three seconds, and is overtaken by everything.
     pub straggle: u64,
+    /// The chance that a copy of a frame is kept, to be delivered once more in the far future.
+    pub keepsakes: u64,
+    /// Whether messages travel as bytes. Costly, so only some runs do it.
+    pub bytes: bool,
 }
 
 impl Weather {
@@ -64,43 +99,76 @@ impl Weather {
         duplication: 0,
         reorder: false,
         straggle: 0,
+        keepsakes: 0,
+        bytes: false,
     };
 }
+
+/// Copies of old frames that wait for their second delivery.
+const KEEPSAKES: usize = 64;
 
 #[derive(Debug)]
 pub struct Network {
     pub weather: Weather,
-    /// Directed links that swallow everything.
-    cut: BTreeSet<(Place, Place)>,
+    pub coverage: Coverage,
+    /// Directed links that swallow everything, and the shape of the partition that they belong to.
+    cut: BTreeMap<(Place, Place), Seen>,
     /// Directed links whose packets wait until they are released.
     held: BTreeSet<(Place, Place)>,
     pub parked: Vec<(Place, Place, Packet)>,
-    /// When the last packet of a link arrives: the next one arrives later.
+    /// What everything to and from a place takes in addition.
+    slow: BTreeMap<Place, u64>,
+    /// When the last packet of a link that keeps its order arrives: the next one arrives later.
     last: BTreeMap<(Place, Place), Time>,
+    /// When the latest packet of a link arrives.
+    latest: BTreeMap<(Place, Place), Time>,
+    keepsakes: Vec<(Time, Place, Place, Packet)>,
 }
 
 impl Network {
     pub fn new(weather: Weather) -> Network {
         Network {
             weather,
-            cut: BTreeSet::new(),
+            coverage: Coverage::default(),
+            cut: BTreeMap::new(),
             held: BTreeSet::new(),
             parked: Vec::new(),
+            slow: BTreeMap::new(),
             last: BTreeMap::new(),
+            latest: BTreeMap::new(),
+            keepsakes: Vec::new(),
         }
     }
 
     pub fn cut(&mut self, from: Place, to: Place) {
-        self.cut.insert((from, to));
+        self.cut_as(from, to, Seen::CutLink);
     }
 
-    /// Every link works again. What was swallowed stays lost.
+    pub fn cut_as(&mut self, from: Place, to: Place, shape: Seen) {
+        self.cut.insert((from, to), shape);
+    }
+
+    pub fn uncut(&mut self, from: Place, to: Place) {
+        self.cut.remove(&(from, to));
+    }
+
+    /// Every link works again, at its usual speed. What was swallowed stays lost.
     pub fn mend(&mut self) {
         self.cut.clear();
+        self.slow.clear();
     }
 
-    pub fn is_cut(&self, from: Place, to: Place) -> bool {
-        self.cut.contains(&(from, to))
+    /// Whether this link swallows what it is given.
+    pub fn swallows(&mut self, from: Place, to: Place) -> bool {
+        let shape = self.cut.get(&(from, to));
+        if let Some(shape) = shape {
+            self.coverage.see(*shape);
+        }
+        shape.is_some()
+    }
+
+    pub fn slow_down(&mut self, place: Place, by_us: u64) {
+        self.slow.insert(place, by_us);
     }
 
     pub fn hold(&mut self, from: Place, to: Place) {
@@ -113,6 +181,26 @@ impl Network {
         std::mem::take(&mut self.parked)
     }
 
+    /// Takes out an old frame, as it would be delivered for the second time.
+    pub fn keepsake(&mut self, rng: &mut SplitMix64, now: Time) -> Option<(Place, Place, Packet)> {
+        if self.keepsakes.is_empty() {
+            return None;
+        }
+        let chosen = rng.below(self.keepsakes.len() as u64) as usize;
+        let (sent, from, to, packet) = self.keepsakes.swap_remove(chosen);
+        let old = now.0 > sent.0 + 1_000_000;
+        match packet {
+            Packet::Request(_, request) => {
+                self.coverage.see_if(old, Seen::RequestFromThePast);
+                Some((from, to, Packet::Late(request)))
+            }
+            packet => {
+                self.coverage.see_if(old, Seen::FrameFromThePast);
+                Some((from, to, packet))
+            }
+        }
+    }
+
     /// When a packet that is sent at `at` arrives: never, once, or twice.
     pub fn route(
         &mut self,
@@ -122,34 +210,57 @@ impl Network {
         to: Place,
         packet: Packet,
     ) -> Vec<(Time, Packet)> {
-        if self.is_cut(from, to) {
+        if self.swallows(from, to) {
             return Vec::new();
         }
         if self.held.contains(&(from, to)) {
             self.parked.push((from, to, packet));
             return Vec::new();
         }
-        let chance = |rng: &mut SplitMix64, per_thousand| per_thousand > 0 && rng.below(1000) < per_thousand;
-        // Connections are made and broken by other means than lost packets.
-        let payload = matches!(packet, Packet::Peer(_) | Packet::Request(..) | Packet::Response(..));
-        if payload && chance(rng, self.weather.loss) {
+        let weather = self.weather;
+        let payload = packet.is_payload();
+        if weather.bytes {
+            packet.check_codec();
+        }
+        if payload && chance(rng, weather.loss) {
+            self.coverage.see(Seen::FrameLost);
             return Vec::new();
         }
-        let twice = matches!(packet, Packet::Peer(_)) && chance(rng, self.weather.duplication);
+        let repeatable = matches!(packet, Packet::Peer(_) | Packet::Request(..));
+        if repeatable && chance(rng, weather.keepsakes) {
+            if self.keepsakes.len() == KEEPSAKES {
+                self.keepsakes.remove(0);
+            }
+            self.keepsakes.push((at, from, to, packet.clone()));
+        }
+        let slow = self.slow.get(&from).max(self.slow.get(&to)).copied().unwrap_or(0);
+        self.coverage.see_if(slow > 0, Seen::SlowNetwork);
+        let twice = matches!(packet, Packet::Peer(_)) && chance(rng, weather.duplication);
+        self.coverage.see_if(twice, Seen::FrameTwice);
         let mut arrivals = Vec::new();
         for _ in 0..1 + u32::from(twice) {
-            let Weather { min_delay_us, max_delay_us, reorder, straggle, .. } = self.weather;
-            let delay = min_delay_us + rng.below(max_delay_us - min_delay_us + 1);
-            let mut arrival = Time(at.0 + delay);
-            if payload && chance(rng, straggle) {
+            let delay = weather.min_delay_us + rng.below(weather.max_delay_us - weather.min_delay_us + 1);
+            let mut arrival = Time(at.0 + delay + slow);
+            let straggles = payload && chance(rng, weather.straggle);
+            if straggles {
                 arrival.0 += rng.below(3_000_000);
-            } else if !(payload && reorder) {
+                self.coverage.see_if(arrival.0 > at.0 + 1_000_000, Seen::FrameSlow);
+            }
+            let latest = self.latest.entry((from, to)).or_default();
+            if straggles || payload && weather.reorder {
+                self.coverage.see_if(arrival < *latest, Seen::FrameOvertaken);
+            } else {
                 let last = self.last.entry((from, to)).or_default();
                 arrival = arrival.max(Time(last.0 + 1));
                 *last = arrival;
             }
+            *latest = arrival.max(*latest);
             arrivals.push((arrival, packet.clone()));
         }
         arrivals
     }
+}
+
+fn chance(rng: &mut SplitMix64, per_thousand: u64) -> bool {
+    per_thousand > 0 && rng.below(1000) < per_thousand
 }

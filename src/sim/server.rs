@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use crate::drive::Ports;
 use crate::paxos::{self, Message};
 use crate::shard::{self, Input, Shard};
+use crate::sim::clock::Clock;
 use crate::sim::disk::SimDisk;
 use crate::sim::network::Place;
+use crate::sim::promises::Told;
 use crate::storage::{CommitStats, Wal};
 use crate::txn::message::{Request, Response};
 use crate::types::{ClientId, NodeId, Time};
@@ -21,6 +23,13 @@ pub enum Harm {
     FailSync(u64),
     /// Everything is synced, and then the server dies before anything that waited for it leaves.
     BeforeRelease,
+}
+
+/// What is wrong with the disk of a stopped server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ailment {
+    Wiped,
+    Damaged,
 }
 
 /// A server that runs.
@@ -41,12 +50,26 @@ pub struct Server {
     /// The turn is over, and the disk done, at this time.
     pub busy_until: Time,
     pub dies_before_release: bool,
+    pub clock: Clock,
+    /// What everything its disk does takes, as a multiple.
+    pub disk_slowness: u64,
+    /// It stood still, and has not taken a turn since.
+    pub stalled: bool,
+    /// Its clock jumped, ahead or not, and it has not taken a turn since.
+    pub jumped: Option<bool>,
+    /// Whether its last stop was a power cut.
+    pub power_lost: bool,
+    pub ailment: Option<Ailment>,
+    /// It refused to start, and will not be asked again.
+    pub lost: bool,
+    /// What it has told others that it keeps (P1).
+    pub told: Told,
     /// Turns in a row that nothing but a deadline in the past brought about.
     pub spinning: u32,
 }
 
 impl Server {
-    pub fn new(id: NodeId) -> Server {
+    pub fn new(id: NodeId, clock: Clock) -> Server {
         Server {
             id,
             disk: SimDisk::default(),
@@ -56,6 +79,14 @@ impl Server {
             clients: BTreeMap::new(),
             busy_until: Time::default(),
             dies_before_release: false,
+            clock,
+            disk_slowness: 1,
+            stalled: false,
+            jumped: None,
+            power_lost: false,
+            ailment: None,
+            lost: false,
+            told: Told::default(),
             spinning: 0,
         }
     }

@@ -6,14 +6,18 @@ use crate::config::{Timeouts, Topology};
 use crate::drive;
 use crate::shard::Input;
 use crate::sim::checker::Checker;
-use crate::sim::clients::Client;
+use crate::sim::clients::{Asked, Client};
+use crate::sim::clock::Clock;
+use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::network::{Network, Packet, Place, Weather};
-use crate::sim::server::{Harm, Outbox, Running, Sent, Server};
+use crate::sim::server::{Outbox, Running, Sent, Server};
+use crate::sim::sights::Before;
 use crate::sim::text;
-use crate::storage::{Expected, Identity, Kept, StorageError, Wal};
+use crate::sim::trace::{Trace, TraceHash, keep_recent};
+use crate::storage::{Identity, Wal};
 use crate::txn;
 use crate::txn::message::Request;
-use crate::types::{AccountId, ClientId, NodeId, Time};
+use crate::types::{AccountId, ClientId, NodeId, Time, TxnId};
 use crate::workload::SplitMix64;
 
 /// How long a connection attempt waits for an answer.
@@ -21,7 +25,12 @@ const CONNECT_TIMEOUT_US: u64 = 300_000;
 /// Turns in a row that a deadline in the past may bring about.
 pub(super) const SPIN_LIMIT: u32 = 50;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Clients of servers are numbered from 1 on; this one's connection is gone, and answers to it go nowhere.
+const NOBODY: ClientId = ClientId(u64::MAX - 1);
+/// Things that may happen in one run. One that needs more goes in circles.
+const EVENTS_LIMIT: u64 = 3_000_000;
+
+#[derive(Clone, Debug)]
 pub struct Options {
     pub topology: Topology,
     pub timeouts: Timeouts,
@@ -30,29 +39,21 @@ pub struct Options {
     /// How long a sync takes.
     pub sync_us: (u64, u64),
     pub segment_bytes: u64,
+    /// Whether every clock starts at another time.
+    pub odd_clocks: bool,
     pub trace: Trace,
 }
 
-/// What becomes of the log of everything that happens.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Trace {
-    Off,
-    /// Kept in [`World::log`].
-    Keep,
-    /// Printed at once, so that it is there even if the run panics.
-    Print,
-}
-
-enum Event {
+pub(super) enum Event {
     Arrive { from: Place, to: Place, packet: Packet },
     Wake(Place),
     ConnectTimeout { owner: Place, server: NodeId, connection: ClientId },
 }
 
 /// A connection as its opener sees it.
-struct Connection {
-    id: ClientId,
-    open: bool,
+pub(super) struct Connection {
+    pub id: ClientId,
+    pub open: bool,
 }
 
 pub struct World {
@@ -62,15 +63,24 @@ pub struct World {
     pub network: Network,
     pub servers: BTreeMap<NodeId, Server>,
     pub clients: BTreeMap<u32, Client>,
+    /// What coordinators that died had been asked.
+    pub departed: Vec<(u32, Asked)>,
     pub checker: Checker,
+    pub coverage: Coverage,
+    pub hash: TraceHash,
     /// The log, if one is written; scripts take its lines away.
     pub log: Vec<String>,
     /// Whether heartbeats are logged.
     pub chatter: bool,
     queue: BTreeMap<(Time, u64), Event>,
     next_event: u64,
+    events: u64,
+    /// Counts what clients ask and are told: the order of their moments.
+    pub(super) moment: u64,
     pub(super) wakes: BTreeMap<Place, Time>,
-    connections: BTreeMap<(Place, NodeId), Connection>,
+    /// Servers that recover a transaction at present.
+    pub(super) recoverers: BTreeMap<TxnId, BTreeSet<NodeId>>,
+    pub(super) connections: BTreeMap<(Place, NodeId), Connection>,
     /// Probes that were sent, so that the log can tell their answers from others.
     probes: BTreeSet<(ClientId, u64)>,
     next_connection: u64,
@@ -81,34 +91,39 @@ pub struct World {
 impl World {
     /// Formats all disks and starts all servers.
     pub fn new(options: Options) -> World {
+        let Options { topology, weather, seed, segment_bytes, odd_clocks, .. } = options;
         let mut world = World {
             options,
             now: Time(0),
-            rng: SplitMix64::new(options.seed),
-            network: Network::new(options.weather),
-            servers: options.topology.servers().map(|id| (id, Server::new(id))).collect(),
+            rng: SplitMix64::new(seed),
+            network: Network::new(weather),
+            servers: BTreeMap::new(),
             clients: BTreeMap::new(),
-            checker: Checker::new(options.topology),
+            departed: Vec::new(),
+            checker: Checker::new(topology),
+            coverage: Coverage::default(),
+            hash: TraceHash::default(),
             log: Vec::new(),
             chatter: false,
             queue: BTreeMap::new(),
             next_event: 0,
+            events: 0,
+            moment: 0,
             wakes: BTreeMap::new(),
+            recoverers: BTreeMap::new(),
             connections: BTreeMap::new(),
             probes: BTreeSet::new(),
             next_connection: 1,
             next_client: 1,
             next_tag: 1,
         };
-        for id in options.topology.servers() {
-            let identity = Identity {
-                cluster_id: 1,
-                topology: options.topology,
-                server: id,
-                incarnation: u128::from(id.0),
-            };
-            let disk = world.servers[&id].disk.clone();
-            Wal::format(disk, identity, options.segment_bytes).expect("S3: a new disk takes a log");
+        for id in topology.servers() {
+            let shown = if odd_clocks { world.rng.below(1 << 40) } else { 0 };
+            let server = Server::new(id, Clock::new(Time(shown)));
+            let incarnation = u128::from(id.0);
+            let identity = Identity { cluster_id: 1, topology, server: id, incarnation };
+            Wal::format(server.disk.clone(), identity, segment_bytes).expect("S3: a new disk takes a log");
+            world.servers.insert(id, server);
             world.start(id);
         }
         world
@@ -116,20 +131,21 @@ impl World {
 
     pub fn note(&mut self, line: impl FnOnce() -> String) {
         let text = |now: Time| format!("{:>9.3} {}", now.0 as f64 / 1000.0, line());
-        match self.options.trace {
+        match &self.options.trace {
             Trace::Off => {}
             Trace::Keep => self.log.push(text(self.now)),
             Trace::Print => println!("{}", text(self.now)),
+            Trace::Recent(lines) => keep_recent(lines, text(self.now)),
         }
     }
 
-    fn server(&mut self, id: NodeId) -> &mut Server {
+    pub(super) fn server(&mut self, id: NodeId) -> &mut Server {
         self.servers.get_mut(&id).expect("a server of this topology")
     }
 
     // ---- time ----
 
-    fn schedule(&mut self, at: Time, event: Event) {
+    pub(super) fn schedule(&mut self, at: Time, event: Event) {
         self.queue.insert((at.max(self.now), self.next_event), event);
         self.next_event += 1;
     }
@@ -147,6 +163,8 @@ impl World {
     pub fn step(&mut self) -> bool {
         let Some(((at, _), event)) = self.queue.pop_first() else { return false };
         self.now = at;
+        self.events += 1;
+        assert!(self.events < EVENTS_LIMIT, "livelock: more than {EVENTS_LIMIT} things happened");
         match event {
             Event::Arrive { from, to, packet } => self.arrive(from, to, packet),
             Event::Wake(place) => {
@@ -199,9 +217,10 @@ impl World {
 
     fn arrive(&mut self, from: Place, to: Place, packet: Packet) {
         let cable = |s: &Self, p| matches!(p, Place::Server(id) if s.servers[&id].failed);
-        if self.network.is_cut(from, to) || cable(self, from) || cable(self, to) {
+        if self.network.swallows(from, to) || cable(self, from) || cable(self, to) {
             return;
         }
+        self.hash.add(&(self.now, from, to, &packet));
         if !self.is_alive(to) {
             if let (Packet::Open(id), Place::Server(_)) = (&packet, to) {
                 self.send(self.now, to, from, Packet::Reset(*id));
@@ -210,6 +229,7 @@ impl World {
         }
         match (packet, to, from) {
             (Packet::Peer(message), Place::Server(id), Place::Server(from)) => {
+                self.see_message(id, &message);
                 self.push(id, Input::Peer { from, message });
             }
             (Packet::Open(connection), Place::Server(id), _) => {
@@ -222,6 +242,9 @@ impl World {
                 } else {
                     self.send(self.now, to, from, Packet::Reset(client));
                 }
+            }
+            (Packet::Late(request), Place::Server(id), _) => {
+                self.push(id, Input::Request { client: NOBODY, request });
             }
             (Packet::Close(client), Place::Server(id), _) => {
                 if self.server(id).clients.remove(&client).is_some() {
@@ -269,7 +292,7 @@ impl World {
         }
     }
 
-    fn disconnected(&mut self, owner: Place, server: NodeId) {
+    pub(super) fn disconnected(&mut self, owner: Place, server: NodeId) {
         self.connections.remove(&(owner, server));
         self.tell(owner, txn::Input::Disconnected(server));
     }
@@ -287,13 +310,39 @@ impl World {
     }
 
     pub(super) fn remember_probe(&mut self, connection: ClientId, request: &Request) {
-        if self.options.trace != Trace::Off && matches!(request, Request::Probe { .. }) {
+        if !self.options.trace.is_off() && matches!(request, Request::Probe { .. }) {
             self.probes.insert((connection, request.number()));
         }
     }
 
     pub(super) fn open_connection(&self, owner: Place, server: NodeId) -> Option<ClientId> {
         self.connections.get(&(owner, server)).filter(|c| c.open).map(|c| c.id)
+    }
+
+    /// The connections between two places break: what is on its way is lost, half a frame with it.
+    pub fn break_link(&mut self, a: Place, b: Place) {
+        let between = |from: &Place, to: &Place| (*from, *to) == (a, b) || (*from, *to) == (b, a);
+        let before = self.queue.len();
+        self.queue.retain(|_, event| match event {
+            Event::Arrive { from, to, packet } => !(packet.is_payload() && between(from, to)),
+            _ => true,
+        });
+        self.coverage.see_if(self.queue.len() < before, Seen::FrameBroken);
+        for (owner, end) in [(a, b), (b, a)] {
+            let Place::Server(server) = end else { continue };
+            let Some(connection) = self.connections.get(&(owner, server)) else { continue };
+            let packet = Packet::Close(connection.id);
+            self.schedule(self.now, Event::Arrive { from: owner, to: end, packet });
+            self.disconnected(owner, server);
+        }
+    }
+
+    /// Delivers an old frame once more, if one was kept.
+    pub fn haunt(&mut self) {
+        if let Some((from, to, packet)) = self.network.keepsake(&mut self.rng, self.now) {
+            self.note(|| format!("an old frame from {from} to {to} comes again"));
+            self.schedule(self.now, Event::Arrive { from, to, packet });
+        }
     }
 
     // ---- servers ----
@@ -310,24 +359,27 @@ impl World {
             let at = server.busy_until;
             return self.wake(Place::Server(id), at);
         }
+        let (clock, sync_us) = (server.clock, sync_us * server.disk_slowness);
+        let local = clock.local(now);
         let Some(running) = &mut server.running else { return };
         let mut inputs = std::mem::take(&mut server.inbox);
         server.spinning = if inputs.is_empty() { server.spinning + 1 } else { 0 };
-        if running.shard.next_deadline() <= now {
+        if running.shard.next_deadline() <= local {
             inputs.push(Input::Timer { random });
         } else if inputs.is_empty() && !running.shard.has_backlog() {
             server.spinning = 0;
-            let at = running.shard.next_deadline();
+            let at = clock.global(running.shard.next_deadline(), now);
             return self.wake(Place::Server(id), at);
         }
+        let before = Before::of(running, &server.disk);
         let mut outbox = Outbox::new(now, sync_us);
-        let done = drive::turn(now, &mut running.shard, &mut running.wal, inputs, &mut outbox);
+        let done = drive::turn(local, &mut running.shard, &mut running.wal, inputs, &mut outbox);
         let done = done.and_then(|()| running.wal.prepare_ahead().map(drop));
         self.checker.observe(&running.shard, false);
 
         let dies = server.dies_before_release && outbox.syncs > 0;
         server.busy_until = outbox.at;
-        let mut wake = running.shard.next_deadline();
+        let mut wake = clock.global(running.shard.next_deadline(), now);
         if running.shard.has_backlog() {
             wake = now;
         }
@@ -336,6 +388,7 @@ impl World {
         }
         assert!(server.spinning < SPIN_LIMIT, "{id} spins: its deadline {wake:?} never moves at {now:?}");
         let wake = wake.max(outbox.at);
+        self.see_turn(id, &before, &outbox, done.as_ref().err());
         for (at, syncs, sent) in outbox.sent {
             if !dies || syncs == 0 {
                 self.dispatch(at, id, sent);
@@ -345,6 +398,7 @@ impl World {
             self.note(|| format!("{id} stops: {e}"));
             self.crash(id);
         } else if dies {
+            self.coverage.see(Seen::DiedBeforeRelease);
             self.crash(id);
         } else {
             self.wake(Place::Server(id), wake);
@@ -358,6 +412,7 @@ impl World {
                 if self.chatter || !text::is_chatter(&message) {
                     self.note(|| format!("{id} → {to}  {}", text::message(&message)));
                 }
+                self.server(id).told.note(id, &message);
                 self.send(at, me, Place::Server(to), Packet::Peer(message));
             }
             Sent::Client(client, response) => {
@@ -378,148 +433,17 @@ impl World {
                 }
             }
             Sent::Connect(to) => self.connect(me, to),
-            Sent::Paxos(event) => self.note(|| format!("{id} {event:?}")),
+            Sent::Paxos(event) => {
+                self.see_paxos(&event);
+                self.note(|| format!("{id} {event:?}"));
+            }
             Sent::Shard(event) => {
+                self.see_shard(id, &event);
                 if !matches!(event, crate::shard::Event::Led { .. }) {
                     self.note(|| format!("{id} {event:?}"));
                 }
             }
             Sent::Synced => self.note(|| format!("{id} synced")),
-        }
-    }
-
-    /// The power goes, or only the process dies: what was not synced is lost wholly, in part, or not at all.
-    pub fn crash(&mut self, id: NodeId) {
-        self.note(|| format!("{id} crashes"));
-        let (power, mut dice) = (self.rng.one_in(2), self.rng.clone());
-        self.rng.next_u64();
-        let server = self.server(id);
-        server.running = None;
-        server.failed = false;
-        server.dies_before_release = false;
-        server.inbox.clear();
-        server.busy_until = Time(0);
-        server.disk.set_fuse(None);
-        if power {
-            server.disk.inner.crash(|_| match dice.below(3) {
-                0 => Kept::Lost,
-                1 => Kept::Whole,
-                _ => Kept::Sectors(dice.next_u64()),
-            });
-        } else {
-            server.disk.inner.kill();
-        }
-        self.wakes.remove(&Place::Server(id));
-        self.drop_clients(id);
-        self.drop_connections(Place::Server(id));
-    }
-
-    /// Everybody who had a connection to this server learns that it is gone.
-    fn drop_clients(&mut self, id: NodeId) {
-        let mut gone: BTreeSet<(ClientId, Place)> =
-            std::mem::take(&mut self.server(id).clients).into_iter().collect();
-        // Those whose opening is still on its way learn it as well.
-        gone.extend(self.connections.iter().filter(|((_, s), _)| *s == id).map(|((o, _), c)| (c.id, *o)));
-        for (connection, owner) in gone {
-            let at = Time(self.now.0 + 1 + self.rng.below(20_000));
-            // A cable that was pulled carries no news; the operating system's time-outs do.
-            let open = self.connections.get(&(owner, id)).is_some_and(|c| c.id == connection);
-            if open {
-                self.connections.insert((owner, id), Connection { id: connection, open: false });
-                self.schedule(at, Event::ConnectTimeout { owner, server: id, connection });
-            }
-        }
-    }
-
-    /// This place's own connections are gone; the servers at their ends notice.
-    pub(super) fn drop_connections(&mut self, owner: Place) -> Vec<NodeId> {
-        let mine: Vec<NodeId> =
-            self.connections.keys().filter(|(o, _)| *o == owner).map(|(_, s)| *s).collect();
-        for server in &mine {
-            if let Some(connection) = self.connections.remove(&(owner, *server)) {
-                let at = Time(self.now.0 + 1 + self.rng.below(20_000));
-                let packet = Packet::Close(connection.id);
-                self.schedule(at, Event::Arrive { from: owner, to: Place::Server(*server), packet });
-            }
-        }
-        mine
-    }
-
-    /// Starts a server from its disk; false if its power went again meanwhile.
-    pub fn start(&mut self, id: NodeId) -> bool {
-        let Options { topology, timeouts, .. } = self.options;
-        let (now, random) = (self.now, self.rng.next_u64());
-        let server = self.servers.get_mut(&id).expect("a server of this topology");
-        assert!(server.running.is_none(), "{id} runs already");
-        let expected = Expected { cluster_id: Some(1), topology, server: id };
-        let started = Wal::open(server.disk.clone(), expected).and_then(|(wal, recovered)| {
-            let shard = drive::restore(id, topology, timeouts, now, random, &wal, recovered)?;
-            Ok(Running { shard, wal })
-        });
-        match started {
-            Ok(running) => {
-                let replica = running.shard.replica();
-                let (promised, decided, last) =
-                    (replica.promised(), replica.decided(), running.wal.last_slot());
-                self.checker.observe(&running.shard, true);
-                self.server(id).running = Some(running);
-                self.note(|| {
-                    format!("{id} starts: promised {promised}, decided {decided}, log up to {last}")
-                });
-                self.wake(Place::Server(id), now);
-                true
-            }
-            Err(StorageError::Io { source, .. }) => {
-                self.note(|| format!("{id} does not start: {source}"));
-                self.crash(id);
-                false
-            }
-            Err(e) => panic!("S1: {id} finds its own log unusable: {e}"),
-        }
-    }
-
-    /// Pulls the cable of a server and stops its timers; its memory stays.
-    pub fn fail(&mut self, id: NodeId) {
-        if !self.servers[&id].is_up() {
-            return;
-        }
-        self.note(|| format!("{id} fails"));
-        let gone: Vec<ClientId> = self.servers[&id].clients.keys().copied().collect();
-        self.drop_clients(id);
-        let mine = self.drop_connections(Place::Server(id));
-        let server = self.server(id);
-        server.failed = true;
-        // What it will notice when it is back.
-        server.inbox = vec![Input::Resume];
-        server.inbox.extend(gone.into_iter().map(Input::ClientGone));
-        server.inbox.extend(mine.into_iter().map(|s| Input::Remote(txn::Input::Disconnected(s))));
-        self.wakes.remove(&Place::Server(id));
-    }
-
-    pub fn recover(&mut self, id: NodeId) {
-        if self.servers[&id].failed {
-            self.note(|| format!("{id} recovers"));
-            self.server(id).failed = false;
-            self.wake(Place::Server(id), self.now);
-        }
-    }
-
-    /// A server stands still, as if its process were stopped: what arrives waits, and is handled in one turn.
-    pub fn stall(&mut self, id: NodeId, length_us: u64) {
-        let until = Time(self.now.0 + length_us);
-        let server = self.server(id);
-        server.busy_until = server.busy_until.max(until);
-        self.note(|| format!("{id} stands still until {until:?}"));
-    }
-
-    /// Arranges for a server to die by itself.
-    pub fn arm(&mut self, id: NodeId, harm: Harm) {
-        let server = self.server(id);
-        match harm {
-            Harm::Fuse(operations) => server.disk.set_fuse(Some(operations)),
-            Harm::FailWrite(n) => server.disk.inner.fail_write(n),
-            Harm::FailSync(n) => server.disk.inner.fail_sync(n),
-            Harm::BeforeRelease => server.dies_before_release = true,
         }
     }
 

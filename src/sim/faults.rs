@@ -1,0 +1,163 @@
+//! Harm and relief, step by step, as the plan's swarm has it.
+
+use crate::sim::chaos::Run;
+use crate::sim::network::Place;
+use crate::sim::server::Harm;
+use crate::types::NodeId;
+
+impl Run {
+    pub(super) fn harm(&mut self) {
+        self.harm_servers();
+        self.harm_disks();
+        self.harm_clocks();
+        self.harm_network();
+        self.harm_coordinators();
+    }
+
+    fn harm_servers(&mut self) {
+        if self.chance(self.plan.swarm.crash) {
+            let id = self.any_server();
+            if self.world.servers[&id].running.is_some() {
+                self.world.crash(id);
+            }
+        }
+        if self.chance(self.plan.swarm.fail) {
+            let id = self.any_server();
+            self.world.fail(id);
+        }
+        if self.chance(self.plan.swarm.stall) {
+            let id = self.any_server();
+            let length_us = 100_000 + self.world.rng.below(3_000_000);
+            self.world.stall(id, length_us);
+            // Its clients still reach it while its cluster moves on: what it says when it wakes may be stale (P5).
+            if self.world.rng.one_in(2) {
+                let topology = self.world.options.topology;
+                for peer in topology.servers_of(topology.shard_of_server(id)).filter(|peer| *peer != id) {
+                    self.world.network.cut(Place::Server(id), Place::Server(peer));
+                    self.world.network.cut(Place::Server(peer), Place::Server(id));
+                }
+            }
+        }
+    }
+
+    fn harm_disks(&mut self) {
+        if self.chance(self.plan.swarm.harm) {
+            let id = self.any_server();
+            let n = 1 + self.world.rng.below(12);
+            let harm = match self.world.rng.below(8) {
+                0 => Harm::FailWrite(n),
+                1 => Harm::FailSync(n),
+                2 | 3 => Harm::BeforeRelease,
+                _ => Harm::Fuse(n),
+            };
+            self.world.arm(id, harm);
+        }
+        if self.chance(self.plan.swarm.slow_disk) {
+            let id = self.any_server();
+            let slowness = 10 + self.world.rng.below(100);
+            self.world.slow_disk(id, slowness);
+        }
+        let (wipe, damage) = (self.chance(self.plan.swarm.wipe), self.chance(self.plan.swarm.damage));
+        if wipe || damage {
+            let id = self.any_server();
+            let server = &self.world.servers[&id];
+            if server.running.is_none()
+                && server.ailment.is_none()
+                && !server.lost
+                && self.world.can_spare(id)
+            {
+                if wipe { self.world.wipe(id) } else { self.world.damage(id) }
+            }
+        }
+    }
+
+    fn harm_clocks(&mut self) {
+        if self.chance(self.plan.swarm.skew) {
+            let rate = [500_000, 900_000, 999_000, 1_001_000, 1_100_000, 2_000_000][self.below(6) as usize];
+            match self.any_place() {
+                Place::Server(id) => self.world.skew(id, rate),
+                Place::Client(id) => {
+                    let now = self.world.now;
+                    self.world.clients.entry(id).and_modify(|c| c.clock.run_at(now, rate));
+                }
+            }
+        }
+        if self.chance(self.plan.swarm.jump) {
+            let id = self.any_server();
+            let by = self.below(2_000_000) as i64;
+            let by = if self.world.rng.one_in(2) { by } else { -by };
+            self.world.jump(id, by);
+        }
+    }
+
+    fn harm_network(&mut self) {
+        if self.chance(self.plan.swarm.partition) {
+            self.world.partition();
+        }
+        if self.chance(self.plan.swarm.flap) {
+            self.flapping = self.world.flapping_pair();
+        }
+        if self.chance(self.plan.swarm.rupture) {
+            self.world.rupture();
+        }
+        if self.chance(self.plan.swarm.haunt) {
+            self.world.haunt();
+        }
+        if self.chance(self.plan.swarm.slow_network) {
+            let place = self.any_place();
+            let by_us = 1_000 + self.below(400_000);
+            self.world.network.slow_down(place, by_us);
+        }
+    }
+
+    fn harm_coordinators(&mut self) {
+        if self.chance(self.plan.swarm.death)
+            && let Some(client) = self.any_client()
+        {
+            self.world.kill_client(client);
+            self.world.add_client();
+        }
+        if self.chance(self.plan.swarm.pause)
+            && let Some(client) = self.any_client()
+        {
+            self.world.pause_client(client, true);
+        }
+    }
+
+    pub(super) fn relieve(&mut self) {
+        for id in self.world.options.topology.servers() {
+            if self.chance(self.plan.swarm.mend) {
+                self.bring_back(id);
+            }
+            if self.chance(self.plan.swarm.mend) {
+                self.world.slow_disk(id, 1);
+            }
+        }
+        if self.chance(self.plan.swarm.mend) {
+            self.world.network.mend();
+            self.flapping.clear();
+        }
+        let paused: Vec<u32> =
+            self.world.clients.iter().filter(|(_, c)| c.paused).map(|(id, _)| *id).collect();
+        for client in paused {
+            if self.chance(self.plan.swarm.mend) {
+                self.world.pause_client(client, false);
+            }
+        }
+    }
+
+    fn bring_back(&mut self, id: NodeId) {
+        if self.world.servers[&id].lost {
+            return;
+        }
+        if self.world.servers[&id].running.is_none() {
+            if self.chance(100) {
+                let n = self.below(6);
+                self.world.arm(id, Harm::Fuse(n));
+            }
+            self.world.start(id);
+        } else {
+            self.world.recover(id);
+        }
+    }
+}

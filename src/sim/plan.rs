@@ -1,0 +1,121 @@
+//! What one seed decides: the bank, the weather, which faults there are and how often (a *swarm*: most runs know only
+//! some of the faults, so that one fault does not always hide what another would show).
+
+use crate::config::Topology;
+use crate::sim::network::Weather;
+use crate::workload::SplitMix64;
+
+/// How often each fault strikes: chances per thousand in each step of ten milliseconds.
+#[derive(Clone, Debug)]
+pub struct Swarm {
+    /// A server loses its power, or its process dies.
+    pub crash: u64,
+    /// A server is made to die at one of its next writes or syncs, or of a failing one.
+    pub harm: u64,
+    /// A server's cable is pulled.
+    pub fail: u64,
+    /// A server stands still.
+    pub stall: u64,
+    pub partition: u64,
+    /// A link begins to come and go.
+    pub flap: u64,
+    /// Connections break.
+    pub rupture: u64,
+    /// An old frame arrives once more.
+    pub haunt: u64,
+    pub slow_network: u64,
+    pub slow_disk: u64,
+    /// A clock runs fast or slow.
+    pub skew: u64,
+    /// A clock jumps ahead or back.
+    pub jump: u64,
+    /// The disk of a stopped server is replaced by an empty one, or a bit of it flips.
+    pub wipe: u64,
+    pub damage: u64,
+    /// A coordinator dies, and another one takes its place.
+    pub death: u64,
+    /// A coordinator stands still.
+    pub pause: u64,
+    /// Something broken works again.
+    pub mend: u64,
+    /// Somebody asks for something; chances per thousand and attempt.
+    pub submit: u64,
+}
+
+/// Everything that a seed decides before its run begins.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub topology: Topology,
+    pub coordinators: u64,
+    pub weather: Weather,
+    pub swarm: Swarm,
+    /// How long a sync takes, at least and at most.
+    pub sync_us: (u64, u64),
+    pub segment_bytes: u64,
+    pub odd_clocks: bool,
+    /// How long harm is done before everything heals.
+    pub chaos_us: u64,
+}
+
+impl Plan {
+    pub fn draw(seed: u64) -> Plan {
+        let rng = &mut SplitMix64::new(seed ^ 0x5eed);
+        let clusters = [1, 2, 2, 2, 3, 4][rng.below(6) as usize];
+        let topology = Topology {
+            clusters,
+            servers_per_cluster: [1, 3, 3, 3, 3, 5][rng.below(6) as usize],
+            accounts: u64::from(clusters) * 2 + rng.below(12),
+            initial_balance: 10 + rng.below(20),
+        };
+        let storm = rng.one_in(2);
+        let max_delay_us = 100 + rng.below(if storm { 100_000 } else { 3_000 });
+        let weather = Weather {
+            min_delay_us: 50,
+            // A few networks are so slow that time-outs overtake answers.
+            max_delay_us: if rng.one_in(20) { 2_000_000 } else { max_delay_us },
+            loss: on(rng, 300),
+            duplication: on(rng, 200),
+            reorder: rng.one_in(2),
+            straggle: on(rng, 30),
+            keepsakes: on(rng, 50),
+            bytes: rng.one_in(16),
+        };
+        let swarm = Swarm {
+            crash: on(rng, 20),
+            harm: on(rng, 30),
+            fail: on(rng, 20),
+            stall: on(rng, 20),
+            partition: on(rng, 15),
+            flap: on(rng, 10),
+            rupture: on(rng, 30),
+            haunt: on(rng, 60),
+            slow_network: on(rng, 8),
+            slow_disk: on(rng, 8),
+            skew: on(rng, 20),
+            jump: on(rng, 20),
+            wipe: if rng.one_in(8) { 5 } else { 0 },
+            damage: if rng.one_in(8) { 20 } else { 0 },
+            death: on(rng, 12),
+            pause: on(rng, 10),
+            mend: 1 + rng.below(20),
+            submit: 50 + rng.below(900),
+        };
+        let slow_disks = rng.one_in(4);
+        Plan {
+            topology,
+            coordinators: 1 + rng.below(4),
+            weather,
+            swarm,
+            sync_us: (50, 100 + rng.below(if slow_disks { 30_000 } else { 1_000 })),
+            // Small, so that segments change often; larger than any value that these clients bring about.
+            segment_bytes: 32_768 << rng.below(3),
+            odd_clocks: rng.one_in(2),
+            chaos_us: 2_000_000 + rng.below(6_000_000),
+        }
+    }
+}
+
+/// In half of the runs nothing, in the others something below `most`.
+fn on(rng: &mut SplitMix64, most: u64) -> u64 {
+    if rng.one_in(2) { rng.below(most) } else { 0 }
+}

@@ -1,0 +1,253 @@
+//! What is done to servers: power cuts, restarts, pulled cables, standstills, broken disks, odd clocks.
+
+use std::collections::BTreeSet;
+
+use crate::drive;
+use crate::shard::Input;
+use crate::sim::coverage::Seen;
+use crate::sim::disk::SimDisk;
+use crate::sim::network::{Packet, Place};
+use crate::sim::server::{Ailment, Harm, Running};
+use crate::sim::world::{Connection, Event, Options, World};
+use crate::storage::{Disk, Expected, Kept, StorageError, Unsynced, Wal};
+use crate::txn;
+use crate::types::{ClientId, NodeId, Time};
+
+impl World {
+    /// The power goes, or only the process dies: what was not synced is lost wholly, in part, or not at all.
+    pub fn crash(&mut self, id: NodeId) {
+        self.note(|| format!("{id} crashes"));
+        self.hash.add(&("crash", self.now, id));
+        let (power, mut dice) = (self.rng.one_in(2), self.rng.clone());
+        self.rng.next_u64();
+        let server = self.servers.get_mut(&id).expect("a server of this topology");
+        self.coverage.see_if(server.running.is_some(), Seen::Crashed);
+        server.running = None;
+        server.failed = false;
+        server.dies_before_release = false;
+        server.inbox.clear();
+        server.busy_until = Time(0);
+        server.power_lost = power;
+        server.disk.set_fuse(None);
+        if power {
+            let coverage = &mut self.coverage;
+            server.disk.inner.crash(|unsynced| {
+                let (kept, sight) = match dice.below(3) {
+                    0 => (Kept::Lost, Seen::PowerLost),
+                    1 => (Kept::Whole, Seen::PowerSpared),
+                    _ => (Kept::Sectors(dice.next_u64()), Seen::PowerTore),
+                };
+                coverage.see_if(matches!(unsynced, Unsynced::Write { .. }), sight);
+                kept
+            });
+        } else {
+            server.disk.inner.kill();
+        }
+        self.wakes.remove(&Place::Server(id));
+        self.recoverers.values_mut().for_each(|all| _ = all.remove(&id));
+        self.drop_clients(id);
+        self.drop_connections(Place::Server(id));
+    }
+
+    /// Everybody who had a connection to this server learns that it is gone.
+    fn drop_clients(&mut self, id: NodeId) {
+        let mut gone: BTreeSet<(ClientId, Place)> =
+            std::mem::take(&mut self.server(id).clients).into_iter().collect();
+        // Those whose opening is still on its way learn it as well.
+        gone.extend(self.connections.iter().filter(|((_, s), _)| *s == id).map(|((o, _), c)| (c.id, *o)));
+        for (connection, owner) in gone {
+            let at = Time(self.now.0 + 1 + self.rng.below(20_000));
+            // A cable that was pulled carries no news; the operating system's time-outs do.
+            let open = self.connections.get(&(owner, id)).is_some_and(|c| c.id == connection);
+            if open {
+                self.connections.insert((owner, id), Connection { id: connection, open: false });
+                self.schedule(at, Event::ConnectTimeout { owner, server: id, connection });
+            }
+        }
+    }
+
+    /// This place's own connections are gone; the servers at their ends notice.
+    pub(super) fn drop_connections(&mut self, owner: Place) -> Vec<NodeId> {
+        let mine: Vec<NodeId> =
+            self.connections.keys().filter(|(o, _)| *o == owner).map(|(_, s)| *s).collect();
+        for server in &mine {
+            if let Some(connection) = self.connections.remove(&(owner, *server)) {
+                let at = Time(self.now.0 + 1 + self.rng.below(20_000));
+                let packet = Packet::Close(connection.id);
+                self.schedule(at, Event::Arrive { from: owner, to: Place::Server(*server), packet });
+            }
+        }
+        mine
+    }
+
+    /// Starts a server from its disk; false if it does not come up.
+    pub fn start(&mut self, id: NodeId) -> bool {
+        let Options { topology, timeouts, .. } = self.options;
+        let (now, random) = (self.now, self.rng.next_u64());
+        let server = self.servers.get_mut(&id).expect("a server of this topology");
+        assert!(server.running.is_none(), "{id} runs already");
+        let local = server.clock.local(now);
+        let expected = Expected { cluster_id: Some(1), topology, server: id };
+        let mut sights = Vec::new();
+        let started = Wal::open(server.disk.clone(), expected).and_then(|(wal, recovered)| {
+            sights.extend(recovered.torn.is_some().then_some(Seen::TornTailCut));
+            sights.extend((!recovered.votes.is_empty()).then_some(Seen::Restarted));
+            let shard = drive::restore(id, topology, timeouts, local, random, &wal, recovered)?;
+            Ok(Running { shard, wal })
+        });
+        sights.into_iter().for_each(|sight| self.coverage.see(sight));
+        match (started, server.ailment) {
+            (Ok(_), Some(Ailment::Wiped)) => panic!("S3: {id} starts from a wiped disk"),
+            (Ok(running), _) => {
+                server.ailment = None;
+                server.told.check(&running.shard);
+                let replica = running.shard.replica();
+                let (promised, decided, last) =
+                    (replica.promised(), replica.decided(), running.wal.last_slot());
+                self.checker.observe(&running.shard, true);
+                server.running = Some(running);
+                self.note(|| {
+                    format!("{id} starts: promised {promised}, decided {decided}, log up to {last}")
+                });
+                self.wake(Place::Server(id), now);
+                true
+            }
+            (Err(StorageError::NotFormatted), Some(Ailment::Wiped)) => {
+                self.coverage.see(Seen::DiskWiped);
+                self.lose(id, "its disk was wiped");
+                false
+            }
+            (Err(e @ StorageError::Damaged { .. }), Some(Ailment::Damaged)) => {
+                self.coverage.see(Seen::DiskDamaged);
+                self.lose(id, &e.to_string());
+                false
+            }
+            (Err(StorageError::Io { source, .. }), _) => {
+                self.note(|| format!("{id} does not start: {source}"));
+                self.coverage.see(Seen::DiedInRecovery);
+                self.crash(id);
+                false
+            }
+            (Err(e), ailment) => panic!("S1: {id} ({ailment:?}) finds its own log unusable: {e}"),
+        }
+    }
+
+    /// A server that will not come back.
+    fn lose(&mut self, id: NodeId, why: &str) {
+        self.note(|| format!("{id} refuses to start for good: {why}"));
+        self.server(id).lost = true;
+    }
+
+    /// Whether a cluster could do without this server as well: what is lost or ailing stays a minority.
+    pub fn can_spare(&self, id: NodeId) -> bool {
+        let topology = self.options.topology;
+        let members = topology.servers_of(topology.shard_of_server(id));
+        let gone = members.filter(|m| self.servers[m].lost || self.servers[m].ailment.is_some()).count();
+        gone < topology.servers_per_cluster as usize - topology.majority()
+    }
+
+    /// A stopped server's disk is replaced by an empty one.
+    pub fn wipe(&mut self, id: NodeId) {
+        self.note(|| format!("the disk of {id} is wiped"));
+        let server = self.server(id);
+        assert!(server.running.is_none(), "only stopped servers are wiped");
+        server.disk = SimDisk::default();
+        server.ailment = Some(Ailment::Wiped);
+    }
+
+    /// One bit of a stopped server's log flips, anywhere in what was written. Only after its process died without a power
+    /// cut, so that the mark is not older than the log: S1 promises nothing beyond that.
+    pub fn damage(&mut self, id: NodeId) {
+        let server = self.servers.get_mut(&id).expect("a server of this topology");
+        if server.power_lost || server.ailment.is_some() {
+            return;
+        }
+        let disk = &server.disk.inner;
+        let names = disk.list().expect("a memory disk lists its files");
+        let segments: Vec<String> = names.into_iter().filter(|name| name.ends_with(".seg")).collect();
+        let name = &segments[self.rng.below(segments.len() as u64) as usize];
+        let mut content = disk.contents(name).expect("it was just listed");
+        let written = content.iter().rposition(|b| *b != 0).map_or(0, |last| last as u64 + 1);
+        if written == 0 {
+            return;
+        }
+        let at = self.rng.below(written);
+        content[at as usize] ^= 1 << self.rng.below(8);
+        disk.overwrite(name, content);
+        server.ailment = Some(Ailment::Damaged);
+        let name = name.clone();
+        self.note(|| format!("a bit of {name} of {id} flips at offset {at}"));
+    }
+
+    /// Pulls the cable of a server and stops its timers; its memory stays.
+    pub fn fail(&mut self, id: NodeId) {
+        if !self.servers[&id].is_up() {
+            return;
+        }
+        self.note(|| format!("{id} fails"));
+        let gone: Vec<ClientId> = self.servers[&id].clients.keys().copied().collect();
+        self.drop_clients(id);
+        let mine = self.drop_connections(Place::Server(id));
+        self.hash.add(&("fail", self.now, id));
+        self.recoverers.values_mut().for_each(|all| _ = all.remove(&id));
+        let server = self.server(id);
+        server.failed = true;
+        // What it will notice when it is back.
+        server.inbox = vec![Input::Resume];
+        server.inbox.extend(gone.into_iter().map(Input::ClientGone));
+        server.inbox.extend(mine.into_iter().map(|s| Input::Remote(txn::Input::Disconnected(s))));
+        self.wakes.remove(&Place::Server(id));
+    }
+
+    pub fn recover(&mut self, id: NodeId) {
+        if self.servers[&id].failed {
+            self.note(|| format!("{id} recovers"));
+            self.coverage.see(Seen::CutOffAndBack);
+            self.server(id).failed = false;
+            self.wake(Place::Server(id), self.now);
+        }
+    }
+
+    /// A server stands still, as if its process were stopped: what arrives waits, and is handled in one turn.
+    pub fn stall(&mut self, id: NodeId, length_us: u64) {
+        let until = Time(self.now.0 + length_us);
+        let server = self.server(id);
+        server.busy_until = server.busy_until.max(until);
+        server.stalled = true;
+        self.note(|| format!("{id} stands still until {until:?}"));
+    }
+
+    /// Everything its disk does takes so many times as long.
+    pub fn slow_disk(&mut self, id: NodeId, slowness: u64) {
+        self.server(id).disk_slowness = slowness;
+    }
+
+    /// Its clock runs at `rate` millionths of true time from now on.
+    pub fn skew(&mut self, id: NodeId, rate: u64) {
+        let now = self.now;
+        self.note(|| format!("the clock of {id} runs at {rate} millionths"));
+        self.server(id).clock.run_at(now, rate);
+        self.wake(Place::Server(id), now);
+    }
+
+    /// Its clock jumps.
+    pub fn jump(&mut self, id: NodeId, by_us: i64) {
+        let now = self.now;
+        self.note(|| format!("the clock of {id} jumps by {by_us} µs"));
+        let server = self.server(id);
+        server.clock.jump(now, by_us);
+        server.jumped = Some(by_us > 0);
+        self.wake(Place::Server(id), now);
+    }
+
+    /// Arranges for a server to die by itself.
+    pub fn arm(&mut self, id: NodeId, harm: Harm) {
+        let server = self.server(id);
+        match harm {
+            Harm::Fuse(operations) => server.disk.set_fuse(Some(operations)),
+            Harm::FailWrite(n) => server.disk.inner.fail_write(n),
+            Harm::FailSync(n) => server.disk.inner.fail_sync(n),
+            Harm::BeforeRelease => server.dies_before_release = true,
+        }
+    }
+}

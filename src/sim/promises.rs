@@ -1,0 +1,63 @@
+//! P1 from outside: what a server has told others that it keeps, held against what it knows after a restart.
+
+use std::collections::BTreeMap;
+
+use crate::paxos::Message;
+use crate::shard::Shard;
+use crate::types::{Ballot, NodeId, Slot};
+
+#[derive(Clone, Default, Debug)]
+pub struct Told {
+    /// The highest ballot that it spoke in; every such message implies the promise.
+    promised: Ballot,
+    /// Where that message went and what kind it was.
+    words: &'static str,
+    /// By ballot: the highest position that it acknowledged.
+    accepted: BTreeMap<Ballot, Slot>,
+}
+
+impl Told {
+    /// A message left for another server.
+    pub fn note(&mut self, me: NodeId, message: &Message) {
+        let (ballot, position, words) = match message {
+            Message::Promise(m) => (m.ballot, None, "a promise"),
+            Message::Accepted(m) => (m.ballot, Some(m.position), "an acceptance"),
+            Message::HeartbeatReply(m) => (m.ballot, Some(m.position), "the answer to a heartbeat"),
+            Message::Prepare(m) => (m.ballot, None, "a prepare"),
+            Message::Accept(m) if m.ballot.leader() == Some(me) => (m.ballot, None, "a proposal"),
+            Message::Heartbeat(m) => (m.ballot, None, "a heartbeat"),
+            _ => return,
+        };
+        if ballot > self.promised {
+            self.promised = ballot;
+            self.words = words;
+        }
+        if let Some(position) = position {
+            let known = self.accepted.entry(ballot).or_default();
+            *known = position.max(*known);
+        }
+    }
+
+    /// A server was restored from its disk: it must know everything that it told.
+    pub fn check(&self, server: &Shard) {
+        let (me, replica) = (server.id(), server.replica());
+        assert!(
+            replica.promised() >= self.promised,
+            "P1: {me} sent {} of ballot {} and restarts with the promise {}",
+            self.words,
+            self.promised,
+            replica.promised()
+        );
+        for (ballot, position) in &self.accepted {
+            let mut slot = replica.decided().next();
+            while slot <= *position {
+                let vote = replica.entry(slot).map(|(ballot, _)| *ballot);
+                assert!(
+                    vote.is_some_and(|vote| vote >= *ballot),
+                    "P1: {me} acknowledged slot {slot} in ballot {ballot} and restarts with the vote {vote:?}"
+                );
+                slot = slot.next();
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What the world notices for [`Coverage`](crate::sim::Coverage), always at the victim.
+
+use std::io;
+
+use crate::paxos::{self, Message};
+use crate::shard;
+use crate::sim::coverage::Seen;
+use crate::sim::disk::SimDisk;
+use crate::sim::server::{Outbox, Running, Sent};
+use crate::sim::world::World;
+use crate::txn;
+use crate::types::NodeId;
+
+/// A server before a turn, as far as the turn's rarities depend on it.
+pub struct Before {
+    in_flight: bool,
+    reads: u64,
+}
+
+impl Before {
+    pub fn of(running: &Running, disk: &SimDisk) -> Before {
+        let replica = running.shard.replica();
+        Before {
+            in_flight: replica.is_leader() && replica.position() > replica.decided(),
+            reads: disk.reads(),
+        }
+    }
+}
+
+impl World {
+    pub(super) fn see_turn(
+        &mut self,
+        id: NodeId,
+        before: &Before,
+        outbox: &Outbox,
+        error: Option<&io::Error>,
+    ) {
+        let now = self.now;
+        let server = self.servers.get_mut(&id).expect("a server of this topology");
+        let coverage = &mut self.coverage;
+        coverage.see_if(std::mem::take(&mut server.stalled) && server.busy_until >= now, Seen::Stalled);
+        coverage.see_if(server.disk_slowness > 1 && outbox.syncs > 0, Seen::SlowDisk);
+        coverage.see_if(!server.clock.is_even(), Seen::ClockSkewed);
+        match server.jumped.take() {
+            Some(true) => coverage.see(Seen::ClockJumped),
+            Some(false) => coverage.see(Seen::ClockStrobed),
+            None => {}
+        }
+        coverage.see_if(server.disk.reads() > before.reads, Seen::ReadFromDisk);
+        let deposed = |s: &Sent| matches!(s, Sent::Paxos(paxos::Event::LostLeadership { .. }));
+        let was_deposed = outbox.sent.iter().any(|(_, _, sent)| deposed(sent));
+        coverage.see_if(before.in_flight && was_deposed, Seen::DeposedInFlight);
+        if let Some(error) = error {
+            let text = error.to_string();
+            coverage.see_if(server.disk.is_dead() && outbox.syncs == 0, Seen::DiedBeforeSync);
+            coverage.see_if(text.contains("injected failure of a write"), Seen::WriteFailed);
+            let sync = text.contains("injected failure of a sync") || text.contains("of a directory sync");
+            coverage.see_if(sync, Seen::SyncFailed);
+        }
+    }
+
+    /// A message reaches a server.
+    pub(super) fn see_message(&mut self, to: NodeId, message: &Message) {
+        let Message::Refuse(refuse) = message else { return };
+        self.coverage.see(Seen::StaleBallot);
+        let Some(running) = &self.servers[&to].running else { return };
+        let replica = running.shard.replica();
+        let campaigns = replica.promised() == refuse.ballot && !replica.is_leader();
+        self.coverage.see_if(campaigns && refuse.promised > refuse.ballot, Seen::PreparedAgain);
+    }
+
+    pub(super) fn see_paxos(&mut self, event: &paxos::Event) {
+        let sight = match event {
+            paxos::Event::PreVoteRefused { .. } => Seen::PreVoteRefused,
+            paxos::Event::Leading { decided, phase1_end, .. } if phase1_end > decided => Seen::OldTail,
+            paxos::Event::LostLeadership { why, .. } if why.contains("majority was not heard") => {
+                Seen::CheckQuorum
+            }
+            paxos::Event::CaughtUp { .. } => Seen::CaughtUp,
+            paxos::Event::Resending { .. } => Seen::Resent,
+            _ => return,
+        };
+        self.coverage.see(sight);
+    }
+
+    pub(super) fn see_shard(&mut self, id: NodeId, event: &shard::Event) {
+        match event {
+            shard::Event::Recovering { id: txn } => {
+                let all = self.recoverers.entry(*txn).or_default();
+                all.insert(id);
+                self.coverage.see_if(all.len() > 1, Seen::TwoRecoverers);
+            }
+            shard::Event::Recovery(event) => {
+                let (txn, sight) = match event {
+                    txn::Event::Recovered { id, commit: true } => (id, Seen::RecoveryCommits),
+                    txn::Event::Recovered { id, commit: false } => (id, Seen::RecoveryAborts),
+                    txn::Event::RecoveryDropped { id } => (id, Seen::RecoveryDropped),
+                    _ => return,
+                };
+                self.coverage.see(sight);
+                if let Some(all) = self.recoverers.get_mut(txn) {
+                    all.remove(&id);
+                }
+            }
+            shard::Event::ReadWaits { .. } => self.coverage.see(Seen::ReadWaited),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Many runs of the simulator: on several threads, with a progress bar, resumable, with what all of them together have
+//! met. Behind `bank sim`, `make soak` and `tests/sim.rs`.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::soak_bar;
+use crate::sim::{self, Coverage, Trace, Violation};
+
+mod command;
+
+pub use command::{SimArgs, command, describe, parse_range};
+
+/// Seeds between two looks at the clock, and between two writes of the progress file.
+const BLOCK: u64 = 200;
+/// So many runs must together have met everything there is to meet.
+pub const FULL_COVERAGE: u64 = 300;
+
+/// Which seeds, and when to stop.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The first seed, and the one behind the last.
+    pub first: u64,
+    pub end: u64,
+    /// Begin no further block after this time.
+    pub limit: Option<Duration>,
+    pub jobs: usize,
+    /// Go on after a violation.
+    pub keep_going: bool,
+    /// Where to note how far the range has come, and from where to go on.
+    pub progress: Option<PathBuf>,
+    pub bar: bool,
+}
+
+/// What a range of seeds did, together.
+#[derive(Clone, Default, Debug)]
+pub struct Totals {
+    pub runs: u64,
+    pub committed: u64,
+    pub asked: u64,
+    pub virtual_us: u64,
+    /// The longest way from healing to rest, and the seed that took it.
+    pub longest_rest_us: u64,
+    pub longest_rest_seed: u64,
+    /// Wall time of the runs, over all parts of a range that was resumed.
+    pub wall: Duration,
+    pub coverage: Coverage,
+    pub violations: Vec<Violation>,
+    /// The seed with which to go on.
+    pub next: u64,
+}
+
+/// The progress file: what [`Totals`] held when it was written. Seeds that failed are written down with their messages.
+#[derive(Serialize, Deserialize)]
+struct Progress {
+    first: u64,
+    next: u64,
+    runs: u64,
+    committed: u64,
+    asked: u64,
+    virtual_us: u64,
+    longest_rest_us: u64,
+    longest_rest_seed: u64,
+    wall_us: u64,
+    coverage: Vec<u64>,
+    violations: Vec<(u64, String, String)>,
+}
+
+impl Totals {
+    fn add(&mut self, run: Result<sim::Summary, Violation>) {
+        self.runs += 1;
+        match run {
+            Ok(summary) => {
+                self.committed += summary.committed;
+                self.asked += summary.asked;
+                self.virtual_us += summary.virtual_us;
+                self.coverage.merge(&summary.coverage);
+                if summary.rest_us > self.longest_rest_us {
+                    (self.longest_rest_us, self.longest_rest_seed) = (summary.rest_us, summary.seed);
+                }
+            }
+            Err(violation) => self.violations.push(violation),
+        }
+    }
+
+    /// One paragraph: how much was run, how fast, what was never met.
+    pub fn text(&self) -> String {
+        let seconds = self.wall.as_secs_f64().max(1e-6);
+        let virtual_s = self.virtual_us as f64 / 1e6;
+        let mut text = format!(
+            "{} runs in {seconds:.1} s ({:.0}/s), {virtual_s:.0} s of virtual time ({:.0} x real time), {} requests, {} \
+             committed, at rest at most {:.1} s after healing (seed {})",
+            self.runs,
+            self.runs as f64 / seconds,
+            virtual_s / seconds,
+            self.asked,
+            self.committed,
+            self.longest_rest_us as f64 / 1e6,
+            self.longest_rest_seed,
+        );
+        for sight in self.coverage.missing() {
+            let _ = write!(text, "\nnever met: {}", sight.text());
+        }
+        text
+    }
+
+    /// Whether the runs prove anything: no rule broke, and a full suite has met everything.
+    pub fn is_good(&self) -> bool {
+        self.violations.is_empty() && (self.runs < FULL_COVERAGE || self.coverage.missing().is_empty())
+    }
+}
+
+/// Runs a range of seeds.
+///
+/// # Errors
+///
+/// A progress file that cannot be read or written, or that belongs to another range or another simulator.
+pub fn soak(plan: &Plan) -> Result<Totals, String> {
+    let mut totals = match &plan.progress {
+        Some(file) if file.exists() => resume(file, plan)?,
+        _ => Totals { next: plan.first, ..Totals::default() },
+    };
+    let bar = soak_bar(plan.end.saturating_sub(plan.first), plan.bar);
+    bar.set_position(totals.next - plan.first);
+    let (before, started) = (totals.wall, Instant::now());
+    while totals.next < plan.end && plan.limit.is_none_or(|limit| started.elapsed() < limit) {
+        let block = totals.next..plan.end.min(totals.next + BLOCK);
+        let next = AtomicU64::new(block.start);
+        let (shared, broken) = (Mutex::new(&mut totals), AtomicU64::new(0));
+        thread::scope(|scope| {
+            for _ in 0..plan.jobs.max(1) {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        let stop = !plan.keep_going && broken.load(Ordering::Relaxed) > 0;
+                        if seed >= block.end || stop {
+                            return;
+                        }
+                        let run = sim::attempt(seed, Trace::Off);
+                        broken.fetch_add(u64::from(run.is_err()), Ordering::Relaxed);
+                        shared.lock().expect("no run panics outside of its catcher").add(run);
+                        bar.inc(1);
+                    }
+                });
+            }
+        });
+        totals.violations.sort_by_key(|v| v.seed);
+        totals.wall = before + started.elapsed();
+        if !totals.violations.is_empty() && !plan.keep_going {
+            totals.next = totals.violations[0].seed;
+            break;
+        }
+        totals.next = block.end;
+        if let Some(file) = &plan.progress {
+            save(file, plan, &totals).map_err(|e| format!("{}: cannot be written: {e}", file.display()))?;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(totals)
+}
+
+fn save(file: &Path, plan: &Plan, totals: &Totals) -> io::Result<()> {
+    let progress = Progress {
+        first: plan.first,
+        next: totals.next,
+        runs: totals.runs,
+        committed: totals.committed,
+        asked: totals.asked,
+        virtual_us: totals.virtual_us,
+        longest_rest_us: totals.longest_rest_us,
+        longest_rest_seed: totals.longest_rest_seed,
+        wall_us: totals.wall.as_micros() as u64,
+        coverage: totals.coverage.counts().to_vec(),
+        violations: totals.violations.iter().map(|v| (v.seed, v.message.clone(), v.place.clone())).collect(),
+    };
+    // Beside, then renamed: an interruption leaves the old file or the new one.
+    let beside = file.with_extension("new");
+    fs::write(&beside, serde_json::to_vec_pretty(&progress)?)?;
+    fs::rename(beside, file)
+}
+
+fn resume(file: &Path, plan: &Plan) -> Result<Totals, String> {
+    let name = file.display();
+    let bytes = fs::read(file).map_err(|e| format!("{name}: cannot be read: {e}"))?;
+    let progress: Progress = serde_json::from_slice(&bytes)
+        .map_err(|e| format!("{name}: not a progress file of `bank sim` ({e}); remove it to start anew"))?;
+    let coverage = Coverage::from_counts(&progress.coverage);
+    let (Some(coverage), true) = (coverage, progress.first == plan.first && progress.next <= plan.end) else {
+        return Err(format!(
+            "{name}: notes seeds {}..{}, of this or another simulator, and does not fit {}..{}; remove it to start anew",
+            progress.first, progress.next, plan.first, plan.end
+        ));
+    };
+    let violations = progress.violations.into_iter();
+    Ok(Totals {
+        runs: progress.runs,
+        committed: progress.committed,
+        asked: progress.asked,
+        virtual_us: progress.virtual_us,
+        longest_rest_us: progress.longest_rest_us,
+        longest_rest_seed: progress.longest_rest_seed,
+        wall: Duration::from_micros(progress.wall_us),
+        coverage,
+        violations: violations.map(|(seed, message, place)| Violation { seed, message, place }).collect(),
+        next: progress.next,
+    })
+}
