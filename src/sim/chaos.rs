@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::Timeouts;
 use crate::sim::coverage::Coverage;
 use crate::sim::network::{Place, Weather};
 use crate::sim::plan::Plan;
@@ -46,7 +45,7 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
     let plan = Plan::draw(seed);
     let options = Options {
         topology: plan.topology,
-        timeouts: Timeouts::default(),
+        timeouts: plan.timeouts,
         seed,
         weather: plan.weather,
         sync_us: plan.sync_us,
@@ -127,6 +126,14 @@ impl Run {
             return;
         }
         let accounts = self.world.options.topology.accounts;
+        if self.world.rng.one_in(50) {
+            let server = self.any_server();
+            self.world.hint(client, server);
+            let op =
+                [Op::Settle, Op::Confirm { anew: true }, Op::Confirm { anew: false }][self.below(3) as usize];
+            self.world.submit(client, op);
+            return;
+        }
         if self.world.rng.one_in(5) {
             let account = AccountId(1 + self.world.rng.below(accounts));
             self.world.submit(client, Op::Read(account));

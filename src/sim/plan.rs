@@ -1,7 +1,7 @@
 //! What one seed decides: the bank, the weather, which faults there are and how often (a *swarm*: most runs know only
 //! some of the faults, so that one fault does not always hide what another would show).
 
-use crate::config::Topology;
+use crate::config::{Timeouts, Topology};
 use crate::sim::network::Weather;
 use crate::workload::SplitMix64;
 
@@ -46,6 +46,7 @@ pub struct Swarm {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub topology: Topology,
+    pub timeouts: Timeouts,
     pub coordinators: u64,
     pub weather: Weather,
     pub swarm: Swarm,
@@ -103,6 +104,7 @@ impl Plan {
         let slow_disks = rng.one_in(4);
         Plan {
             topology,
+            timeouts: timeouts(rng),
             coordinators: 1 + rng.below(4),
             weather,
             swarm,
@@ -112,6 +114,22 @@ impl Plan {
             odd_clocks: rng.one_in(2),
             chaos_us: 2_000_000 + rng.below(6_000_000),
         }
+    }
+}
+
+/// The usual time-outs in half of the runs. In the others they fit each other badly: recovery overtakes coordinators that
+/// are alive and well, clients lose patience before servers do, or the other way round.
+fn timeouts(rng: &mut SplitMix64) -> Timeouts {
+    if rng.one_in(2) {
+        return Timeouts::default();
+    }
+    let heartbeat_interval_ms = 10 + rng.below(60);
+    Timeouts {
+        heartbeat_interval_ms,
+        election_timeout_ms: heartbeat_interval_ms * (3 + rng.below(6)),
+        in_doubt_timeout_ms: 20 + rng.below(1500),
+        read_timeout_ms: 100 + rng.below(5000),
+        unreachable_timeout_ms: 100 + rng.below(2000),
     }
 }
 
