@@ -208,9 +208,13 @@ impl World {
         }
     }
 
-    /// Lets everything go that was held back, in order.
+    /// Lets everything go that was held back, in order; requests of the dead too.
     pub fn release(&mut self) {
         for (from, to, packet) in self.network.release() {
+            let packet = match packet {
+                Packet::Request(_, request) if !self.is_alive(from) => Packet::Late(request),
+                packet => packet,
+            };
             self.schedule(self.now, Event::Arrive { from, to, packet });
         }
     }
