@@ -12,6 +12,7 @@
 //! * [`net`]: frames and bounded connections; [`runtime`]: threads, event loops, clocks, and the commands of the
 //!   executable.
 //! * [`sim`]: the same core and the same log in a deterministic world, with crashes, partitions and a checker.
+//! * [`history`]: whether what clients saw can be explained by a bank that does one thing at a time.
 //! * [`testset`] and [`workload`]: set files, the sequential model they are checked against, and random ones.
 //!   [`metrics`] and [`report`]: what is counted, and how it is shown.
 //!
@@ -50,6 +51,7 @@ pub mod bank;
 pub mod codec;
 pub mod config;
 pub mod drive;
+pub mod history;
 pub mod metrics;
 pub mod net;
 pub mod paxos;

@@ -29,13 +29,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("drive", &["types", "config", "paxos", "bank", "txn", "shard", "storage"]),
     ("testset", &["types", "config"]),
     ("workload", &["types", "config", "testset"]),
+    ("history", &["types", "config"]),
     ("metrics", &["types"]),
     ("report", &["types", "config", "metrics", "testset"]),
     (
         "sim",
         &[
             "types", "config", "codec", "paxos", "bank", "txn", "shard", "storage", "drive", "testset",
-            "workload", "metrics",
+            "workload", "metrics", "history",
         ],
     ),
     ("soak", &["report", "sim"]),
@@ -49,7 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// The protocol: everything comes in as an input, so that three drivers can run it and every run can be repeated.
-const PURE: &[&str] = &["types", "config", "codec", "paxos", "bank", "txn", "shard"];
+const PURE: &[&str] = &["types", "config", "codec", "paxos", "bank", "txn", "shard", "history"];
 const NOT_IN_PURE: &[&str] = &[
     "std::fs",
     "std::net",
