@@ -36,7 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "sim",
         &[
             "types", "config", "codec", "paxos", "bank", "txn", "shard", "storage", "drive", "testset",
-            "workload", "metrics", "history",
+            "workload", "metrics", "history", "history",
         ],
     ),
     ("soak", &["report", "sim"]),

@@ -28,6 +28,8 @@ pub struct Summary {
     /// Virtual time of the whole run, and from healing to rest.
     pub virtual_us: u64,
     pub rest_us: u64,
+    /// Whether the search for an order of what the clients saw came to an end; if so there is one.
+    pub judged: bool,
     pub coverage: Coverage,
 }
 
@@ -63,7 +65,8 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
     let away = run.heal();
     let rest_us = run.rest(&away);
     run.last_words();
-    run.summary(seed, rest_us)
+    let judged = run.world.judge();
+    run.summary(seed, rest_us, judged)
 }
 
 impl Run {
@@ -246,7 +249,7 @@ impl Run {
         assert!(bad.is_empty(), "unanswered in a healthy world: {bad:?}");
     }
 
-    fn summary(self, seed: u64, rest_us: u64) -> Summary {
+    fn summary(self, seed: u64, rest_us: u64, judged: bool) -> Summary {
         let World { now, clients, departed, checker, network, mut coverage, mut hash, servers, .. } =
             self.world;
         coverage.merge(&checker.coverage);
@@ -264,6 +267,7 @@ impl Run {
             asked: asked as u64,
             virtual_us: now.0,
             rest_us,
+            judged,
             coverage,
         }
     }

@@ -29,6 +29,7 @@ mod server;
 mod sights;
 mod text;
 mod trace;
+mod verdict;
 mod world;
 
 pub use attempt::{Violation, attempt};

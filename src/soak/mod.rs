@@ -50,6 +50,8 @@ pub struct Totals {
     /// The longest way from healing to rest, and the seed that took it.
     pub longest_rest_us: u64,
     pub longest_rest_seed: u64,
+    /// Runs whose clients' history was too hard to judge.
+    pub unjudged: u64,
     /// Wall time of the runs, over all parts of a range that was resumed.
     pub wall: Duration,
     pub coverage: Coverage,
@@ -69,6 +71,7 @@ struct Progress {
     virtual_us: u64,
     longest_rest_us: u64,
     longest_rest_seed: u64,
+    unjudged: u64,
     wall_us: u64,
     coverage: Vec<u64>,
     violations: Vec<(u64, String, String)>,
@@ -82,6 +85,7 @@ impl Totals {
                 self.committed += summary.committed;
                 self.asked += summary.asked;
                 self.virtual_us += summary.virtual_us;
+                self.unjudged += u64::from(!summary.judged);
                 self.coverage.merge(&summary.coverage);
                 if summary.rest_us > self.longest_rest_us {
                     (self.longest_rest_us, self.longest_rest_seed) = (summary.rest_us, summary.seed);
@@ -106,6 +110,9 @@ impl Totals {
             self.longest_rest_us as f64 / 1e6,
             self.longest_rest_seed,
         );
+        if self.unjudged > 0 {
+            let _ = write!(text, "\n{} histories were too hard to judge", self.unjudged);
+        }
         for sight in self.coverage.missing() {
             let _ = write!(text, "\nnever met: {}", sight.text());
         }
@@ -177,6 +184,7 @@ fn save(file: &Path, plan: &Plan, totals: &Totals) -> io::Result<()> {
         virtual_us: totals.virtual_us,
         longest_rest_us: totals.longest_rest_us,
         longest_rest_seed: totals.longest_rest_seed,
+        unjudged: totals.unjudged,
         wall_us: totals.wall.as_micros() as u64,
         coverage: totals.coverage.counts().to_vec(),
         violations: totals.violations.iter().map(|v| (v.seed, v.message.clone(), v.place.clone())).collect(),
@@ -207,6 +215,7 @@ fn resume(file: &Path, plan: &Plan) -> Result<Totals, String> {
         virtual_us: progress.virtual_us,
         longest_rest_us: progress.longest_rest_us,
         longest_rest_seed: progress.longest_rest_seed,
+        unjudged: progress.unjudged,
         wall: Duration::from_micros(progress.wall_us),
         coverage,
         violations: violations.map(|(seed, message, place)| Violation { seed, message, place }).collect(),
