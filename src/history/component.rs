@@ -224,7 +224,8 @@ impl<'a> Search<'a> {
                 let lit = if pair.0 == other { lit } else { !lit };
                 if let Some(taken) = search.taken[other as usize] {
                     // What never takes effect comes after everything that could notice.
-                    search.solver.either(!lit, taken);
+                    let unless = search.taken[number as usize].map(|t| !t);
+                    search.solver.require([!lit, taken].into_iter().chain(unless).collect());
                 }
                 terms.push(Term { lit, delta: nodes[other as usize].delta(stretch) });
             }

@@ -135,9 +135,9 @@ impl Solver {
         lit
     }
 
-    /// `a` or `b` must hold. Before the search begins.
-    pub fn either(&mut self, a: Lit, b: Lit) {
-        self.attach(vec![a, b]);
+    /// One of these, two at least, must hold. Before the search begins.
+    pub fn require(&mut self, clause: Vec<Lit>) {
+        self.attach(clause);
     }
 
     /// Before the search begins. Returns its number.
