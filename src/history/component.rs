@@ -271,7 +271,8 @@ impl<'a> Search<'a> {
         let here = self.solver.order.position(violated);
         let mut decided = false;
         loop {
-            let next = self.solver.sum(number).terms.iter().filter(|t| self.solver.value(t.lit) == Value::Open);
+            let next =
+                self.solver.sum(number).terms.iter().filter(|t| self.solver.value(t.lit) == Value::Open);
             let distance = |lit: Lit| {
                 let (a, b) = self.solver.edge(lit).expect("terms are about the order");
                 let there = self.solver.order.position(if a == violated { b } else { a });

@@ -434,11 +434,7 @@ impl Solver {
         self.back_to(learnt.first().map_or(0, |l| self.level[l.var()]));
         learnt.insert(0, way_out);
         self.work += learnt.len() as u64;
-        let reason = if learnt.len() > 1 {
-            Reason::Clause(self.attach(learnt))
-        } else {
-            Reason::Decision
-        };
+        let reason = if learnt.len() > 1 { Reason::Clause(self.attach(learnt)) } else { Reason::Decision };
         self.assign(way_out, reason);
     }
 
