@@ -1,13 +1,17 @@
 //! The judge of histories: right ones are accepted, doctored ones rejected, and on tiny ones it agrees with a judge that
 //! tries every order.
 
+#[path = "history/doctored.rs"]
+mod doctored;
 #[path = "history/enumerate.rs"]
 mod enumerate;
 #[path = "history/generate.rs"]
 mod generate;
+#[path = "history/story.rs"]
+mod story;
 
 use enumerate::is_explicable;
-use generate::{Shape, generate, topology, with_final_reads};
+use generate::{Shape, topology, with_final_reads};
 use shardpaxosbank::config::Topology;
 use shardpaxosbank::history::{Call, Failure, Operation, Reply, check, check_within};
 use shardpaxosbank::types::{AccountId, Reason, Transfer};
@@ -49,6 +53,56 @@ fn heavy_concurrency_is_accepted() {
     accepts("hot and open", Shape { open: 5, ..hot }, 6);
     accepts("hotter", Shape { accounts: 6, lines: 80, ..hot }, 6);
     accepts("poor", Shape { accounts: 18, initial_balance: 10, ..hot }, 6);
+}
+
+/// The final read of some account is off by one, after everything has come to rest: nothing hides that.
+#[test]
+fn a_wrong_final_balance_is_found_behind_heavy_concurrency() {
+    let hot = Shape { operations: 600, lines: 160, accounts: 12, initial_balance: 20, ..Shape::default() };
+    for seed in 0..6 {
+        let mut operations = with_final_reads(seed, &hot);
+        let index = operations.len() - 1 - seed as usize;
+        let Some((_, Reply::Balance(balance))) = &mut operations[index].replied else { panic!("not a read") };
+        *balance += 1;
+        match check(&topology(&hot), &operations) {
+            Err(Failure::Violation(v)) => assert_eq!(v.operations, [index], "{v}"),
+            verdict => panic!("seed {seed}: {verdict:?}"),
+        }
+    }
+}
+
+/// A transfer is taken out of the history, or stands in it twice, and final reads tell.
+#[test]
+fn a_transfer_too_few_or_too_many_is_found() {
+    let shape = Shape { operations: 300, lines: 30, ..Shape::default() };
+    for seed in 0..20 {
+        let right = with_final_reads(seed, &shape);
+        let is_commit = |o: &&Operation| o.replied.is_some_and(|(_, reply)| reply == Reply::Committed);
+        let index = right.iter().position(|o| is_commit(&o)).expect("something commits") + 1;
+        let victim = index + right[index..].iter().position(|o| is_commit(&o)).expect("more than one does");
+        let mut fewer = right.clone();
+        fewer.remove(victim);
+        let mut more = right.clone();
+        more.insert(victim, right[victim]);
+        for wrong in [fewer, more] {
+            let verdict = check(&topology(&shape), &wrong);
+            assert!(matches!(verdict, Err(Failure::Violation(_))), "seed {seed}: {verdict:?}");
+        }
+    }
+}
+
+/// Any result is right that is not a wrong verdict, and running out of budget says where.
+#[test]
+fn a_budget_that_is_too_small_is_said_so() {
+    let hot = Shape { operations: 600, lines: 160, accounts: 12, initial_balance: 20, ..Shape::default() };
+    let operations = with_final_reads(1, &hot);
+    match check_within(2_000, &topology(&hot), &operations) {
+        Err(Failure::Undecided(u)) => {
+            assert!(u.to_string().starts_with("undecided: the budget did not suffice"), "{u}");
+            assert!(u.operations.len() > 100, "{u}");
+        }
+        verdict => panic!("{verdict:?}"),
+    }
 }
 
 #[test]

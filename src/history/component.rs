@@ -224,7 +224,8 @@ impl<'a> Search<'a> {
                 let lit = if pair.0 == other { lit } else { !lit };
                 if let Some(taken) = search.taken[other as usize] {
                     // What never takes effect comes after everything that could notice.
-                    search.solver.either(!lit, taken);
+                    let unless = search.taken[number as usize].map(|t| !t);
+                    search.solver.require([!lit, taken].into_iter().chain(unless).collect());
                 }
                 terms.push(Term { lit, delta: nodes[other as usize].delta(stretch) });
             }
@@ -270,7 +271,8 @@ impl<'a> Search<'a> {
         let here = self.solver.order.position(violated);
         let mut decided = false;
         loop {
-            let next = self.solver.sum(number).terms.iter().filter(|t| self.solver.value(t.lit) == Value::Open);
+            let next =
+                self.solver.sum(number).terms.iter().filter(|t| self.solver.value(t.lit) == Value::Open);
             let distance = |lit: Lit| {
                 let (a, b) = self.solver.edge(lit).expect("terms are about the order");
                 let there = self.solver.order.position(if a == violated { b } else { a });

@@ -83,8 +83,7 @@ fn surroundings(operations: &[Operation], part: &Component, index: &Index, node:
         }
     }
     possible.retain(|b| *b >= 0);
-    let fits =
-        |b: &i128| low.is_none_or(|low| low <= *b) && high.is_none_or(|high| *b <= high);
+    let fits = |b: &i128| low.is_none_or(|low| low <= *b) && high.is_none_or(|high| *b <= high);
     let wish = match (low, high) {
         (Some(low), Some(high)) if low == high => format!("{low}"),
         (Some(low), _) => format!("at least {low}"),

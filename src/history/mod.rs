@@ -171,11 +171,7 @@ pub fn check(topology: &Topology, operations: &[Operation]) -> Result<Report, Fa
 }
 
 /// The same with a budget of elementary steps for the search, all parts together. The result depends on nothing else.
-pub fn check_within(
-    budget: u64,
-    topology: &Topology,
-    operations: &[Operation],
-) -> Result<Report, Failure> {
+pub fn check_within(budget: u64, topology: &Topology, operations: &[Operation]) -> Result<Report, Failure> {
     let claims::Claims { effects, observations } =
         claims::judge(topology, operations).map_err(|(i, why)| explain::alone(operations, i, &why))?;
     let parts = split::split(i128::from(topology.initial_balance), &effects, &observations);

@@ -135,9 +135,9 @@ impl Solver {
         lit
     }
 
-    /// `a` or `b` must hold. Before the search begins.
-    pub fn either(&mut self, a: Lit, b: Lit) {
-        self.attach(vec![a, b]);
+    /// One of these, two at least, must hold. Before the search begins.
+    pub fn require(&mut self, clause: Vec<Lit>) {
+        self.attach(clause);
     }
 
     /// Before the search begins. Returns its number.
@@ -434,11 +434,7 @@ impl Solver {
         self.back_to(learnt.first().map_or(0, |l| self.level[l.var()]));
         learnt.insert(0, way_out);
         self.work += learnt.len() as u64;
-        let reason = if learnt.len() > 1 {
-            Reason::Clause(self.attach(learnt))
-        } else {
-            Reason::Decision
-        };
+        let reason = if learnt.len() > 1 { Reason::Clause(self.attach(learnt)) } else { Reason::Decision };
         self.assign(way_out, reason);
     }
 

@@ -19,9 +19,8 @@ fn extend(operations: &[Operation], happened: &mut Vec<bool>, balances: Vec<i64>
     }
     for i in 0..operations.len() {
         // Nothing that has not happened yet may have ended before this began.
-        let is_late = |(o, h): (&Operation, &bool)| {
-            !*h && o.replied.is_some_and(|(at, _)| at < operations[i].invoked)
-        };
+        let is_late =
+            |(o, h): (&Operation, &bool)| !*h && o.replied.is_some_and(|(at, _)| at < operations[i].invoked);
         if happened[i] || operations.iter().zip(happened.iter()).any(is_late) {
             continue;
         }

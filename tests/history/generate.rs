@@ -73,7 +73,11 @@ pub fn generate(seed: u64, shape: &Shape) -> (Vec<Operation>, Vec<u64>) {
         };
         free[line] = replied + rng.below(1 + shape.longest / 10);
         let end = if is_open { None } else { Some((replied, Reply::Committed)) };
-        planned.push((instant, Operation { client: line as u32, call, invoked, replied: end }, rng.below(100)));
+        planned.push((
+            instant,
+            Operation { client: line as u32, call, invoked, replied: end },
+            rng.below(100),
+        ));
     }
     let mut order: Vec<usize> = (0..planned.len()).filter(|i| planned[*i].0.is_some()).collect();
     order.sort_by_key(|i| planned[*i].0);
