@@ -75,7 +75,8 @@ fn a_seed_decides_everything() {
 fn a_violation_names_its_rule() {
     let broken = |message: &str| Violation { seed: 1, message: message.into(), place: "here".into() };
     assert_eq!(broken("P2: two values").rule(), Some("P2"));
-    assert_eq!(broken("not at rest 40 s after healing: T5: a lock is left").rule(), None);
+    assert_eq!(broken("assertion `left == right` failed: P4: the digest of S1").rule(), Some("P4"));
+    assert_eq!(broken("not at rest 40 s after healing: T5: a lock is left").rule(), Some("T5"));
     assert_eq!(broken("attempt to subtract with overflow").rule(), None);
     assert_eq!(broken("Poisoned: lock").rule(), None);
 }

@@ -19,7 +19,7 @@ const SERVER_LINES: usize = 8;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Violation {
     pub seed: u64,
-    /// What the assertion said; it begins with the number of the rule.
+    /// What the assertion said, with the number of the rule.
     pub message: String,
     /// Where in the sources it stands.
     pub place: String,
@@ -28,11 +28,12 @@ pub struct Violation {
 impl Violation {
     /// The number of the rule, as in P2, or `None` where something broke that has none (a livelock, an overflow).
     pub fn rule(&self) -> Option<&str> {
-        let (rule, _) = self.message.split_once(':')?;
-        let mut letters = rule.chars();
-        let known =
-            letters.next().is_some_and(|c| "PBTSH".contains(c)) && letters.all(|c| c.is_ascii_digit());
-        known.then_some(rule)
+        let text = self.message.as_bytes();
+        let at = text
+            .windows(3)
+            .position(|w| b"PBTSH".contains(&w[0]) && w[1].is_ascii_digit() && w[2] == b':')?;
+        let begins = at == 0 || !text[at - 1].is_ascii_alphanumeric();
+        begins.then(|| &self.message[at..at + 2])
     }
 
     /// Runs the seed again and tells what led to the violation: the plan, the last lines of the log, and the last ones of

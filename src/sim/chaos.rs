@@ -137,7 +137,7 @@ impl Run {
             self.world.submit(client, op);
             return;
         }
-        if self.world.rng.one_in(5) {
+        if self.chance(self.plan.reads) {
             let account = AccountId(1 + self.world.rng.below(accounts));
             self.world.submit(client, Op::Read(account));
             return;

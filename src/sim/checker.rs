@@ -9,6 +9,7 @@ use crate::bank::command::{self, Command};
 use crate::bank::{Bank, Effects, Status};
 use crate::config::Topology;
 use crate::shard::Shard;
+use crate::sim::acceptances::Acceptances;
 use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::text;
 use crate::txn::Outcome;
@@ -49,6 +50,7 @@ pub struct Checker {
     topology: Topology,
     logs: Vec<ShardLog>,
     compared: BTreeMap<NodeId, Slot>,
+    acceptances: Acceptances,
     txns: BTreeMap<TxnId, Txn>,
     ids: BTreeMap<Wish, TxnId>,
     never_sent: BTreeSet<Wish>,
@@ -75,6 +77,7 @@ impl Checker {
             topology,
             logs: logs.collect(),
             compared: BTreeMap::new(),
+            acceptances: Acceptances::new(topology),
             txns: BTreeMap::new(),
             ids: BTreeMap::new(),
             never_sent: BTreeSet::new(),
@@ -89,8 +92,12 @@ impl Checker {
         Slot(self.logs[shard.index()].values.len() as u64)
     }
 
-    /// A server ended a turn, or was just restored from its disk.
-    pub fn observe(&mut self, server: &Shard, restored: bool) {
+    /// A server ended a turn, or was just restored from its disk. What it wrote is durable, unless it is about to die of
+    /// a disk that failed.
+    pub fn observe(&mut self, server: &Shard, restored: bool, durable: bool) {
+        if durable {
+            self.acceptances.observe(server);
+        }
         let me = server.id();
         let shard = self.topology.shard_of_server(me);
         let decided = server.replica().decided();
@@ -110,7 +117,12 @@ impl Checker {
                     text::value(value),
                     text::value(&known)
                 ),
-                (Some((_, value)), None) => self.decide(shard, slot, &value.clone()),
+                (Some((_, value)), None) => {
+                    if durable {
+                        self.acceptances.check_decided(me, slot);
+                    }
+                    self.decide(shard, slot, &value.clone());
+                }
                 // No longer in memory; the digest answers for it.
                 (None, Some(_)) => {}
                 (None, None) => panic!("P2: {me} holds slot {slot} decided, and nobody ever decided it"),

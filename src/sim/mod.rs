@@ -5,13 +5,14 @@
 //!   what travels, `partition` to who reaches whom, `disk` cuts the power between two operations, `clock` tells the time
 //!   wrongly.
 //! * [`Checker`] sees everything at once and panics with the number of the rule that broke. `promises` holds P1 against
-//!   servers that restart. At the end [`crate::history`] judges what the clients saw, and nothing else.
+//!   servers that restart, `acceptances` holds P2 against servers that lead and decide. At the end [`crate::history`] judges what the clients saw, and nothing else.
 //! * [`Plan`] is what a seed draws; [`run`] is one random run: harm first, then healing, then everything must come to rest.
 //!   [`attempt`] catches what goes wrong. [`Coverage`] tells what runs have met.
 //!
 //! Deliberately absent: threads, sockets, files and clocks, and any second description of the protocol. What is checked
 //! is the code that ships.
 
+mod acceptances;
 mod attempt;
 mod chaos;
 mod checker;

@@ -15,6 +15,9 @@ impl World {
     pub fn partition(&mut self) {
         let places = self.places();
         let count = places.len();
+        let spare_clients = self.rng.one_in(2);
+        // Half of all partitions are among servers only: then an old leader's clients still find it.
+        let spared = |place: &Place| matches!(place, Place::Client(_)) && spare_clients;
         let lonely = self.rng.below(count as u64) as usize;
         let other = self.rng.below(count as u64) as usize;
         let sides: Vec<bool> = places.iter().map(|_| self.rng.one_in(2)).collect();
@@ -55,7 +58,7 @@ impl World {
                     Seen::CutOneWay => i == lonely && sides[j],
                     _ => (i, j) == (lonely, other) || (j, i) == (lonely, other),
                 };
-                if cut && i != j {
+                if cut && i != j && !spared(a) && !spared(b) {
                     self.network.cut_as(*a, *b, shape);
                 }
             }

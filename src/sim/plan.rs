@@ -54,6 +54,8 @@ pub struct Plan {
     pub sync_us: (u64, u64),
     pub segment_bytes: u64,
     pub odd_clocks: bool,
+    /// Reads among all requests, per thousand.
+    pub reads: u64,
     /// How long harm is done before everything heals.
     pub chaos_us: u64,
 }
@@ -112,6 +114,7 @@ impl Plan {
             // Small, so that segments change often; larger than any value that these clients bring about.
             segment_bytes: 32_768 << rng.below(3),
             odd_clocks: rng.one_in(2),
+            reads: 100 + rng.below(600),
             chaos_us: 2_000_000 + rng.below(6_000_000),
         }
     }

@@ -104,7 +104,7 @@ impl World {
                 let replica = running.shard.replica();
                 let (promised, decided, last) =
                     (replica.promised(), replica.decided(), running.wal.last_slot());
-                self.checker.observe(&running.shard, true);
+                self.checker.observe(&running.shard, true, true);
                 server.running = Some(running);
                 self.note(|| {
                     format!("{id} starts: promised {promised}, decided {decided}, log up to {last}")

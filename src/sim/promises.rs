@@ -14,11 +14,13 @@ pub struct Told {
     words: &'static str,
     /// By ballot: the highest position that it acknowledged.
     accepted: BTreeMap<Ballot, Slot>,
+    /// Up to here it knew slots to be decided; for these, any vote that it still holds is the decided value.
+    decided: Slot,
 }
 
 impl Told {
-    /// A message left for another server.
-    pub fn note(&mut self, me: NodeId, message: &Message) {
+    /// A message left for another server, while slots up to `decided` were known to be decided.
+    pub fn note(&mut self, me: NodeId, decided: Slot, message: &Message) {
         let (ballot, position, words) = match message {
             Message::Promise(m) => (m.ballot, None, "a promise"),
             Message::Accepted(m) => (m.ballot, Some(m.position), "an acceptance"),
@@ -33,6 +35,7 @@ impl Told {
             self.words = words;
         }
         if let Some(position) = position {
+            self.decided = decided.max(self.decided);
             let known = self.accepted.entry(ballot).or_default();
             *known = position.max(*known);
         }
@@ -53,7 +56,7 @@ impl Told {
             while slot <= *position {
                 let vote = replica.entry(slot).map(|(ballot, _)| *ballot);
                 assert!(
-                    vote.is_some_and(|vote| vote >= *ballot),
+                    vote.is_some_and(|vote| vote >= *ballot || slot <= self.decided),
                     "P1: {me} acknowledged slot {slot} in ballot {ballot} and restarts with the vote {vote:?}"
                 );
                 slot = slot.next();

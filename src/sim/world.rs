@@ -17,7 +17,7 @@ use crate::sim::trace::{Trace, TraceHash, keep_recent};
 use crate::storage::{Identity, Wal};
 use crate::txn;
 use crate::txn::message::Request;
-use crate::types::{AccountId, ClientId, NodeId, Time, TxnId};
+use crate::types::{AccountId, ClientId, NodeId, Slot, Time, TxnId};
 use crate::workload::SplitMix64;
 
 /// How long a connection attempt waits for an answer.
@@ -379,7 +379,7 @@ impl World {
         let mut outbox = Outbox::new(now, sync_us);
         let done = drive::turn(local, &mut running.shard, &mut running.wal, inputs, &mut outbox);
         let done = done.and_then(|()| running.wal.prepare_ahead().map(drop));
-        self.checker.observe(&running.shard, false);
+        self.checker.observe(&running.shard, false, done.is_ok());
 
         let dies = server.dies_before_release && outbox.syncs > 0;
         server.busy_until = outbox.at;
@@ -416,7 +416,9 @@ impl World {
                 if self.chatter || !text::is_chatter(&message) {
                     self.note(|| format!("{id} → {to}  {}", text::message(&message)));
                 }
-                self.server(id).told.note(id, &message);
+                let server = self.server(id);
+                let decided = server.running.as_ref().map_or(Slot::ZERO, |r| r.shard.replica().decided());
+                server.told.note(id, decided, &message);
                 self.send(at, me, Place::Server(to), Packet::Peer(message));
             }
             Sent::Client(client, response) => {
