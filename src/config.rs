@@ -187,6 +187,49 @@ impl Timeouts {
     }
 }
 
+/// Bounds that change how work is cut into pieces and nothing else. Servers run with the default; the simulator also with
+/// bounds so small that every piece of work meets them. All servers and clients of a bank need the same ones.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Limits {
+    /// Slots that a leader keeps in flight above its decided one; at most [`limits::WINDOW_SLOTS`].
+    pub window_slots: u64,
+    /// Bytes of requests that a leader puts into one slot; a larger request is a slot of its own.
+    pub batch_bytes: usize,
+    /// Bytes of decided entries kept in memory.
+    pub tail_bytes: usize,
+    /// Bytes of entries in one message, unless a single entry is larger.
+    pub catch_up_bytes: usize,
+    /// Bytes of requests that wait for a leader's next batch.
+    pub queue_bytes: usize,
+    /// Linearizable reads and probes that wait at one leader.
+    pub waiting_reads: usize,
+    /// Transactions of others that one server recovers at the same time.
+    pub recoveries: usize,
+    /// Sequences above its mark that a session may use on one shard.
+    pub session_window: u64,
+    /// Transactions in one block.
+    pub group_max: usize,
+    /// Bytes of blocks in one frame of a coordinator, unless a single block is larger.
+    pub frame_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            window_slots: limits::WINDOW_SLOTS,
+            batch_bytes: limits::VALUE_BYTES,
+            tail_bytes: limits::TAIL_BYTES,
+            catch_up_bytes: limits::CATCH_UP_BYTES,
+            queue_bytes: limits::QUEUE_BYTES,
+            waiting_reads: limits::WAITING_READS,
+            recoveries: limits::RECOVERIES,
+            session_window: limits::SESSION_WINDOW,
+            group_max: limits::GROUP_MAX,
+            frame_bytes: limits::VALUE_BYTES,
+        }
+    }
+}
+
 /// Bounds on what one server buffers. Everything that grows has one.
 pub mod limits {
     /// Largest value of a slot, in bytes: 8,190 transfers of 24 bytes and their headers fit.
@@ -210,6 +253,8 @@ pub mod limits {
     pub const CATCH_UP_BYTES: usize = 512 * 1024;
     /// Sequence numbers above its mark that a session may use on one shard.
     pub const SESSION_WINDOW: u64 = 1 << 16;
+    /// The most transactions in one block; with 24 bytes each, a slot has room for outcomes ahead of them.
+    pub const GROUP_MAX: usize = 8190;
     /// Bytes waiting to be written to one peer before messages to it are dropped.
     pub const PEER_BUFFER_BYTES: usize = PEER_FRAME_BYTES;
     /// Bytes waiting to be written to one client before it is no longer read.

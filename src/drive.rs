@@ -9,7 +9,7 @@
 //! A leader's followers therefore write at the same time as it does, and nobody's disk is waited for twice.
 
 use crate::bank::{Bank, Effects};
-use crate::config::{Timeouts, Topology, limits};
+use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::{self, Message, ReadLog, Replica};
 use crate::shard::{self, Input, Output, Shard};
 use crate::storage::{CommitStats, Disk, Recovered, StorageError, Wal};
@@ -124,19 +124,19 @@ pub fn replay<D: Disk>(
 pub fn restore<D: Disk>(
     me: NodeId,
     topology: Topology,
-    timeouts: Timeouts,
+    (timeouts, limits): (Timeouts, Limits),
     now: Time,
     random: u64,
     wal: &Wal<D>,
     recovered: Recovered,
 ) -> Result<Shard, StorageError> {
     let id = topology.shard_of_server(me);
-    let mut bank = Bank::new(topology, id);
+    let mut bank = Bank::new(topology, id).with_session_window(limits.session_window);
     let mut effects = Effects::default();
     replay(wal, recovered.decided, |slot, value| bank.apply(slot, value, &mut effects))?;
     let votes = recovered.votes.into_iter().map(|(_, ballot, value)| (ballot, value)).collect();
     let servers = topology.servers_of(id).collect();
     let restored = (recovered.promised, recovered.decided, votes);
     let replica = Replica::new(me, servers, timeouts, now, random, restored);
-    Ok(Shard::new(me, topology, timeouts, now, replica, bank))
+    Ok(Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits))
 }

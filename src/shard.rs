@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::bank::command::{self, Command};
 use crate::bank::{Bank, Effects, validate};
-use crate::config::{Timeouts, Topology, limits};
+use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::{self, Message, Purpose, Replica, Standing};
 use crate::txn::message::{Refusal, Request, Response};
 use crate::txn::{self, Coordinator};
@@ -127,6 +127,7 @@ pub struct Shard {
     shard: ShardId,
     topology: Topology,
     timeouts: Timeouts,
+    limits: Limits,
     replica: Replica,
     bank: Bank,
     /// The ballot in which the tables below were filled; they end with it.
@@ -159,6 +160,7 @@ impl Shard {
             shard: topology.shard_of_server(me),
             topology,
             timeouts,
+            limits: Limits::default(),
             replica,
             bank,
             leading: None,
@@ -170,6 +172,13 @@ impl Shard {
             recoverer,
             random: u64::from(me.0),
         }
+    }
+
+    /// The same with other bounds than the usual ones; the bank has its own.
+    pub fn with_limits(self, limits: Limits) -> Shard {
+        let replica = self.replica.with_limits(limits);
+        let recoverer = self.recoverer.with_limits(limits);
+        Shard { limits, replica, recoverer, ..self }
     }
 
     pub fn id(&self) -> NodeId {
@@ -275,7 +284,7 @@ impl Shard {
             Request::Read { account, .. } => Some(account),
             Request::Probe { .. } => None,
         };
-        if self.reads.len() >= limits::WAITING_READS {
+        if self.reads.len() >= self.limits.waiting_reads {
             out.replies.push(refuse(Refusal::Busy));
             return;
         }
@@ -296,7 +305,7 @@ impl Shard {
             return Err(Refusal::Malformed(what));
         }
         let count = self.check(&blocks).map_err(Refusal::Malformed)?;
-        if self.queue_bytes + blocks.len() > limits::QUEUE_BYTES {
+        if self.queue_bytes + blocks.len() > self.limits.queue_bytes {
             return Err(Refusal::Busy);
         }
         self.queue_bytes += blocks.len();
@@ -364,7 +373,7 @@ impl Shard {
             let mut waiting = Vec::new();
             let mut single = None;
             while let Some(next) = self.queue.front() {
-                if !waiting.is_empty() && bytes.len() + next.blocks.len() > limits::VALUE_BYTES {
+                if !waiting.is_empty() && bytes.len() + next.blocks.len() > self.limits.batch_bytes {
                     break;
                 }
                 let next = self.queue.pop_front().expect("the front was just read");

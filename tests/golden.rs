@@ -13,7 +13,7 @@ use std::error::Error;
 use std::path::Path;
 
 use goldenscript::{Command, Context};
-use shardpaxosbank::config::{Timeouts, Topology};
+use shardpaxosbank::config::{Limits, Timeouts, Topology};
 use shardpaxosbank::sim::{Harm, Options, Place, Trace, Weather, World};
 use shardpaxosbank::txn::Op;
 use shardpaxosbank::types::{AccountId, NodeId, Time, Transfer};
@@ -66,6 +66,7 @@ impl Runner {
         self.world = Some(World::new(Options {
             topology,
             timeouts: Timeouts::default(),
+            limits: Limits::default(),
             seed,
             weather: Weather::CALM,
             sync_us: (100, 100),

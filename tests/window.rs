@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shardpaxosbank::config::limits::SESSION_WINDOW;
-use shardpaxosbank::config::{Timeouts, Topology};
+use shardpaxosbank::config::{Limits, Timeouts, Topology};
 use shardpaxosbank::sim::{Options, Trace, Weather, World};
 use shardpaxosbank::txn::{Op, Outcome};
 use shardpaxosbank::types::{AccountId, NodeId, Transfer};
@@ -20,6 +20,7 @@ fn a_partner_without_a_majority_does_not_use_up_the_window() {
     let mut world = World::new(Options {
         topology,
         timeouts: Timeouts::default(),
+        limits: Limits::default(),
         seed: 1,
         weather: Weather::CALM,
         sync_us: (100, 100),

@@ -6,6 +6,7 @@ use crate::bank::command::{self, Command, Range, TransferRecord};
 use crate::bank::session::{Register, SessionState};
 use crate::bank::{BlockResult, Status};
 use crate::config::Topology;
+use crate::config::limits::SESSION_WINDOW;
 use crate::types::{AccountId, Reason, Session, ShardId, Slot, Transfer, TxnId, Value};
 
 /// An undecided YES: what is held until the outcome arrives. The balance still includes it (B2).
@@ -65,6 +66,7 @@ pub struct Bank {
     locks: BTreeMap<AccountId, TxnId>,
     holds: BTreeMap<TxnId, Hold>,
     sessions: BTreeMap<Session, SessionState>,
+    session_window: u64,
     /// The number of the next session that this shard issues.
     next_session: u64,
     digest: u64,
@@ -118,10 +120,16 @@ impl Bank {
             locks: BTreeMap::new(),
             holds: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            session_window: SESSION_WINDOW,
             next_session: 1,
             digest,
             applied: Slot::ZERO,
         }
+    }
+
+    /// The same with another window than the usual one; before anything is applied.
+    pub fn with_session_window(self, session_window: u64) -> Bank {
+        Bank { session_window, ..self }
     }
 
     /// The last slot that was applied.
@@ -214,7 +222,7 @@ impl Bank {
     }
 
     fn create(&mut self, session: Session) {
-        let state = SessionState::new();
+        let state = SessionState::new(self.session_window);
         self.swap_share(MARK, session.0, None, Some(state.mark()));
         self.sessions.insert(session, state);
     }

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::bank::Status;
-use crate::config::limits::SESSION_WINDOW;
 use crate::types::Reason;
 
 /// A recorded outcome or vote. `Empty` means that no decided entry mentioned the sequence yet.
@@ -61,6 +60,8 @@ impl Register {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SessionState {
     mark: u64,
+    /// Sequences from the mark on that transfers and prepares may use.
+    window: u64,
     /// Registers of the sequences from `mark` on; what lies behind its end is empty.
     ring: VecDeque<u8>,
     /// Registers beyond the window: fences and outcomes may set them, transfers and prepares may not.
@@ -68,8 +69,8 @@ pub struct SessionState {
 }
 
 impl SessionState {
-    pub fn new() -> SessionState {
-        SessionState { mark: 1, ring: VecDeque::new(), beside: BTreeMap::new() }
+    pub fn new(window: u64) -> SessionState {
+        SessionState { mark: 1, window, ring: VecDeque::new(), beside: BTreeMap::new() }
     }
 
     pub fn mark(&self) -> u64 {
@@ -78,7 +79,7 @@ impl SessionState {
 
     /// Whether a transfer or prepare with this sequence may set a register.
     pub fn in_window(&self, seq: u64) -> bool {
-        seq < self.mark + SESSION_WINDOW
+        seq < self.mark + self.window
     }
 
     /// The register of a sequence at or above the mark.

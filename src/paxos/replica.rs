@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::config::{Timeouts, limits};
+use crate::config::{Limits, Timeouts};
 use crate::paxos::leader::{Leader, Progress};
 use crate::paxos::log::Log;
 use crate::paxos::message::*;
@@ -112,6 +112,7 @@ pub struct Replica {
     /// The servers of the cluster, this one included.
     pub(super) servers: Vec<NodeId>,
     pub(super) timeouts: Timeouts,
+    limits: Limits,
     pub(super) promised: Ballot,
     /// Accepted in the promised ballot, or decided, up to here (P2).
     pub(super) position: Slot,
@@ -167,6 +168,7 @@ impl Replica {
             me,
             servers,
             timeouts,
+            limits: Limits::default(),
             promised,
             position,
             decided,
@@ -185,6 +187,11 @@ impl Replica {
         };
         replica.reset_deadline(now);
         replica
+    }
+
+    /// The same with other bounds than the usual ones.
+    pub fn with_limits(self, limits: Limits) -> Replica {
+        Replica { limits, ..self }
     }
 
     pub fn promised(&self) -> Ballot {
@@ -333,7 +340,7 @@ impl Replica {
 
     /// Whether a leader may propose another value now.
     pub fn can_propose(&self) -> bool {
-        self.is_leader() && self.log.last().0 - self.decided.0 < limits::WINDOW_SLOTS
+        self.is_leader() && self.log.last().0 - self.decided.0 < self.limits.window_slots
     }
 
     /// Proposes a value for the next free slot; only while [`Replica::can_propose`].
@@ -369,7 +376,7 @@ impl Replica {
 
     /// Forgets decided entries that are on disk and that no server is likely to need soon.
     pub fn trim(&mut self) {
-        self.log.trim(self.decided, limits::TAIL_BYTES);
+        self.log.trim(self.decided, self.limits.tail_bytes);
     }
 
     /// Entries that a [`ReadLog`] asked for.
@@ -464,13 +471,13 @@ impl Replica {
         } else if m.from <= self.log.floor() {
             out.reads.push(self.read_log(Purpose::Fetch(from), m.from));
         } else {
-            let entries = self.log.slice(m.from, self.decided, limits::CATCH_UP_BYTES);
+            let entries = self.log.slice(m.from, self.decided, self.limits.catch_up_bytes);
             out.now.push((from, Message::Entries(Entries { first: m.from, entries })));
         }
     }
 
     fn read_log(&self, purpose: Purpose, from: Slot) -> ReadLog {
-        ReadLog { purpose, from, to: self.decided, max_bytes: limits::CATCH_UP_BYTES }
+        ReadLog { purpose, from, to: self.decided, max_bytes: self.limits.catch_up_bytes }
     }
 
     // ---- the leader ----
@@ -530,12 +537,13 @@ impl Replica {
     /// Sends the next entries to a follower, as far as its window allows.
     fn send_entries(&mut self, to: NodeId, out: &mut Output) {
         let (ballot, decided, floor, last) = (self.promised, self.decided, self.log.floor(), self.log.last());
+        let window = self.limits.window_slots;
         loop {
             let Role::Leader(leader) = &mut self.role else { return };
             let round = leader.round;
             let progress = leader.progress.get_mut(&to).expect("a leader tracks every server of its cluster");
             let Some(acked) = progress.acked else { return };
-            let end = last.min(Slot(acked.0 + limits::WINDOW_SLOTS));
+            let end = last.min(Slot(acked.0 + window));
             if progress.reading || progress.sent >= end {
                 return;
             }
@@ -548,7 +556,7 @@ impl Replica {
             }
             let values: Vec<Value> = self
                 .log
-                .slice(first, end, limits::CATCH_UP_BYTES)
+                .slice(first, end, self.limits.catch_up_bytes)
                 .into_iter()
                 .map(|(_, value)| value)
                 .collect();

@@ -17,7 +17,7 @@ use mio::net::TcpListener;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use crate::config::{Timeouts, Topology, limits};
+use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::drive;
 use crate::net::listen;
 use crate::report::ServerState;
@@ -243,8 +243,16 @@ pub fn prepare(
         log::warn!("{server}: {torn}");
     }
     let now = clock.now();
-    let shard = drive::restore(server, context.topology, timeouts, now, rand::random(), &wal, recovered)
-        .map_err(|e| format!("{server}: {e}"))?;
+    let shard = drive::restore(
+        server,
+        context.topology,
+        (timeouts, Limits::default()),
+        now,
+        rand::random(),
+        &wal,
+        recovered,
+    )
+    .map_err(|e| format!("{server}: {e}"))?;
     let Threading { poll, listener, control, status, admin } = around;
     Ok(Setup { context, shard, wal, clock, poll, listener, control, status, admin })
 }

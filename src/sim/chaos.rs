@@ -48,6 +48,7 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
     let options = Options {
         topology: plan.topology,
         timeouts: plan.timeouts,
+        limits: plan.limits,
         seed,
         weather: plan.weather,
         sync_us: plan.sync_us,

@@ -61,9 +61,9 @@ pub struct Checker {
 }
 
 impl Checker {
-    pub fn new(topology: Topology) -> Checker {
+    pub fn new(topology: Topology, session_window: u64) -> Checker {
         let logs = topology.shards().map(|shard| {
-            let bank = Bank::new(topology, shard);
+            let bank = Bank::new(topology, shard).with_session_window(session_window);
             let accounts = topology.accounts_of(shard).map(AccountId);
             let opened = |a| (a, vec![(Slot::ZERO, topology.initial_balance, false)]);
             ShardLog {
@@ -94,7 +94,15 @@ impl Checker {
 
     /// A server ended a turn, or was just restored from its disk. What it wrote is durable, unless it is about to die of
     /// a disk that failed.
-    pub fn observe(&mut self, server: &Shard, restored: bool, durable: bool) {
+    ///
+    /// `read` gives a decided value that is no longer in the server's memory, from its log.
+    pub fn observe(
+        &mut self,
+        server: &Shard,
+        restored: bool,
+        durable: bool,
+        read: impl Fn(Slot) -> Option<Value>,
+    ) {
         if durable {
             self.acceptances.observe(server);
         }
@@ -125,7 +133,18 @@ impl Checker {
                 }
                 // No longer in memory; the digest answers for it.
                 (None, Some(_)) => {}
-                (None, None) => panic!("P2: {me} holds slot {slot} decided, and nobody ever decided it"),
+                (None, None) => {
+                    let value = read(slot);
+                    if value.is_none() && !durable {
+                        // Learned, applied, and lost again with the server that is about to die.
+                        return;
+                    }
+                    assert!(value.is_some(), "P2: {me} holds slot {slot} decided and has lost its value");
+                    if durable {
+                        self.acceptances.check_decided(me, slot);
+                    }
+                    value.into_iter().for_each(|value| self.decide(shard, slot, &value));
+                }
             }
         }
         let bank = server.bank();
@@ -181,6 +200,7 @@ impl Checker {
             self.coverage.see_if(asks && known.is_some(), Seen::RetryRecorded);
             self.coverage.see_if(is_fence && known == Some(true), Seen::FenceAfterYes);
             self.coverage.see_if(*status == Status::Finished, Seen::Finished);
+            self.coverage.see_if(*status == Status::Busy, Seen::BeyondWindow);
             let vote = match (status, commits.map(|c| command::bit(c, i))) {
                 (Status::Invalid, _) => {
                     panic!("T2: {shard} got an outcome for {id} that contradicts {txn:?}")

@@ -46,11 +46,11 @@ impl World {
     pub fn add_client(&mut self) -> u32 {
         let id = self.next_client;
         self.next_client += 1;
-        let Options { topology, timeouts, odd_clocks, .. } = self.options;
+        let Options { topology, timeouts, limits, odd_clocks, .. } = self.options;
         let shown = if odd_clocks { self.rng.below(1 << 40) } else { 0 };
         let clock = Clock::new(Time(shown));
         let client = Client {
-            coordinator: Coordinator::new(topology, timeouts, clock.local(self.now)),
+            coordinator: Coordinator::new(topology, timeouts, clock.local(self.now)).with_limits(limits),
             inbox: Vec::new(),
             paused: false,
             asked: BTreeMap::new(),
@@ -138,6 +138,7 @@ impl World {
         for event in out.events {
             let opened = matches!(event, txn::Event::SessionOpened(_));
             self.coverage.see_if(successor && opened, Seen::NewSession);
+            self.coverage.see_if(event == txn::Event::SessionRenewed, Seen::SessionRenewed);
             self.note(|| format!("K{id} {event:?}"));
         }
         for (to, request) in out.send {

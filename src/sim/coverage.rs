@@ -77,6 +77,7 @@ sights! {
     Resent "a leader sent again what was lost",
     ReadFromDisk "entries for a follower were read from disk",
     StaleBallot "a message of an old ballot was refused",
+    LeaderBusy "a leader with a full queue sent a request away",
     // Transactions.
     FenceFirst "a fence beat the prepare",
     FenceAfterYes "a fence found a YES and left it",
@@ -91,6 +92,8 @@ sights! {
     InsufficientBalance "a transaction aborted on an insufficient balance",
     ReadWaited "a read waited for an in-doubt lock",
     ReadGaveUp "a read gave up on a lock",
+    BeyondWindow "a shard answered that a sequence lies beyond its window",
+    SessionRenewed "a coordinator left a session whose window was stuck",
     Finished "a shard answered that it has forgotten",
 }
 

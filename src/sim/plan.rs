@@ -1,7 +1,7 @@
 //! What one seed decides: the bank, the weather, which faults there are and how often (a *swarm*: most runs know only
 //! some of the faults, so that one fault does not always hide what another would show).
 
-use crate::config::{Timeouts, Topology};
+use crate::config::{Limits, Timeouts, Topology};
 use crate::sim::network::Weather;
 use crate::workload::SplitMix64;
 
@@ -47,6 +47,7 @@ pub struct Swarm {
 pub struct Plan {
     pub topology: Topology,
     pub timeouts: Timeouts,
+    pub limits: Limits,
     pub coordinators: u64,
     pub weather: Weather,
     pub swarm: Swarm,
@@ -107,6 +108,7 @@ impl Plan {
         Plan {
             topology,
             timeouts: timeouts(rng),
+            limits: limits(rng),
             coordinators: 1 + rng.below(4),
             weather,
             swarm,
@@ -133,6 +135,27 @@ fn timeouts(rng: &mut SplitMix64) -> Timeouts {
         in_doubt_timeout_ms: 20 + rng.below(1500),
         read_timeout_ms: 100 + rng.below(5000),
         unreachable_timeout_ms: 100 + rng.below(2000),
+    }
+}
+
+/// The usual bounds in half of the runs. In the others every one of them is met all the time.
+fn limits(rng: &mut SplitMix64) -> Limits {
+    if rng.one_in(2) {
+        return Limits::default();
+    }
+    let frame_bytes = 100 + rng.below(1_000) as usize;
+    Limits {
+        window_slots: 1 + rng.below(6),
+        batch_bytes: rng.below(300) as usize,
+        tail_bytes: rng.below(2_000) as usize,
+        catch_up_bytes: rng.below(500) as usize,
+        // A queue must take the largest request.
+        queue_bytes: frame_bytes + 400 + rng.below(1_500) as usize,
+        waiting_reads: 2 + rng.below(20) as usize,
+        recoveries: 1 + rng.below(4) as usize,
+        session_window: 8 + rng.below(40),
+        group_max: 1 + rng.below(8) as usize,
+        frame_bytes,
     }
 }
 

@@ -82,7 +82,7 @@ impl World {
 
     /// Starts a server from its disk; false if it does not come up.
     pub fn start(&mut self, id: NodeId) -> bool {
-        let Options { topology, timeouts, .. } = self.options;
+        let Options { topology, timeouts, limits, .. } = self.options;
         let (now, random) = (self.now, self.rng.next_u64());
         let server = self.servers.get_mut(&id).expect("a server of this topology");
         assert!(server.running.is_none(), "{id} runs already");
@@ -92,7 +92,7 @@ impl World {
         let started = Wal::open(server.disk.clone(), expected).and_then(|(wal, recovered)| {
             sights.extend(recovered.torn.is_some().then_some(Seen::TornTailCut));
             sights.extend((!recovered.votes.is_empty()).then_some(Seen::Restarted));
-            let shard = drive::restore(id, topology, timeouts, local, random, &wal, recovered)?;
+            let shard = drive::restore(id, topology, (timeouts, limits), local, random, &wal, recovered)?;
             Ok(Running { shard, wal })
         });
         sights.into_iter().for_each(|sight| self.coverage.see(sight));
@@ -104,7 +104,7 @@ impl World {
                 let replica = running.shard.replica();
                 let (promised, decided, last) =
                     (replica.promised(), replica.decided(), running.wal.last_slot());
-                self.checker.observe(&running.shard, true, true);
+                self.checker.observe(&running.shard, true, true, |slot| running.value(slot));
                 server.running = Some(running);
                 self.note(|| {
                     format!("{id} starts: promised {promised}, decided {decided}, log up to {last}")

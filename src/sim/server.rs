@@ -11,7 +11,7 @@ use crate::sim::network::Place;
 use crate::sim::promises::Told;
 use crate::storage::{CommitStats, Wal};
 use crate::txn::message::{Request, Response};
-use crate::types::{ClientId, NodeId, Time};
+use crate::types::{ClientId, NodeId, Slot, Time, Value};
 
 /// How the next turn of a server ends early.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +23,14 @@ pub enum Harm {
     FailSync(u64),
     /// Everything is synced, and then the server dies before anything that waited for it leaves.
     BeforeRelease,
+}
+
+impl Running {
+    /// A decided value from the log on disk.
+    pub fn value(&self, slot: Slot) -> Option<Value> {
+        let entries = self.wal.read(slot, 0).ok()?;
+        entries.into_iter().next().filter(|(first, ..)| *first == slot).map(|(_, _, value)| value)
+    }
 }
 
 /// What is wrong with the disk of a stopped server.

@@ -32,6 +32,7 @@ impl World {
         &mut self,
         id: NodeId,
         before: &Before,
+        reads: u64,
         outbox: &Outbox,
         error: Option<&io::Error>,
     ) {
@@ -46,7 +47,7 @@ impl World {
             Some(false) => coverage.see(Seen::ClockStrobed),
             None => {}
         }
-        coverage.see_if(server.disk.reads() > before.reads, Seen::ReadFromDisk);
+        coverage.see_if(reads > before.reads, Seen::ReadFromDisk);
         let deposed = |s: &Sent| matches!(s, Sent::Paxos(paxos::Event::LostLeadership { .. }));
         let was_deposed = outbox.sent.iter().any(|(_, _, sent)| deposed(sent));
         coverage.see_if(before.in_flight && was_deposed, Seen::DeposedInFlight);

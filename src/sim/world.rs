@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::{Timeouts, Topology};
+use crate::config::{Limits, Timeouts, Topology};
 use crate::drive;
 use crate::shard::Input;
 use crate::sim::checker::Checker;
@@ -16,7 +16,7 @@ use crate::sim::text;
 use crate::sim::trace::{Trace, TraceHash, keep_recent};
 use crate::storage::{Identity, Wal};
 use crate::txn;
-use crate::txn::message::Request;
+use crate::txn::message::{Refusal, Request, Response};
 use crate::types::{AccountId, ClientId, NodeId, Slot, Time, TxnId};
 use crate::workload::SplitMix64;
 
@@ -34,6 +34,7 @@ const EVENTS_LIMIT: u64 = 3_000_000;
 pub struct Options {
     pub topology: Topology,
     pub timeouts: Timeouts,
+    pub limits: Limits,
     pub seed: u64,
     pub weather: Weather,
     /// How long a sync takes.
@@ -91,7 +92,7 @@ pub struct World {
 impl World {
     /// Formats all disks and starts all servers.
     pub fn new(options: Options) -> World {
-        let Options { topology, weather, seed, segment_bytes, odd_clocks, .. } = options;
+        let Options { topology, limits, weather, seed, segment_bytes, odd_clocks, .. } = options;
         let mut world = World {
             options,
             now: Time(0),
@@ -100,7 +101,7 @@ impl World {
             servers: BTreeMap::new(),
             clients: BTreeMap::new(),
             departed: Vec::new(),
-            checker: Checker::new(topology),
+            checker: Checker::new(topology, limits.session_window),
             coverage: Coverage::default(),
             hash: TraceHash::default(),
             log: Vec::new(),
@@ -378,8 +379,10 @@ impl World {
         let before = Before::of(running, &server.disk);
         let mut outbox = Outbox::new(now, sync_us);
         let done = drive::turn(local, &mut running.shard, &mut running.wal, inputs, &mut outbox);
+        let durable = done.is_ok();
         let done = done.and_then(|()| running.wal.prepare_ahead().map(drop));
-        self.checker.observe(&running.shard, false, done.is_ok());
+        let reads = server.disk.reads();
+        self.checker.observe(&running.shard, false, durable, |slot| running.value(slot));
 
         let dies = server.dies_before_release && outbox.syncs > 0;
         server.busy_until = outbox.at;
@@ -392,7 +395,7 @@ impl World {
         }
         assert!(server.spinning < SPIN_LIMIT, "{id} spins: its deadline {wake:?} never moves at {now:?}");
         let wake = wake.max(outbox.at);
-        self.see_turn(id, &before, &outbox, done.as_ref().err());
+        self.see_turn(id, &before, reads, &outbox, done.as_ref().err());
         for (at, syncs, sent) in outbox.sent {
             if !dies || syncs == 0 {
                 self.dispatch(at, id, sent);
@@ -423,6 +426,8 @@ impl World {
             }
             Sent::Client(client, response) => {
                 let Some(to) = self.servers[&id].clients.get(&client).copied() else { return };
+                let busy = matches!(response, Response::Refused { why: Refusal::Busy, .. });
+                self.coverage.see_if(busy, Seen::LeaderBusy);
                 let probe = self.probes.contains(&(client, response.number()));
                 let what = if probe { "Probe: " } else { "" };
                 self.note(|| format!("{id} → {to}  {what}{}", text::response(&response)));

@@ -3,14 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::bank::command::Range;
-use crate::config::limits::SESSION_WINDOW;
 use crate::txn::coordinator::{Coordinator, Event, Life, Outcome, Output};
 use crate::txn::group::Group;
 use crate::txn::link::{Link, Reach, Work};
 use crate::types::{Reason, Session, ShardId, Time, Transfer};
-
-/// The most transactions in one block; with 24 bytes each, a slot has room for outcomes ahead of them.
-const GROUP_MAX: usize = 8190;
 
 impl Coordinator {
     /// Gives every waiting transfer its sequence and its place in a block.
@@ -38,7 +34,8 @@ impl Coordinator {
         }
         for (participants, (mut transfers, mut tags)) in by_route {
             while !tags.is_empty() {
-                let count = tags.len().min(GROUP_MAX).min(self.window_left(session, &participants));
+                let count =
+                    tags.len().min(self.limits.group_max).min(self.window_left(session, &participants));
                 if count == 0 {
                     // Held back until the mark moves, for which see `renew_session`.
                     let rest = tags.drain(..).zip(transfers.drain(..));
@@ -68,7 +65,7 @@ impl Coordinator {
 
     /// Sequences that may still be used on all of these shards (B3).
     fn window_left(&self, session: Session, participants: &[ShardId]) -> usize {
-        let end = |p: &ShardId| self.mark(p.index(), session) + SESSION_WINDOW;
+        let end = |p: &ShardId| self.mark(p.index(), session) + self.limits.session_window;
         let end = participants.iter().map(end).min().unwrap_or(0);
         end.saturating_sub(self.next_seq) as usize
     }
@@ -77,7 +74,7 @@ impl Coordinator {
     fn is_window_stuck(&self, session: Session) -> bool {
         self.links.iter().any(|link| {
             let (first, gid) = link.oldest(session).unwrap_or((self.next_seq, 0));
-            first + SESSION_WINDOW <= self.next_seq
+            first + self.limits.session_window <= self.next_seq
                 && self.groups.get(&gid).is_some_and(|g| self.lacks_participant(g))
         })
     }
@@ -87,7 +84,6 @@ impl Coordinator {
         out.events.push(Event::SessionRenewed);
         self.life = Life::Unopened;
         self.next_seq = 1;
-        self.links.iter_mut().for_each(|link| link.told_mark = 0);
         self.open_session(now);
     }
 

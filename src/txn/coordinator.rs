@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use crate::bank::command::Range;
 use crate::bank::{BlockResult, validate};
-use crate::config::limits::RECOVERIES;
-use crate::config::{Timeouts, Topology};
+use crate::config::{Limits, Timeouts, Topology};
 use crate::txn::group::Group;
 use crate::txn::link::{Link, Reach, Sent, UnitId, Work};
 use crate::txn::message::{Refusal, Request, Response};
@@ -138,6 +137,7 @@ pub(super) enum Life {
 pub struct Coordinator {
     topology: Topology,
     pub(super) timeouts: Timeouts,
+    pub(super) limits: Limits,
     pub(super) life: Life,
     pub(super) links: Vec<Link>,
     pub(super) groups: BTreeMap<u64, Group>,
@@ -160,6 +160,7 @@ impl Coordinator {
         Coordinator {
             topology,
             timeouts,
+            limits: Limits::default(),
             life: Life::Unopened,
             links,
             groups: BTreeMap::new(),
@@ -178,6 +179,11 @@ impl Coordinator {
     /// The coordinator inside a server: it only recovers.
     pub fn recoverer(topology: Topology, timeouts: Timeouts, now: Time) -> Coordinator {
         Coordinator { life: Life::Recoverer, ..Coordinator::new(topology, timeouts, now) }
+    }
+
+    /// The same with other bounds than the usual ones.
+    pub fn with_limits(self, limits: Limits) -> Coordinator {
+        Coordinator { limits, ..self }
     }
 
     /// The session of this coordinator, once it is open.
@@ -247,7 +253,7 @@ impl Coordinator {
 
     fn recover(&mut self, now: Time, id: TxnId, participants: [ShardId; 2], home: ShardId) {
         // Whoever is refused here asks again after its next time-out.
-        if self.recovering.len() >= RECOVERIES || !self.recovering.insert(id) {
+        if self.recovering.len() >= self.limits.recoveries || !self.recovering.insert(id) {
             return;
         }
         let range = Range { session: id.session, first: id.seq, count: 1 };
@@ -397,7 +403,7 @@ impl Coordinator {
         out.events.push(Event::Retrying { shard: self.links[index].shard, units: sent.units.len() });
         if sent.ahead > 0 {
             // The mark may not have arrived, and without it the shard's window does not move.
-            self.links[index].told_mark = 0;
+            self.links[index].told_marks.clear();
         }
         for id in sent.units {
             let link = &mut self.links[index];

@@ -88,8 +88,8 @@ pub struct Link {
     pub outcomes_due: Option<Time>,
     /// Groups that are not finished at this shard, by session and first sequence.
     pub open: BTreeMap<(Session, u64), u64>,
-    /// The mark that was last sent.
-    pub told_mark: u64,
+    /// The marks that were last sent, by session: an old session keeps its stragglers, and they need its window to move.
+    pub told_marks: BTreeMap<Session, u64>,
     /// The server to ask first, and to campaign if there is no leader.
     pub hint: NodeId,
     servers: BTreeMap<NodeId, Server>,
@@ -116,7 +116,7 @@ impl Link {
             pause: Time::default(),
             outcomes_due: None,
             open: BTreeMap::new(),
-            told_mark: 0,
+            told_marks: BTreeMap::new(),
             hint: *servers.keys().next().expect("a cluster has servers"),
             servers,
             search_since: now,
@@ -164,6 +164,17 @@ impl Link {
         groups.next().map(|((_, first), group)| (*first, *group))
     }
 
+    /// Sessions with groups that are not finished at this shard.
+    pub fn open_sessions(&self) -> BTreeSet<Session> {
+        let mut sessions = BTreeSet::new();
+        let mut from = (Session(0), 0);
+        while let Some(((session, _), _)) = self.open.range(from..).next() {
+            sessions.insert(*session);
+            from = (Session(session.0 + 1), 0);
+        }
+        sessions
+    }
+
     /// Takes out a request that is answered or given up.
     pub fn take_sent(&mut self, request: u64) -> Option<Sent> {
         self.sent.remove(&request).or_else(|| self.sent_reads.remove(&request))
@@ -206,7 +217,7 @@ impl Link {
         self.reach = Reach::Searching;
         self.search_since = now;
         self.probe_due = now;
-        self.told_mark = 0;
+        self.told_marks.clear();
         for server in self.servers.values_mut() {
             *server = Server { connected: server.connected, ..Server::default() };
         }

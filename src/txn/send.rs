@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::bank::command;
-use crate::config::limits::VALUE_BYTES;
 use crate::txn::coordinator::{Coordinator, Life, Output};
 use crate::txn::link::{Sent, UnitId, Work};
 use crate::txn::message::Request;
@@ -25,12 +24,18 @@ impl Coordinator {
             return;
         }
         let mut frame = Frame::default();
+        let mut sessions = self.links[index].open_sessions();
         if let Life::Open(session) = self.life {
+            sessions.insert(session);
+        }
+        self.links[index].told_marks.retain(|session, _| sessions.contains(session));
+        for session in sessions {
             let mark = self.mark(index, session);
-            if mark > self.links[index].told_mark.max(1) {
+            let told = self.links[index].told_marks.entry(session).or_insert(1);
+            if mark > *told {
+                *told = mark;
                 command::put_mark(&mut frame.blocks, session, mark);
-                frame.ahead = 1;
-                self.links[index].told_mark = mark;
+                frame.ahead += 1;
             }
         }
         for (work, id) in due {
@@ -49,7 +54,7 @@ impl Coordinator {
                 continue;
             }
             let bytes = work.group().map_or(64, |g| self.groups[&g].block_bytes());
-            if frame.blocks.len() + bytes > VALUE_BYTES {
+            if frame.blocks.len() + bytes > self.limits.frame_bytes {
                 self.send_frame(now, index, leader, std::mem::take(&mut frame), out);
             }
             match work {
