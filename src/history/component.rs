@@ -232,7 +232,51 @@ impl<'a> Search<'a> {
             let sum = Sum::new(base, terms, low, high, search.taken[number as usize]);
             search.sum_of[number as usize] = Some(search.solver.claim(sum));
         }
+        search.once_before_always_before(&pairs);
         search
+    }
+
+    /// An open transfer lies beside everything that follows, and each pair is a question of its own. The order would
+    /// find out one conflict at a time that it cannot come before one claim and after a later one; this says it with
+    /// one more question for each moment between claims: has it happened by then?
+    fn once_before_always_before(&mut self, pairs: &BTreeMap<(u32, u32), Lit>) {
+        let mut noticing: Vec<Vec<(u32, Lit)>> = vec![Vec::new(); self.taken.len()];
+        for (&(a, b), &lit) in pairs {
+            for (open, other, before) in [(a, b, lit), (b, a, !lit)] {
+                let is_answered = self.component.nodes[other as usize].replied.is_some();
+                if self.taken[open as usize].is_some() && is_answered {
+                    noticing[open as usize].push((other, before));
+                }
+            }
+        }
+        for others in noticing {
+            let node = |n: u32| &self.component.nodes[n as usize];
+            let mut replies: Vec<u64> = others.iter().filter_map(|(n, _)| node(*n).replied).collect();
+            replies.sort_unstable();
+            let last_before = |invoked: u64| {
+                let i = replies.partition_point(|r| *r < invoked);
+                i.checked_sub(1).map(|i| replies[i])
+            };
+            let mut moments: Vec<u64> = others.iter().filter_map(|(n, _)| last_before(node(*n).invoked)).collect();
+            moments.sort_unstable();
+            moments.dedup();
+            let happened: Vec<Lit> = moments.iter().map(|_| self.solver.question(None)).collect();
+            for pair in happened.windows(2) {
+                self.solver.require(vec![!pair[0], pair[1]]);
+            }
+            for (other, before) in others {
+                let node = &self.component.nodes[other as usize];
+                let replied = node.replied.expect("only answered ones were taken");
+                let after = moments.partition_point(|m| *m < replied);
+                if let Some(happened) = happened.get(after) {
+                    self.solver.require(vec![!before, *happened]);
+                }
+                if let Some(moment) = last_before(node.invoked) {
+                    let index = moments.partition_point(|m| *m < moment);
+                    self.solver.require(vec![!happened[index], before]);
+                }
+            }
+        }
     }
 
     fn run(&mut self, budget: &mut u64) -> Answer {
