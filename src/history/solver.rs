@@ -427,6 +427,15 @@ impl Solver {
             }
             next = self.antecedents(lit);
         };
+        // What follows from other literals of the clause need not stand in it.
+        let redundant = |lit: &Lit| match self.reason[lit.var()] {
+            Reason::Clause(number) => self.clauses[number as usize]
+                .iter()
+                .all(|l| *l == !*lit || self.seen[l.var()] || self.level[l.var()] == 0),
+            _ => false,
+        };
+        let kept: Vec<Lit> = learnt.iter().copied().filter(|l| !redundant(l)).collect();
+        let mut learnt = kept;
         for var in marked {
             self.seen[var] = false;
         }
