@@ -78,23 +78,39 @@ impl Node {
 }
 
 /// Luby's sequence times this many conflicts between restarts.
-const RESTART: u64 = 64;
+const RESTART: u64 = 128;
 
 impl Component {
-    /// Whether there is an order of instants, each within its interval, that explains every claim. Takes from `budget`.
-    pub fn solve(&self, budget: &mut u64) -> Answer {
-        let mut guess: Vec<u32> = (0..self.nodes.len() as u32).collect();
-        guess.sort_unstable_by_key(|n| (self.nodes[*n as usize].guess(), *n));
-        *budget = budget.saturating_sub(self.nodes.len() as u64);
-        if self.replay(&guess, |_| Value::Open).is_none() {
-            return Answer::Explained;
-        }
-        Search::new(self).run(budget)
+    /// Whether there is an order of instants, each within its interval, that explains every claim. Takes what it costs
+    /// from `budget`, and no more than `most`.
+    pub fn solve(&self, budget: &mut u64, most: u64) -> Answer {
+        self.solve_or_blame(budget, most).0
     }
 
-    /// Carries out a total order; the first node whose claim does not hold. `taken` says of open effects whether they
+    /// The same, and if it is impossible, the operations whose claims suffice for that.
+    pub fn solve_or_blame(&self, budget: &mut u64, most: u64) -> (Answer, Vec<u32>) {
+        let mut guess: Vec<u32> = (0..self.nodes.len() as u32).collect();
+        guess.sort_unstable_by_key(|n| (self.nodes[*n as usize].guess(), *n));
+        if self.replay(&guess, |_| Value::Open).is_empty() {
+            return (Answer::Explained, Vec::new());
+        }
+        let mut search = Search::new(self);
+        let most = most.min(*budget);
+        let answer = search.run(most);
+        *budget -= search.solver.work.min(most);
+        let mut blamed = Vec::new();
+        if answer == Answer::Impossible {
+            let used = search.solver.used();
+            let is_used = |n: &usize| search.sum_of[*n].is_some_and(|s| used[s]);
+            blamed = (0..self.nodes.len()).filter(is_used).map(|n| self.nodes[n].operation).collect();
+        }
+        (answer, blamed)
+    }
+
+    /// Carries out a total order; the nodes whose claims do not hold. `taken` says of open effects whether they
     /// take effect; where that is open, they do if they can.
-    fn replay(&self, order: &[u32], taken: impl Fn(u32) -> Value) -> Option<u32> {
+    fn replay(&self, order: &[u32], taken: impl Fn(u32) -> Value) -> Vec<u32> {
+        let mut violated = Vec::new();
         let mut balances: Vec<i128> = self.stretches.iter().map(|s| s.base).collect();
         for &number in order {
             let Some(node) = self.nodes.get(number as usize) else { continue };
@@ -106,7 +122,7 @@ impl Component {
                     continue;
                 }
                 if !holds {
-                    return Some(number);
+                    violated.push(number);
                 }
             }
             if let Kind::Effect { from, to, amount, .. } = node.kind {
@@ -114,7 +130,7 @@ impl Component {
                 balances[to as usize] += amount;
             }
         }
-        None
+        violated
     }
 
     /// The effects of each stretch that may lie on either side of a node, and the balance that the others make.
@@ -257,7 +273,8 @@ impl<'a> Search<'a> {
                 let i = replies.partition_point(|r| *r < invoked);
                 i.checked_sub(1).map(|i| replies[i])
             };
-            let mut moments: Vec<u64> = others.iter().filter_map(|(n, _)| last_before(node(*n).invoked)).collect();
+            let mut moments: Vec<u64> =
+                others.iter().filter_map(|(n, _)| last_before(node(*n).invoked)).collect();
             moments.sort_unstable();
             moments.dedup();
             let happened: Vec<Lit> = moments.iter().map(|_| self.solver.question(None)).collect();
@@ -279,9 +296,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn run(&mut self, budget: &mut u64) -> Answer {
+    fn run(&mut self, budget: u64) -> Answer {
         let (mut restarts, mut next_restart) = (1, RESTART);
-        let mut spent = 0;
         loop {
             match self.solver.settle() {
                 Err(Contradiction) => return Answer::Impossible,
@@ -294,17 +310,16 @@ impl<'a> Search<'a> {
                 Ok(_) => {}
             }
             self.solver.work += self.component.nodes.len() as u64;
-            if self.solver.work - spent >= *budget {
-                *budget = 0;
+            if self.solver.work > budget {
                 return Answer::GaveUp;
             }
-            *budget -= self.solver.work - spent;
-            spent = self.solver.work;
             let taken = |n: u32| self.taken[n as usize].map_or(Value::True, |t| self.solver.value(t));
-            let Some(violated) = self.component.replay(self.solver.order.sequence(), taken) else {
+            let violated = self.component.replay(self.solver.order.sequence(), taken);
+            let blame = |n: &u32| self.sum_of[*n as usize].map_or(0, |s| self.solver.blame[s]);
+            let Some(worst) = violated.into_iter().rev().max_by_key(blame) else {
                 return Answer::Explained;
             };
-            self.pursue(violated);
+            self.pursue(worst);
         }
     }
 
