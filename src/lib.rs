@@ -18,9 +18,9 @@
 //!
 //! # Import rule
 //!
-//! Imports run downhill. `types`, `config`, `codec`, `paxos`, `bank`, `txn` and `shard` are pure: they name no clock,
-//! socket, file, thread, random number, logger or hash map, so that whoever drives them can repeat every run. What each
-//! module may use stands in one table in `tests/tidy.rs`, which reads the sources and enforces it.
+//! Imports run downhill. `types`, `config`, `codec`, `paxos`, `bank`, `txn`, `shard` and `history` are pure: they name no
+//! clock, socket, file, thread, random number, logger or hash map, so that whoever drives them can repeat every run.
+//! What each module may use stands in one table in `tests/tidy.rs`, which reads the sources and enforces it.
 //!
 //! # Invariants
 //!

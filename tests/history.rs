@@ -44,6 +44,8 @@ fn open_outcomes_are_accepted() {
     accepts("some open", Shape { open: 5, ..Shape::default() }, 300);
     accepts("many open", Shape { open: 30, lines: 8, ..Shape::default() }, 200);
     accepts("two accounts", Shape { open: 15, accounts: 2, ..Shape::default() }, 200);
+    let long = Shape { operations: 1000, lines: 40, accounts: 8, initial_balance: 20, ..Shape::default() };
+    accepts("long", Shape { open: 3, ..long }, 6);
 }
 
 #[test]

@@ -78,23 +78,39 @@ impl Node {
 }
 
 /// Luby's sequence times this many conflicts between restarts.
-const RESTART: u64 = 64;
+const RESTART: u64 = 128;
 
 impl Component {
-    /// Whether there is an order of instants, each within its interval, that explains every claim. Takes from `budget`.
-    pub fn solve(&self, budget: &mut u64) -> Answer {
-        let mut guess: Vec<u32> = (0..self.nodes.len() as u32).collect();
-        guess.sort_unstable_by_key(|n| (self.nodes[*n as usize].guess(), *n));
-        *budget = budget.saturating_sub(self.nodes.len() as u64);
-        if self.replay(&guess, |_| Value::Open).is_none() {
-            return Answer::Explained;
-        }
-        Search::new(self).run(budget)
+    /// Whether there is an order of instants, each within its interval, that explains every claim. Takes what it costs
+    /// from `budget`, and no more than `most`.
+    pub fn solve(&self, budget: &mut u64, most: u64) -> Answer {
+        self.solve_or_blame(budget, most).0
     }
 
-    /// Carries out a total order; the first node whose claim does not hold. `taken` says of open effects whether they
+    /// The same, and if it is impossible, the operations whose claims suffice for that.
+    pub fn solve_or_blame(&self, budget: &mut u64, most: u64) -> (Answer, Vec<u32>) {
+        let mut guess: Vec<u32> = (0..self.nodes.len() as u32).collect();
+        guess.sort_unstable_by_key(|n| (self.nodes[*n as usize].guess(), *n));
+        if self.replay(&guess, |_| Value::Open).is_empty() {
+            return (Answer::Explained, Vec::new());
+        }
+        let mut search = Search::new(self);
+        let most = most.min(*budget);
+        let answer = search.run(most);
+        *budget -= search.solver.work.min(most);
+        let mut blamed = Vec::new();
+        if answer == Answer::Impossible {
+            let used = search.solver.used();
+            let is_used = |n: &usize| search.sum_of[*n].is_some_and(|s| used[s]);
+            blamed = (0..self.nodes.len()).filter(is_used).map(|n| self.nodes[n].operation).collect();
+        }
+        (answer, blamed)
+    }
+
+    /// Carries out a total order; the nodes whose claims do not hold. `taken` says of open effects whether they
     /// take effect; where that is open, they do if they can.
-    fn replay(&self, order: &[u32], taken: impl Fn(u32) -> Value) -> Option<u32> {
+    fn replay(&self, order: &[u32], taken: impl Fn(u32) -> Value) -> Vec<u32> {
+        let mut violated = Vec::new();
         let mut balances: Vec<i128> = self.stretches.iter().map(|s| s.base).collect();
         for &number in order {
             let Some(node) = self.nodes.get(number as usize) else { continue };
@@ -106,7 +122,7 @@ impl Component {
                     continue;
                 }
                 if !holds {
-                    return Some(number);
+                    violated.push(number);
                 }
             }
             if let Kind::Effect { from, to, amount, .. } = node.kind {
@@ -114,7 +130,7 @@ impl Component {
                 balances[to as usize] += amount;
             }
         }
-        None
+        violated
     }
 
     /// The effects of each stretch that may lie on either side of a node, and the balance that the others make.
@@ -232,12 +248,56 @@ impl<'a> Search<'a> {
             let sum = Sum::new(base, terms, low, high, search.taken[number as usize]);
             search.sum_of[number as usize] = Some(search.solver.claim(sum));
         }
+        search.once_before_always_before(&pairs);
         search
     }
 
-    fn run(&mut self, budget: &mut u64) -> Answer {
+    /// An open transfer lies beside everything that follows, and each pair is a question of its own. The order would
+    /// find out one conflict at a time that it cannot come before one claim and after a later one; this says it with
+    /// one more question for each moment between claims: has it happened by then?
+    fn once_before_always_before(&mut self, pairs: &BTreeMap<(u32, u32), Lit>) {
+        let mut noticing: Vec<Vec<(u32, Lit)>> = vec![Vec::new(); self.taken.len()];
+        for (&(a, b), &lit) in pairs {
+            for (open, other, before) in [(a, b, lit), (b, a, !lit)] {
+                let is_answered = self.component.nodes[other as usize].replied.is_some();
+                if self.taken[open as usize].is_some() && is_answered {
+                    noticing[open as usize].push((other, before));
+                }
+            }
+        }
+        for others in noticing {
+            let node = |n: u32| &self.component.nodes[n as usize];
+            let mut replies: Vec<u64> = others.iter().filter_map(|(n, _)| node(*n).replied).collect();
+            replies.sort_unstable();
+            let last_before = |invoked: u64| {
+                let i = replies.partition_point(|r| *r < invoked);
+                i.checked_sub(1).map(|i| replies[i])
+            };
+            let mut moments: Vec<u64> =
+                others.iter().filter_map(|(n, _)| last_before(node(*n).invoked)).collect();
+            moments.sort_unstable();
+            moments.dedup();
+            let happened: Vec<Lit> = moments.iter().map(|_| self.solver.question(None)).collect();
+            for pair in happened.windows(2) {
+                self.solver.require(vec![!pair[0], pair[1]]);
+            }
+            for (other, before) in others {
+                let node = &self.component.nodes[other as usize];
+                let replied = node.replied.expect("only answered ones were taken");
+                let after = moments.partition_point(|m| *m < replied);
+                if let Some(happened) = happened.get(after) {
+                    self.solver.require(vec![!before, *happened]);
+                }
+                if let Some(moment) = last_before(node.invoked) {
+                    let index = moments.partition_point(|m| *m < moment);
+                    self.solver.require(vec![!happened[index], before]);
+                }
+            }
+        }
+    }
+
+    fn run(&mut self, budget: u64) -> Answer {
         let (mut restarts, mut next_restart) = (1, RESTART);
-        let mut spent = 0;
         loop {
             match self.solver.settle() {
                 Err(Contradiction) => return Answer::Impossible,
@@ -250,17 +310,16 @@ impl<'a> Search<'a> {
                 Ok(_) => {}
             }
             self.solver.work += self.component.nodes.len() as u64;
-            if self.solver.work - spent >= *budget {
-                *budget = 0;
+            if self.solver.work > budget {
                 return Answer::GaveUp;
             }
-            *budget -= self.solver.work - spent;
-            spent = self.solver.work;
             let taken = |n: u32| self.taken[n as usize].map_or(Value::True, |t| self.solver.value(t));
-            let Some(violated) = self.component.replay(self.solver.order.sequence(), taken) else {
+            let violated = self.component.replay(self.solver.order.sequence(), taken);
+            let blame = |n: &u32| self.sum_of[*n as usize].map_or(0, |s| self.solver.blame[s]);
+            let Some(worst) = violated.into_iter().rev().max_by_key(blame) else {
                 return Answer::Explained;
             };
-            self.pursue(violated);
+            self.pursue(worst);
         }
     }
 

@@ -6,8 +6,9 @@ use std::fmt::Write;
 use crate::history::component::{Answer, Component, Index, Kind, Node};
 use crate::history::{Call, Failure, Operation, Reply, Undecided, Violation};
 
-/// Steps for each attempt to leave something out. Where they do not suffice, it stays in.
-const ATTEMPT: u64 = 20_000_000;
+/// Steps for each attempt to leave something out, and for all. Where they do not suffice, it stays in.
+const ATTEMPT: u64 = 10_000_000;
+const ATTEMPTS: u64 = 400_000_000;
 /// Transfers and balances that a message names before it counts the rest.
 const NAMED: usize = 12;
 
@@ -38,7 +39,9 @@ pub fn undecided(operations: &[Operation], part: &Component) -> Undecided {
 
 /// The violation in a part that has no order.
 pub fn violation(operations: &[Operation], part: &Component) -> Failure {
-    let part = narrow(shortest_prefix(part));
+    let mut effort = ATTEMPTS;
+    let part = blamed(part.clone(), &mut effort);
+    let part = narrow(shortest_prefix(&part, &mut effort), &mut effort);
     let claims: Vec<&Node> = part.nodes.iter().filter(|n| n.claim().is_some()).collect();
     let mut at_fault: Vec<usize> = claims.iter().map(|n| n.operation as usize).collect();
     at_fault.sort_unstable_by_key(|i| (operations[*i].invoked, *i));
@@ -47,10 +50,13 @@ pub fn violation(operations: &[Operation], part: &Component) -> Failure {
         n => format!("no order of instants explains these {n} operations together:"),
     };
     let index = Index::new(&part);
-    for i in &at_fault {
+    for i in at_fault.iter().take(NAMED) {
         let node = claims.iter().find(|n| n.operation as usize == *i).expect("they come from the claims");
         write!(text, "\n  {}", describe(operations, *i)).expect("a string takes everything");
         text.push_str(&surroundings(operations, &part, &index, node));
+    }
+    if at_fault.len() > NAMED {
+        write!(text, "\n  and {} more", at_fault.len() - NAMED).expect("a string takes everything");
     }
     let mut operations = at_fault;
     operations.sort_unstable();
@@ -124,8 +130,8 @@ fn describe(operations: &[Operation], index: usize) -> String {
     format!("#{index} client {client}, {invoked} to {until}: {call}: {reply}")
 }
 
-fn is_impossible(part: &Component) -> bool {
-    part.solve(&mut ATTEMPT.clone()) == Answer::Impossible
+fn is_impossible(part: &Component, effort: &mut u64) -> bool {
+    *effort > 0 && part.solve(effort, ATTEMPT) == Answer::Impossible
 }
 
 /// What was known at a moment: what had no reply by then is open, what was not invoked is not there.
@@ -139,7 +145,7 @@ fn until(part: &Component, moment: u64) -> Component {
 }
 
 /// Every prefix of a history that can be explained can be explained, so there is a first reply that spoils it.
-fn shortest_prefix(part: &Component) -> Component {
+fn shortest_prefix(part: &Component, effort: &mut u64) -> Component {
     let mut replies: Vec<u64> = part.nodes.iter().filter_map(|n| n.replied).collect();
     replies.sort_unstable();
     replies.dedup();
@@ -148,7 +154,7 @@ fn shortest_prefix(part: &Component) -> Component {
     while low < high {
         let middle = (low + high) / 2;
         let prefix = until(part, replies[middle]);
-        if is_impossible(&prefix) {
+        if is_impossible(&prefix, effort) {
             best = prefix;
             high = middle;
         } else {
@@ -158,9 +164,31 @@ fn shortest_prefix(part: &Component) -> Component {
     best
 }
 
+/// Takes away all claims that a proof of the impossibility does without, then those that the next proof does without,
+/// and so on. Each result has been proved impossible again.
+fn blamed(part: Component, effort: &mut u64) -> Component {
+    let mut proved = part;
+    let mut next = proved.clone();
+    loop {
+        let (answer, mut blamed) = next.solve_or_blame(effort, *effort / 4);
+        if answer != Answer::Impossible {
+            return proved;
+        }
+        blamed.sort_unstable();
+        let claims = next.nodes.iter().filter(|n| n.claim().is_some()).map(|n| n.operation);
+        let mut left_out: Vec<u32> = claims.filter(|i| blamed.binary_search(i).is_err()).collect();
+        left_out.sort_unstable();
+        proved = next;
+        if left_out.is_empty() {
+            return proved;
+        }
+        next = without(&proved, &left_out);
+    }
+}
+
 /// Takes claims away, many at once and then fewer, as long as the rest is still impossible. Effects stay: without their
 /// claims they only move money.
-fn narrow(mut part: Component) -> Component {
+fn narrow(mut part: Component, effort: &mut u64) -> Component {
     let mut claims: Vec<u32> =
         part.nodes.iter().filter(|n| n.claim().is_some()).map(|n| n.operation).collect();
     claims.sort_unstable();
@@ -170,7 +198,7 @@ fn narrow(mut part: Component) -> Component {
         while start < claims.len() {
             let end = (start + size).min(claims.len());
             let fewer = without(&part, &claims[start..end]);
-            if is_impossible(&fewer) {
+            if is_impossible(&fewer, effort) {
                 part = fewer;
                 claims.drain(start..end);
             } else {

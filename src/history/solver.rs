@@ -82,8 +82,12 @@ pub struct Solver {
     is_dirty: Vec<bool>,
     is_dirty_exact: Vec<bool>,
     seen: Vec<bool>,
-    /// How often each sum took part in a conflict.
-    pub blame: Vec<u32>,
+    /// How often each sum took part in conflicts, recent ones counting more.
+    pub blame: Vec<u64>,
+    weight: u64,
+    /// Which sums the clauses learnt so far rest on, and which variables settled for good they took for granted.
+    used: Vec<bool>,
+    granted: Vec<bool>,
     pub conflicts: u64,
     /// Elementary steps so far, to be held against a budget.
     pub work: u64,
@@ -113,6 +117,9 @@ impl Solver {
             is_dirty_exact: Vec::new(),
             seen: Vec::new(),
             blame: Vec::new(),
+            weight: 1 << 10,
+            used: Vec::new(),
+            granted: Vec::new(),
             conflicts: 0,
             work: 0,
             contradictory: false,
@@ -132,6 +139,7 @@ impl Solver {
         self.terms_of.push(Vec::new());
         self.guards_of.push(Vec::new());
         self.seen.push(false);
+        self.granted.push(false);
         lit
     }
 
@@ -152,6 +160,7 @@ impl Solver {
         self.is_dirty.push(false);
         self.is_dirty_exact.push(false);
         self.blame.push(0);
+        self.used.push(false);
         self.sums.push(sum);
         self.touch(number);
         number as usize
@@ -189,6 +198,7 @@ impl Solver {
         }
         while let Some(conflict) = self.propagate() {
             self.conflicts += 1;
+            self.age_blame();
             self.learn(conflict);
             if self.contradictory {
                 return Err(Contradiction);
@@ -199,6 +209,28 @@ impl Solver {
 
     pub fn restart(&mut self) {
         self.back_to(0);
+    }
+
+    /// The next conflict counts a little more, which is the same as the earlier ones counting less.
+    fn age_blame(&mut self) {
+        self.weight += self.weight / 32;
+        if self.weight > 1 << 50 {
+            self.weight >>= 40;
+            self.blame.iter_mut().for_each(|b| *b >>= 40);
+        }
+    }
+
+    /// After a contradiction: which sums it rests on. The others are not needed for it.
+    pub fn used(&mut self) -> &[bool] {
+        for index in (0..self.trail.len()).rev() {
+            let lit = self.trail[index];
+            if self.granted[lit.var()] {
+                for before in self.antecedents(lit) {
+                    self.granted[before.var()] = true;
+                }
+            }
+        }
+        &self.used
     }
 
     // ---- Conclusions -----------------------------------------------------------------------------------------------
@@ -369,7 +401,8 @@ impl Solver {
 
     /// The clause behind a conclusion of a sum, but for the conclusion itself: its literals are false.
     fn because(&mut self, number: u32, side: Side, concluded: Option<Lit>) -> Vec<Lit> {
-        self.blame[number as usize] += 1;
+        self.blame[number as usize] += self.weight;
+        self.used[number as usize] = true;
         let sum = &self.sums[number as usize];
         let before = concluded.map_or(u32::MAX, |l| self.position[l.var()]);
         let is_guard = concluded.is_some_and(|l| Some(!l) == sum.active);
@@ -393,6 +426,7 @@ impl Solver {
         let top = conflict.iter().map(|l| self.level[l.var()]).max().unwrap_or(0);
         if top == 0 {
             self.contradictory = true;
+            conflict.iter().for_each(|l| self.granted[l.var()] = true);
             return;
         }
         self.back_to(top);
@@ -404,6 +438,9 @@ impl Solver {
         let way_out = loop {
             for lit in next {
                 let var = lit.var();
+                if self.level[var] == 0 {
+                    self.granted[var] = true;
+                }
                 if self.level[var] == 0 || self.seen[var] {
                     continue;
                 }
@@ -427,6 +464,28 @@ impl Solver {
             }
             next = self.antecedents(lit);
         };
+        // What follows from other literals of the clause need not stand in it.
+        let redundant = |lit: &Lit| match self.reason[lit.var()] {
+            Reason::Clause(number) => self.clauses[number as usize]
+                .iter()
+                .all(|l| *l == !*lit || self.seen[l.var()] || self.level[l.var()] == 0),
+            _ => false,
+        };
+        let mut granted = Vec::new();
+        let mut learnt: Vec<Lit> = learnt
+            .iter()
+            .copied()
+            .filter(|lit| {
+                let is_needed = !redundant(lit);
+                if let (false, Reason::Clause(number)) = (is_needed, self.reason[lit.var()]) {
+                    granted.extend(self.clauses[number as usize].iter().map(|l| l.var()));
+                }
+                is_needed
+            })
+            .collect();
+        for var in granted {
+            self.granted[var] |= self.level[var] == 0;
+        }
         for var in marked {
             self.seen[var] = false;
         }
