@@ -9,12 +9,13 @@ PERF_ROWS ?= 2000000
 PERF_ARGS ?=
 PERF_BANK := $(PERF_DIR)/release/bank
 
-.PHONY: help run test check perf clean-perf
+.PHONY: help run test model check perf clean-perf
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run    run a set file on nine servers     TESTSET=$(TESTSET)  ARGS="--json"'
 	@echo 'make test   all tests'
+	@echo 'make model  every schedule within stated bounds, checked: a few minutes on two cores'
 	@echo 'make check  formatting, and clippy with warnings as errors'
 	@echo 'make perf   where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
 
@@ -23,6 +24,10 @@ run:
 
 test:
 	$(CARGO) test
+
+# The tests explore small bounds; this explores the full ones, one configuration after the other, each with two threads.
+model:
+	MODEL=full $(CARGO) test --test model -- --nocapture --test-threads=1
 
 check:
 	$(CARGO) fmt --check
