@@ -107,6 +107,18 @@ fn partition(to: NodeId, message: &Message) -> bool {
     }
 }
 
+/// S1's proposals reach nobody, S2 reaches S3, and S3 then reaches S1.
+fn two_votes(to: NodeId, message: &Message) -> bool {
+    match message {
+        Message::Prepare(m) => {
+            m.ballot.leader() == Some(S2) && to != S3 || m.ballot.leader() == Some(S3) && to != S1
+        }
+        Message::Accept(m) => m.ballot.leader() == Some(S1),
+        Message::Heartbeat(_) | Message::Refuse(_) => true,
+        _ => false,
+    }
+}
+
 #[test]
 fn competing_ballots_and_crashes() {
     let (crashes, states) = if is_full() { (1, 1_244_414) } else { (0, 94_270) };
@@ -170,6 +182,15 @@ fn a_vote_that_one_follower_alone_holds() {
     bounds.lost = partition;
     bounds.must.push(Seen::DiedBeforeSync);
     explore(bounds, 27_069);
+}
+
+#[test]
+fn votes_of_two_ballots_for_one_slot() {
+    let (crashes, states) = if is_full() { (1, 195_941) } else { (0, 13_285) };
+    let budget = Budget { proposals: 2, crashes, ..Budget::default() };
+    let mut bounds = cluster("Votes of two ballots for one slot", &[&[S1], &[S2], &[S3]], budget);
+    bounds.lost = two_votes;
+    explore(bounds, states);
 }
 
 #[test]

@@ -392,9 +392,8 @@ impl World {
             state.broken.push((Rule::P1, what));
         }
         let from = recoverer(&node);
-        if !turned.died {
-            rules::note_decided(self, state, &node);
-        }
+        // Also of a server that died: clients may have its answers.
+        rules::note_decided(self, state, &node);
         state.nodes[server.index()] = Shared::new(node);
         for sent in turned.sent {
             match sent {
