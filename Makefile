@@ -12,12 +12,13 @@ PERF_BANK := $(PERF_DIR)/release/bank
 SEEDS   ?= 0..10000
 MINUTES ?= 10
 
-.PHONY: help run test check sim soak perf clean-perf
+.PHONY: help run test check sim soak model perf clean-perf
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run    run a set file on nine servers     TESTSET=$(TESTSET)  ARGS="--json"'
 	@echo 'make test   all tests'
+	@echo 'make model  every schedule within stated bounds, checked: a few minutes on two cores'
 	@echo 'make check  formatting, and clippy with warnings as errors'
 	@echo 'make sim    the simulator, over a range of seeds     SEEDS=$(SEEDS)'
 	@echo 'make soak   the simulator on ever new seeds, from where the last soak ended     MINUTES=$(MINUTES)'
@@ -28,6 +29,10 @@ run:
 
 test:
 	$(CARGO) test
+
+# The tests explore small bounds; this explores the full ones, one configuration after the other, each with two threads.
+model:
+	MODEL=full $(CARGO) test --test model -- --nocapture --test-threads=1
 
 check:
 	$(CARGO) fmt --check

@@ -12,7 +12,7 @@ use crate::bank::{Bank, Effects};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::{self, Message, ReadLog, Replica};
 use crate::shard::{self, Input, Output, Shard};
-use crate::storage::{CommitStats, Disk, Recovered, StorageError, Wal};
+use crate::storage::{CommitStats, Recovered, StableLog, StorageError};
 use crate::txn::message::{Request, Response};
 use crate::types::{ClientId, NodeId, Slot, Time};
 
@@ -33,10 +33,10 @@ pub trait Ports {
 }
 
 /// Runs one turn. After an error the server must stop for good: what reached the disk is not known.
-pub fn turn<D: Disk>(
+pub fn turn(
     now: Time,
     shard: &mut Shard,
-    wal: &mut Wal<D>,
+    wal: &mut impl StableLog,
     inputs: impl IntoIterator<Item = Input>,
     ports: &mut impl Ports,
 ) -> std::io::Result<()> {
@@ -85,7 +85,7 @@ pub fn turn<D: Disk>(
     }
 }
 
-fn read_log<D: Disk>(wal: &Wal<D>, read: ReadLog) -> std::io::Result<Input> {
+fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {
     let ReadLog { purpose, from, to, max_bytes } = read;
     let entries = wal.read(from, max_bytes)?;
     let upto = (to.0 + 1).saturating_sub(from.0) as usize;
@@ -94,8 +94,8 @@ fn read_log<D: Disk>(wal: &Wal<D>, read: ReadLog) -> std::io::Result<Input> {
 }
 
 /// Feeds every decided value of a log, in order, to `each`.
-pub fn replay<D: Disk>(
-    wal: &Wal<D>,
+pub fn replay(
+    wal: &impl StableLog,
     decided: Slot,
     mut each: impl FnMut(Slot, &crate::types::Value),
 ) -> Result<(), StorageError> {
@@ -121,13 +121,13 @@ pub fn replay<D: Disk>(
 }
 
 /// Puts a server together from its log: the bank by applying everything decided, the replica from promise and votes.
-pub fn restore<D: Disk>(
+pub fn restore(
     me: NodeId,
     topology: Topology,
     (timeouts, limits): (Timeouts, Limits),
     now: Time,
     random: u64,
-    wal: &Wal<D>,
+    wal: &impl StableLog,
     recovered: Recovered,
 ) -> Result<Shard, StorageError> {
     let id = topology.shard_of_server(me);

@@ -596,6 +596,10 @@ impl Replica {
 
     /// A pseudo-random share of `most`, stretched from the driver's last random number.
     pub(super) fn jitter(&mut self, most: Duration) -> Duration {
+        if most.is_zero() {
+            // Nothing to draw from: where time stands still, the same history leads to the same state.
+            return most;
+        }
         self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         most.mul_f64((self.random >> 40) as f64 / (1u64 << 24) as f64)
     }

@@ -20,7 +20,7 @@ use std::fmt;
 use std::io;
 
 use crate::config::Topology;
-use crate::types::{Ballot, NodeId, Slot, Value};
+use crate::types::{Ballot, NodeId, Record, Slot, Value};
 
 mod contents;
 mod disk;
@@ -51,6 +51,28 @@ pub struct Expected {
     pub cluster_id: Option<u128>,
     pub topology: Topology,
     pub server: NodeId,
+}
+
+/// What a turn and a restart need of a server's log: stable storage, as the Paxos papers call it.
+///
+/// Behind it is the [`Wal`] wherever servers run. A model checker puts another one there, which it can copy and compare.
+pub trait StableLog {
+    /// See [`Wal::append`].
+    fn append(&mut self, record: &Record);
+    /// See [`Wal::set_decided`].
+    fn set_decided(&mut self, slot: Slot);
+    /// See [`Wal::commit`].
+    ///
+    /// # Errors
+    ///
+    /// What reached the disk is not known, and the server must stop.
+    fn commit(&mut self) -> io::Result<CommitStats>;
+    /// See [`Wal::read`].
+    ///
+    /// # Errors
+    ///
+    /// The disk cannot be read, or what it gives back is damaged.
+    fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>>;
 }
 
 /// What the log says after a restart.

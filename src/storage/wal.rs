@@ -11,7 +11,7 @@ use super::format::{
     BLOCK, Block, HEADER, IDENTITY, IDENTITY_NEW, Kind, LAST, MARK, MARK_BYTES, Mark, Position, RecordHeader,
     record_bytes, segment_name, segment_name_new, segment_number,
 };
-use super::{Identity, StorageError};
+use super::{Identity, StableLog, StorageError};
 use crate::config::limits;
 use crate::types::{Ballot, Record, Slot, Value};
 
@@ -450,6 +450,24 @@ impl<D: Disk> Wal<D> {
         let message = format!("{what}: {e}; this server must stop (a failed write or sync is never retried)");
         self.failed = Some((e.kind(), message.clone()));
         io::Error::new(e.kind(), message)
+    }
+}
+
+impl<D: Disk> StableLog for Wal<D> {
+    fn append(&mut self, record: &Record) {
+        Wal::append(self, record);
+    }
+
+    fn set_decided(&mut self, slot: Slot) {
+        Wal::set_decided(self, slot);
+    }
+
+    fn commit(&mut self) -> io::Result<CommitStats> {
+        Wal::commit(self)
+    }
+
+    fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
+        Wal::read(self, from, max_bytes)
     }
 }
 
