@@ -4,6 +4,9 @@ TESTSET ?= data/demo.csv
 ARGS    ?=
 CARGO   ?= cargo
 
+MUTANT      ?=
+MUTANT_ARGS ?=
+
 PERF_DIR  := target/perf
 PERF_ROWS ?= 2000000
 PERF_ARGS ?=
@@ -12,17 +15,18 @@ PERF_BANK := $(PERF_DIR)/release/bank
 SEEDS   ?= 0..10000
 MINUTES ?= 10
 
-.PHONY: help run test check sim soak model perf clean-perf
+.PHONY: help run test check sim soak model mutants perf clean-perf
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make run    run a set file on nine servers     TESTSET=$(TESTSET)  ARGS="--json"'
-	@echo 'make test   all tests'
-	@echo 'make model  every schedule within stated bounds, checked: a few minutes on two cores'
-	@echo 'make check  formatting, and clippy with warnings as errors'
-	@echo 'make sim    the simulator, over a range of seeds     SEEDS=$(SEEDS)'
-	@echo 'make soak   the simulator on ever new seeds, from where the last soak ended     MINUTES=$(MINUTES)'
-	@echo 'make perf   where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
+	@echo 'make run      run a set file on nine servers     TESTSET=$(TESTSET)  ARGS="--json"'
+	@echo 'make test     all tests'
+	@echo 'make check    formatting, and clippy with warnings as errors'
+	@echo 'make sim      the simulator, over a range of seeds     SEEDS=$(SEEDS)'
+	@echo 'make soak     the simulator on ever new seeds, from where the last soak ended     MINUTES=$(MINUTES)'
+	@echo 'make model    every schedule within stated bounds, checked: a few minutes on two cores'
+	@echo 'make mutants  planted bugs: does the simulator notice each?     MUTANT=   MUTANT_ARGS="--seeds 0..1000 --jobs 2 --from 12"'
+	@echo 'make perf     where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
 
 run:
 	$(CARGO) run --release --bin bank -- run $(TESTSET) $(ARGS)
@@ -44,6 +48,10 @@ sim:
 # Seeds far above those of the tests. Remove target/soak.json to begin again.
 soak:
 	$(CARGO) run --release --bin bank -- sim --seeds 1000000..1000000000 --minutes $(MINUTES) --progress target/soak.json
+
+# Builds the executable once for each of them; MUTANT is the name or the number of one.
+mutants:
+	tests/mutants/run.sh $(MUTANT_ARGS) $(MUTANT)
 
 # A build of its own, with frame pointers, so that call graphs are cheap to record and the usual build stays as it is.
 # Steps of 7919, which has no factor in common with 3000, spread the load over all accounts; every tenth transfer crosses
