@@ -72,6 +72,26 @@ fn answers_to_an_earlier_pre_vote_do_not_count() {
     assert_eq!(s1.promised(), Ballot::new(5, S1), "above everything that was heard of");
 }
 
+/// A client's wish is no reason to depose a leader, nor to begin a campaign anew that is under way.
+#[test]
+fn a_server_campaigns_on_request_only_if_nobody_leads() {
+    let ask = |s1: &mut Replica, now| {
+        let mut out = Output::default();
+        s1.campaign_if_leaderless(now, &mut out);
+        out.now.len()
+    };
+    let start = (Ballot::ZERO, Slot::ZERO, Vec::new());
+    let mut s1 = Replica::new(S1, CLUSTER.to_vec(), Timeouts::default(), Time(0), 1, start);
+    let now = Time(10_000_000);
+    let beat = Heartbeat { ballot: Ballot::new(1, S2), round: 1, decided: Slot::ZERO };
+    step(&mut s1, now, |r, out| r.message(now, S2, Message::Heartbeat(beat), out));
+    assert_eq!(ask(&mut s1, now), 0, "S2 leads");
+    assert_eq!(ask(&mut s1, now + Timeouts::default().election()), 2, "S2 was not heard for a time-out");
+    assert_eq!(ask(&mut s1, now + Timeouts::default().election()), 0, "it asks already");
+    let (mut s1, now) = leader();
+    assert_eq!(ask(&mut s1, now), 0, "it leads itself");
+}
+
 /// State synchronisation in prepare: S1 is behind both others when they promise.
 #[test]
 fn a_candidate_fetches_what_others_know_as_decided_before_it_leads() {

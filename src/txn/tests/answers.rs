@@ -314,6 +314,27 @@ fn reads_follow_a_new_leader() {
     assert_eq!(outcomes(&world.turn([Input::Response { from: S2, response }])), [(1, Outcome::Balance(4))]);
 }
 
+/// A read may honestly take long, so it is not given up early; but its leader may be gone, so it is asked once.
+#[test]
+fn a_read_that_takes_long_makes_sure_of_its_leader_once() {
+    let unreachable = Timeouts::default().unreachable();
+    let mut world = of_three();
+    let sent = world.turn([ask(1, Op::Read(AccountId(1)))]);
+    read_number(&sent.send, S1);
+    assert_eq!(world.later(unreachable - millis(1), []).events, []);
+    let confirmed = Event::LeaderFound { shard: D1, leader: S1, ballot: Ballot::new(1, S1) };
+    let out = world.later(millis(1), []);
+    assert_eq!((out.events, out.send), (vec![confirmed], vec![]), "S1 leads, and has the read");
+    let out = world.later(unreachable, []);
+    assert_eq!((out.events, out.send), (vec![], vec![]));
+
+    let mut world = of_three();
+    world.turn([ask(1, Op::Read(AccountId(1)))]);
+    world.leading = vec![S2];
+    let out = world.later(unreachable, []);
+    read_number(&out.send, S2);
+}
+
 // ---- the window ----
 
 /// Blocks of `sent` for S1, by frame: how many transactions each holds.
