@@ -34,21 +34,8 @@ check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 
-# Mutants are dealt out in turn, so each shard is a fair sample. A finished one is skipped; `rm -r $(MUTATION_DIR)` begins
-# anew. A copy of the sources is mutated, always at the same place, so that builds stay incremental and nobody edits it.
 mutation:
-	@case '$(SHARD)' in [0-9]*/[0-9]*) ;; *) \
-		echo 'make mutation: say which of how many samples, from 0 on, as in SHARD=0/16' >&2; exit 1;; esac
-	@command -v cargo-mutants >/dev/null || { \
-		echo 'make mutation: cargo-mutants is missing; cargo install cargo-mutants --locked' >&2; exit 1; }
-	@set -eu; out=$(CURDIR)/$(MUTATION_DIR)/$(subst /,-of-,$(SHARD)); tree=$(CURDIR)/$(MUTATION_DIR)/tree; \
-	if [ -e "$$out/finished" ]; then echo "make mutation: $(SHARD) is finished, see $$out"; exit 0; fi; \
-	rm -rf "$$out" "$$tree"; mkdir -p "$$out" "$$tree"; \
-	git ls-files -co --exclude-standard -z | xargs -0 cp --parents -t "$$tree"; \
-	cd "$$tree"; status=0; \
-	CARGO_TARGET_DIR=$(CURDIR)/$(MUTATION_DIR)/build CARGO_PROFILE_DEV_DEBUG=0 PROPTEST_DISABLE_FAILURE_PERSISTENCE=1 SIM_SEEDS=$(SIM_SEEDS) \
-		$(CARGO) mutants --in-place --sharding round-robin --shard $(SHARD) --output "$$out" --caught --unviable || status=$$?; \
-	case $$status in 0|2|3) touch "$$out/finished";; *) exit $$status;; esac
+	@CARGO='$(CARGO)' SIM_SEEDS=$(SIM_SEEDS) .ci/mutation '$(SHARD)' $(MUTATION_DIR)
 
 mutation-report:
 	@.ci/mutation-report $(MUTATION_DIR)

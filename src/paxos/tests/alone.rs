@@ -216,7 +216,7 @@ fn a_leader_keeps_one_window_in_flight() {
     let (ballot, window) = (s1.promised(), limits::WINDOW_SLOTS);
     let mut proposed = 0;
     let sent = step(&mut s1, now, |r, out| {
-        while r.can_propose() {
+        while r.can_propose() && proposed < 2 * window {
             proposed += 1;
             assert_eq!(r.propose(value(1), out), Slot(3 + proposed));
         }
