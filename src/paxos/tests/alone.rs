@@ -134,6 +134,27 @@ fn a_candidate_fetches_what_others_know_as_decided_before_it_leads() {
     assert_eq!(s1.decided(), Slot(6));
 }
 
+/// P2, slot by slot: its own votes and S2's, each of the higher ballot in one slot.
+#[test]
+fn a_leader_proposes_the_vote_of_the_highest_ballot() {
+    let (low, high) = (Ballot::new(1, S2), Ballot::new(2, S3));
+    let start = (high, Slot(3), vec![(low, value(1)), (high, value(2)), (low, value(3))]);
+    let mut s1 = Replica::new(S1, CLUSTER.to_vec(), Timeouts::default(), Time(0), 1, start);
+    let now = s1.next_deadline();
+    step(&mut s1, now, |r, out| r.timer(now, 1, out));
+    let granted = PreVoteReply { attempt: 1, granted: true, promised: high };
+    step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out));
+    let ballot = Ballot::new(3, S1);
+    let votes = vec![(high, value(4)), (low, value(5)), (low, value(3)), (low, value(6))];
+    let promise = Promise { ballot, decided: Slot(3), votes };
+    let sent = step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
+    let proposed = sent.iter().find_map(|(to, message)| match message {
+        Message::Accept(m) if *to == S2 => Some((m.first, m.values.clone())),
+        _ => None,
+    });
+    assert_eq!(proposed, Some((Slot(4), vec![value(4), value(2), value(3), value(6)])));
+}
+
 #[test]
 #[should_panic(expected = "P2: two values for slot 4 in ballot 1.S2")]
 fn two_values_in_one_ballot_stop_the_server() {

@@ -378,6 +378,7 @@ fn no_more_is_sent_than_the_window_holds() {
     assert_eq!(sent.iter().sum::<u32>(), window);
     assert!(sent.iter().all(|n| transfers_bytes(*n as usize) <= VALUE_BYTES));
     assert_eq!(sent.len(), 9, "full slots: {sent:?}");
+    assert!(!out.events.contains(&Event::SessionRenewed), "it will move");
     let out = world.turn(answer_all(&out.send));
     assert_eq!(out.answers.len(), window as usize);
     assert_eq!(counts(&out.send), [100]);
