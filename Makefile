@@ -15,7 +15,11 @@ PERF_BANK := $(PERF_DIR)/release/bank
 SEEDS   ?= 0..10000
 MINUTES ?= 10
 
-.PHONY: help run test check sim soak model mutants perf clean-perf
+MUTATION_DIR := target/mutants-out
+SHARD        ?=
+SIM_SEEDS    ?= 150
+
+.PHONY: help run test check sim soak model mutants mutation mutation-report perf clean-perf
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +30,8 @@ help:
 	@echo 'make soak     the simulator on ever new seeds, from where the last soak ended     MINUTES=$(MINUTES)'
 	@echo 'make model    every schedule within stated bounds, checked: a few minutes on two cores'
 	@echo 'make mutants  planted bugs: does the simulator notice each?     MUTANT=   MUTANT_ARGS="--seeds 0..1000 --jobs 2 --from 12"'
+	@echo 'make mutation SHARD=k/n   cargo-mutants on the k-th of n samples of all mutants   SIM_SEEDS=$(SIM_SEEDS)'
+	@echo 'make mutation-report      what became of the mutants of the finished samples, by module'
 	@echo 'make perf     where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
 
 run:
@@ -52,6 +58,12 @@ soak:
 # Builds the executable once for each of them; MUTANT is the name or the number of one.
 mutants:
 	tests/mutants/run.sh $(MUTANT_ARGS) $(MUTANT)
+
+mutation:
+	@CARGO='$(CARGO)' SIM_SEEDS=$(SIM_SEEDS) .ci/mutation '$(SHARD)' $(MUTATION_DIR)
+
+mutation-report:
+	@.ci/mutation-report $(MUTATION_DIR)
 
 # A build of its own, with frame pointers, so that call graphs are cheap to record and the usual build stays as it is.
 # Steps of 7919, which has no factor in common with 3000, spread the load over all accounts; every tenth transfer crosses

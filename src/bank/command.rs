@@ -250,3 +250,6 @@ pub fn put_outcome(out: &mut Vec<u8>, range: Range, commits: &[u8]) {
 pub fn put_fence(out: &mut Vec<u8>, range: Range) {
     put(out, FENCE, NOBODY, range, &[]);
 }
+
+#[cfg(test)]
+mod tests;

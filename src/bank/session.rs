@@ -155,3 +155,86 @@ impl SessionState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::limits::SESSION_WINDOW;
+
+    /// The same as a table without ring and window.
+    #[derive(Default)]
+    struct Model {
+        mark: u64,
+        registers: BTreeMap<u64, Register>,
+    }
+
+    impl Model {
+        fn advance(&mut self, mark: u64) -> Vec<(u64, Register)> {
+            let held =
+                self.registers.iter().find(|(_, r)| **r == Register::Yes).map_or(mark, |(seq, _)| *seq);
+            self.mark = self.mark.max(mark.min(held));
+            let kept = self.registers.split_off(&self.mark);
+            std::mem::replace(&mut self.registers, kept).into_iter().collect()
+        }
+    }
+
+    /// Where something happens: around the mark, and around the end of the window and of the next ones.
+    fn distance() -> impl Strategy<Value = u64> {
+        (0u64..3, 0u64..8)
+            .prop_map(|(windows, near)| (windows * SESSION_WINDOW + near).saturating_sub(windows.min(1) * 4))
+    }
+
+    fn register() -> impl Strategy<Value = Register> {
+        prop_oneof![
+            Just(Register::No(Reason::NoQuorum)),
+            Just(Register::Committed),
+            Just(Register::Yes),
+            Just(Register::YesCommitted),
+            Just(Register::YesAborted),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// B3, T7: a register that was set stays what it is until the mark passes it, wherever it is kept, and the mark
+        /// never passes an undecided YES.
+        #[test]
+        fn registers_are_kept_up_to_the_mark_and_no_longer(
+            steps in prop::collection::vec((distance(), prop::option::weighted(0.7, register())), 1..40)
+        ) {
+            let (mut state, mut model) = (SessionState::new(SESSION_WINDOW), Model { mark: 1, ..Model::default() });
+            for (distance, register) in steps {
+                let seq = model.mark + distance;
+                match register {
+                    Some(register) => {
+                        let before = model.registers.insert(seq, register).unwrap_or(Register::Empty);
+                        prop_assert_eq!(state.set(seq, register), before);
+                    }
+                    None => {
+                        let mut forgotten = Vec::new();
+                        state.advance(seq, |seq, register| {
+                            if register != Register::Empty {
+                                forgotten.push((seq, register));
+                            }
+                        });
+                        prop_assert_eq!(forgotten, model.advance(seq));
+                    }
+                }
+                prop_assert_eq!(state.mark(), model.mark);
+                for seq in model.registers.keys().copied().chain(model.mark..model.mark + 8) {
+                    let register = model.registers.get(&seq).copied().unwrap_or(Register::Empty);
+                    prop_assert_eq!(state.get(seq), register, "of {}", seq);
+                }
+                for distance in [0, SESSION_WINDOW - 1, SESSION_WINDOW, 2 * SESSION_WINDOW] {
+                    prop_assert_eq!(state.in_window(model.mark + distance), distance < SESSION_WINDOW);
+                }
+                // What the window bounds is memory: the ring never outgrows it.
+                prop_assert!(state.ring.len() as u64 <= SESSION_WINDOW);
+                prop_assert!(state.beside.keys().all(|seq| !state.in_window(*seq)));
+            }
+        }
+    }
+}

@@ -115,3 +115,42 @@ impl BlockResult {
         rest.next().is_none().then_some(statuses)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transactions_are_counted_where_they_are_executed_or_voted_on() {
+        let no = Status::Aborted(Reason::LockContention);
+        let count = |common| BlockResult::pack(common, &[common, no, common]).transactions();
+        assert_eq!([Status::Committed, Status::Yes, Status::Done].map(count), [3, 3, 0]);
+        assert_eq!(BlockResult::Opened(Session::new(crate::types::ShardId(1), 1)).transactions(), 0);
+    }
+
+    /// A server that packs differently must not be understood by half.
+    #[test]
+    fn results_that_do_not_add_up_are_none() {
+        let statuses = [Status::Yes; 9];
+        let BlockResult::Statuses { count, common, bits, rest } = BlockResult::pack(Status::Yes, &statuses)
+        else {
+            panic!("statuses are packed as such")
+        };
+        let result = |count, common, bits: &[u8], rest: &[u8]| {
+            BlockResult::Statuses { count, common, bits: bits.to_vec(), rest: rest.to_vec() }.unpack()
+        };
+        let no = Status::Aborted(Reason::NoQuorum).code();
+        assert_eq!(result(count, common, &bits, &rest), Some(statuses.to_vec()));
+        assert_eq!(result(count, common, &bits[..1], &rest), None, "a byte of bits is missing");
+        assert_eq!(
+            result(count, common, &[&bits[..], &[0]].concat(), &rest),
+            None,
+            "a byte of bits too many"
+        );
+        assert_eq!(result(count, common, &bits, &[no]), None, "a status that no bit asks for");
+        assert_eq!(result(count, common, &[0xff, 0], &[]), None, "a status is missing");
+        assert_eq!(result(count, common, &[0xff, 0], &[0x7f]), None, "no such status");
+        assert_eq!(result(count, 0, &bits, &[]), None, "no such common status");
+        assert_eq!(BlockResult::Opened(Session::new(crate::types::ShardId(1), 1)).unpack(), None);
+    }
+}

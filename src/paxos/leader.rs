@@ -64,3 +64,43 @@ fn nth_highest<T: Ord>(values: impl Iterator<Item = T>, n: usize) -> T {
     let index = all.len() - n;
     all.swap_remove(index)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A leader S1 of five, as the others let it see them: acknowledged position, echoed round, milliseconds since heard.
+    fn leader(others: [(u64, u64, u64); 4], now: Time) -> Leader {
+        let mut progress = BTreeMap::new();
+        for (id, (acked, echoed, ago)) in (1..).zip([(9, 0, 1000)].into_iter().chain(others)) {
+            let heard = Time(now.0 - ago * 1000);
+            let (acked, sent) = ((acked > 0).then_some(Slot(acked)), Slot(9));
+            progress.insert(
+                NodeId(id),
+                Progress { acked, sent, sent_in_round: 0, echoed, heard, reading: false },
+            );
+        }
+        let (phase1_end, told) = (Slot::ZERO, Slot::ZERO);
+        Leader { phase1_end, progress, round: 7, heartbeat_due: now, told, tell_due: None }
+    }
+
+    #[test]
+    fn three_of_five_are_a_majority() {
+        let now = Time(10_000_000);
+        let (me, majority, timeout) = (NodeId(1), 3, Duration::from_millis(300));
+        let view = |others| {
+            let leader = leader(others, now);
+            let position = leader.majority_position(majority).0;
+            (
+                position,
+                leader.confirmed_round(me, majority),
+                leader.hears_majority(me, majority, now, timeout),
+            )
+        };
+        // Its own position counts like the others', its own echo and voice are implied.
+        assert_eq!(view([(4, 5, 0), (2, 3, 299), (0, 0, 999), (0, 0, 999)]), (2, 3, true));
+        assert_eq!(view([(8, 7, 0), (7, 6, 0), (6, 5, 300), (5, 4, 300)]), (7, 6, true));
+        assert_eq!(view([(8, 7, 0), (0, 0, 300), (0, 0, 300), (0, 0, 301)]), (0, 0, false));
+        assert_eq!(view([(9, 7, 300), (9, 7, 999), (9, 7, 999), (9, 7, 999)]), (9, 7, false));
+    }
+}

@@ -76,3 +76,86 @@ impl Log {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::types::NodeId;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Overwrites the n-th entry in memory, or appends.
+        Put(usize, usize),
+        /// Decides up to the n-th entry, and keeps so many bytes.
+        Trim(usize, usize),
+        Slice(u64, u64, usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0usize..12, 0usize..9).prop_map(|(n, len)| Step::Put(n, len * 25)),
+            1 => (0usize..12, 0usize..12).prop_map(|(n, keep)| Step::Trim(n, keep * 64)),
+            1 => (0u64..20, 0u64..20, 0usize..9).prop_map(|(a, b, bytes)| Step::Slice(a, b, bytes * 50)),
+        ]
+    }
+
+    proptest! {
+        /// The log is a table from slots to votes, of which the lowest, decided ones are forgotten to save memory: as many
+        /// as needed and no more, and no undecided one ever (P2).
+        #[test]
+        fn a_log_is_a_table_that_forgets_what_is_decided(steps in prop::collection::vec(step(), 1..60)) {
+            let first = Slot(5);
+            let (mut log, mut table) = (Log::new(first), BTreeMap::new());
+            let mut floor = first;
+            for (round, step) in (1..).zip(steps) {
+                match step {
+                    Step::Put(n, len) => {
+                        let slot = Slot(floor.0 + 1 + n.min(table.len()) as u64);
+                        let vote = (Ballot::new(round, NodeId(1)), Value::from_slice(&vec![round as u8; len]));
+                        log.put(slot, vote.0, vote.1.clone());
+                        table.insert(slot, vote);
+                    }
+                    Step::Trim(n, keep) => {
+                        let decided = Slot(floor.0 + n.min(table.len()) as u64);
+                        log.trim(decided, keep);
+                        let cost = |table: &BTreeMap<Slot, (Ballot, Value)>| -> usize {
+                            table.values().map(|(_, value)| value.len() + 64).sum()
+                        };
+                        while floor < decided && cost(&table) > keep {
+                            floor = floor.next();
+                            table.remove(&floor);
+                        }
+                    }
+                    Step::Slice(a, b, bytes) => {
+                        let (mut expected, mut full) = (Vec::new(), 0);
+                        for slot in (a..=b).map(Slot) {
+                            let Some(vote) = table.get(&slot) else { break };
+                            full += vote.1.len();
+                            if full > bytes && !expected.is_empty() {
+                                break;
+                            }
+                            expected.push(vote.clone());
+                        }
+                        prop_assert_eq!(log.slice(Slot(a), Slot(b), bytes), expected);
+                    }
+                }
+                prop_assert_eq!(log.floor(), floor);
+                prop_assert_eq!(log.last(), Slot(floor.0 + table.len() as u64));
+                for slot in (0..floor.0 + 20).map(Slot) {
+                    prop_assert_eq!(log.get(slot), table.get(&slot));
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "P2: slot 3 would leave a gap")]
+    fn a_gap_stops_the_server() {
+        let mut log = Log::new(Slot(1));
+        log.put(Slot(3), Ballot::ZERO, Value::noop());
+    }
+}

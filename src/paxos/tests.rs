@@ -1,5 +1,7 @@
 //! Schedules that once broke the replica, told message by message.
 
+mod alone;
+
 use std::time::Duration;
 
 use super::message::*;
@@ -11,14 +13,21 @@ const S1: NodeId = NodeId(1);
 const S2: NodeId = NodeId(2);
 const S3: NodeId = NodeId(3);
 
-/// S1 of a cluster of three, leading in ballot 1.S1 with the promise of S2, both with slots 1 to 3 decided.
-fn leader() -> (Replica, Time) {
+/// S1 of a cluster of three with slots 1 to 3 decided, campaigning in ballot 1.S1, which it has promised itself.
+fn candidate() -> (Replica, Time) {
     let start = (Ballot::ZERO, Slot(3), Vec::new());
     let mut s1 = Replica::new(S1, vec![S1, S2, S3], Timeouts::default(), Time(0), 1, start);
     let now = s1.next_deadline();
     step(&mut s1, now, |r, out| r.timer(now, 1, out));
     let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::ZERO };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out));
+    assert_eq!(s1.promised(), Ballot::new(1, S1));
+    (s1, now)
+}
+
+/// The same with the promise of S2, which has the same slots decided: it leads.
+fn leader() -> (Replica, Time) {
+    let (mut s1, now) = candidate();
     let promise = Promise { ballot: Ballot::new(1, S1), decided: Slot(3), votes: Vec::new() };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
     assert!(s1.is_leader());

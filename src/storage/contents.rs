@@ -85,3 +85,22 @@ impl Contents {
         Slot(self.index.len() as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The index is as long as the highest slot, so a record of a slot from nowhere must not be believed.
+    #[test]
+    fn a_value_far_above_the_log_is_refused() {
+        let at = Position::start_of(1);
+        for present in [0, 1, 2] {
+            let mut contents = Contents::default();
+            let mut note = |kind, slot| contents.note(kind, Slot(slot), Ballot::ZERO, at).is_ok();
+            (1..=present).for_each(|slot| assert!(note(Kind::Accept, slot)));
+            assert!(!note(Kind::Accept, 0) && !note(Kind::Learn, 0));
+            assert!(!note(Kind::Accept, present + MAX_GAP + 1) && !note(Kind::Decided, present + 1));
+            assert!(note(Kind::Learn, present + MAX_GAP) && note(Kind::Decided, present));
+        }
+    }
+}

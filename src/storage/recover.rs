@@ -393,6 +393,8 @@ mod tests {
         };
         assert!(check(&[]).unwrap_err().contains("never formatted"));
         assert!(check(&["identity.new", "wal-00000001.seg"]).unwrap_err().contains("never formatted"));
+        assert!(check(&["mark"]).unwrap_err().starts_with("identity: damaged"));
+        assert!(check(&["wal-1.seg", "notes"]).unwrap_err().contains("never formatted"));
         assert!(check(&["mark", "wal-00000001.seg"]).unwrap_err().starts_with("identity: damaged"));
         assert!(check(&["identity", "wal-00000001.seg"]).unwrap_err().starts_with("mark: damaged"));
         assert!(

@@ -113,3 +113,53 @@ impl Group {
         command::transfers_bytes(self.range.count as usize)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Session;
+
+    fn verdict(votes: [Option<Status>; 2]) -> Option<Verdict> {
+        let range = Range { session: Session::new(ShardId(1), 1), first: 1, count: 1 };
+        let mut group = Group::new(range, vec![ShardId(1), ShardId(2)], vec![], vec![]);
+        group.votes = votes.map(|vote| vote.map(|status| vec![status])).to_vec();
+        assert_eq!(group.all_voted(), votes.iter().all(Option::is_some));
+        let (one, other) = (group.verdict(0), {
+            group.votes.reverse();
+            group.verdict(0)
+        });
+        assert_eq!(one, other, "who voted first makes no difference");
+        one
+    }
+
+    /// T2: committed iff every register is YES; one NO is enough for the contrary, however late the others are.
+    #[test]
+    fn the_votes_are_the_decision() {
+        let no = |reason| Some(Status::Aborted(reason));
+        let abort = |reason| Some(Verdict::Abort(reason));
+        for yes in [Status::Yes, Status::YesCommitted, Status::YesAborted, Status::Committed] {
+            assert_eq!(verdict([Some(yes), Some(Status::Yes)]), Some(Verdict::Commit));
+            assert_eq!(verdict([Some(yes), None]), None);
+            assert_eq!(verdict([Some(yes), no(Reason::LockContention)]), abort(Reason::LockContention));
+        }
+        assert_eq!(verdict([None, None]), None);
+        assert_eq!(verdict([None, no(Reason::LockContention)]), abort(Reason::LockContention));
+        let both = [no(Reason::InsufficientBalance), no(Reason::LockContention)];
+        assert_eq!(verdict(both), abort(Reason::LockContention), "in order of precedence");
+        // T7: what was forgotten while this shard still holds it in doubt was a NO.
+        for forgotten in [Status::Finished, Status::Expired] {
+            assert_eq!(verdict([Some(forgotten), Some(Status::Yes)]), abort(Reason::NoQuorum));
+            assert_eq!(verdict([Some(forgotten), no(Reason::UnknownAccount)]), abort(Reason::UnknownAccount));
+        }
+    }
+
+    #[test]
+    fn only_what_a_register_holds_is_a_vote() {
+        for status in [Status::Busy, Status::Done, Status::Invalid] {
+            assert!(!Group::is_vote(status), "{status:?}");
+        }
+        for status in [Status::Yes, Status::Committed, Status::Finished, Status::Aborted(Reason::NoQuorum)] {
+            assert!(Group::is_vote(status), "{status:?}");
+        }
+    }
+}

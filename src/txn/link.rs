@@ -362,4 +362,132 @@ mod tests {
         assert_eq!(link.unit_of(3, |w| matches!(w, Work::Outcome { .. })), Some(103));
         assert_eq!(link.by_group.len(), 194);
     }
+
+    const START: Time = Time(10_000_000);
+    const S1: NodeId = NodeId(1);
+    const S2: NodeId = NodeId(2);
+    const S3: NodeId = NodeId(3);
+
+    /// A shard of three servers, all connected, whose search begins now.
+    fn three() -> Link {
+        let mut link = Link::new(ShardId(1), [S1, S2, S3].into_iter(), START);
+        [S1, S2, S3].iter().for_each(|s| link.connected(*s, true));
+        link.search(START, 10);
+        link
+    }
+
+    fn after(millis: u64) -> Time {
+        START + std::time::Duration::from_millis(millis)
+    }
+
+    fn leads(link: &mut Link, request: u64, server: NodeId, round: u64) -> bool {
+        link.found(request, server, Ballot::new(round, server), Slot(1))
+    }
+
+    /// Who led before the search began says nothing about who leads now, and of two leaders the later one does.
+    #[test]
+    fn a_leader_is_believed_if_it_was_asked_lately_and_is_the_newest() {
+        let mut link = three();
+        assert!(!leads(&mut link, 9, S1, 5), "asked before the search");
+        assert!(!leads(&mut link, 10, NodeId(4), 5), "of another shard");
+        assert_eq!(link.leader(), None);
+        assert!(leads(&mut link, 10, S2, 5));
+        assert!(!leads(&mut link, 11, S2, 5), "known");
+        assert!(!leads(&mut link, 11, S1, 4), "of an older ballot");
+        assert_eq!(link.leader(), Some(S2));
+        assert!(leads(&mut link, 11, S3, 6));
+        assert_eq!(link.leader(), Some(S3));
+        // After a search an older ballot counts again: the newer one may never have come to anything.
+        link.search(START, 12);
+        assert!(!leads(&mut link, 11, S3, 6) && leads(&mut link, 12, S1, 4));
+    }
+
+    /// Heartbeats are 50 ms apart: a search asks every 12.5 ms whoever has answered, and after 100 ms whoever has not.
+    #[test]
+    fn servers_are_asked_again_when_they_have_answered_or_seem_to_have_missed_it() {
+        let timeouts = Timeouts::default();
+        let mut link = three();
+        link.connected(S3, false);
+        assert_eq!(link.probes(START, &timeouts), [(S1, true), (S2, true), (S3, false)]);
+        assert_eq!(link.next_deadline(false), Some(START + timeouts.heartbeat() / 4));
+        link.probe_refused(after(5), S1, &Refusal::NotLeader(None));
+        assert_eq!(link.probes(after(12), &timeouts), []);
+        assert_eq!(link.probes(after(13), &timeouts), [(S1, true), (S3, false)]);
+        assert_eq!(link.probes(after(99), &timeouts), [(S3, false)]);
+        assert_eq!(link.probes(after(112), &timeouts), [(S2, true), (S3, false)]);
+        // An answer of the same moment is an answer to it.
+        link.probe_refused(after(112), S2, &Refusal::NotLeader(None));
+        assert_eq!(link.probes(after(125), &timeouts), [(S1, true), (S2, true), (S3, false)]);
+        // A connection that stands is used at once.
+        link.connected(S3, true);
+        assert_eq!(link.probes(after(126), &timeouts), [(S3, true)]);
+        // Without a majority there is no hurry.
+        link.reach = Reach::NoQuorum;
+        link.probe_refused(after(126), S1, &Refusal::NoQuorum);
+        assert_eq!(link.probes(after(139), &timeouts), [(S1, true)]);
+        assert_eq!(link.next_deadline(false), Some(after(139) + timeouts.heartbeat() * 2));
+        assert_eq!(link.next_deadline(true), None, "nobody waits for it");
+        assert!(leads(&mut link, 10, S1, 1));
+        assert_eq!(link.probes(after(999), &timeouts), [], "a leader is known");
+        assert_eq!(link.next_deadline(false), None);
+    }
+
+    #[test]
+    fn the_preferred_server_campaigns_at_once_and_the_others_when_that_did_not_help() {
+        let timeouts = Timeouts::default();
+        let mut link = three();
+        link.hint = S2;
+        let campaign = |at| [S1, S2, S3].map(|s| link.may_campaign(at, s, &timeouts));
+        assert_eq!(campaign(after(299)), [false, true, false]);
+        assert_eq!(campaign(after(300)), [true, true, true]);
+    }
+
+    /// T8: *no quorum* needs two election time-outs of asking, and every server gone, silent for long, or itself without a
+    /// majority; or an endless search.
+    #[test]
+    fn a_search_ends_when_no_server_has_anything_to_hope_for() {
+        let timeouts = Timeouts::default();
+        let lacks = |link: &Link, millis| link.lacks_quorum(after(millis), &timeouts);
+        let mut link = three();
+        link.connected(S1, false);
+        assert!(!lacks(&link, 600), "two were not heard yet, which takes longer");
+        link.probe_refused(after(590), S2, &Refusal::NoQuorum);
+        assert!(!lacks(&link, 600));
+        link.probe_refused(after(590), S3, &Refusal::NoQuorum);
+        assert!(!lacks(&link, 599) && lacks(&link, 600));
+        link.probe_refused(after(600), S3, &Refusal::NotLeader(None));
+        assert!(!lacks(&link, 600) && !lacks(&link, 2099), "S3 hears a majority");
+        assert!(lacks(&link, 2100), "but was silent since");
+        // Silence from the beginning on counts from there.
+        let silent = three();
+        assert!(!lacks(&silent, 1499) && lacks(&silent, 1500));
+        // They go on saying that somebody will lead.
+        let mut endless = three();
+        for server in [S1, S2, S3] {
+            endless.probe_refused(after(8990), server, &Refusal::NotLeader(None));
+        }
+        assert!(!lacks(&endless, 8999) && lacks(&endless, 9000));
+        assert!(leads(&mut endless, 10, S1, 1));
+        assert!(!lacks(&endless, 9999), "there is one");
+    }
+
+    #[test]
+    fn a_link_wakes_for_whatever_comes_first() {
+        let mut link = three();
+        assert!(leads(&mut link, 10, S1, 1));
+        let sent = |until, check| Sent { to: S1, until, check, units: vec![], ahead: 0 };
+        let due = |link: &Link| link.next_deadline(false);
+        link.sent.insert(10, sent(after(70), None));
+        link.sent.insert(11, sent(after(80), None));
+        assert_eq!(due(&link), Some(after(70)));
+        link.sent_reads.insert(12, sent(after(90), Some(after(60))));
+        assert_eq!(due(&link), Some(after(60)), "whether the leader of a read still leads");
+        link.outcomes_due = Some(after(50));
+        assert_eq!(due(&link), Some(after(50)));
+        link.pause = after(55);
+        assert_eq!(due(&link), Some(after(55)), "outcomes wait for a busy server, too");
+        assert_eq!(link.lost(after(70), None), [10]);
+        assert_eq!(link.lost(after(95), None), [10, 11, 12]);
+        assert_eq!((link.lost(START, Some(S1)), link.lost(START, Some(S2))), (vec![10, 11, 12], vec![]));
+    }
 }

@@ -1,5 +1,7 @@
 //! Schedules that once broke the coordinator, told frame by frame.
 
+mod answers;
+
 use std::time::Duration;
 
 use super::message::{Refusal, Request, Response};

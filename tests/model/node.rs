@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardpaxosbank::config::{Timeouts, Topology};
+use shardpaxosbank::config::{Limits, Timeouts, Topology};
 use shardpaxosbank::drive::{self, Ports};
 use shardpaxosbank::paxos::{self, Message};
 use shardpaxosbank::shard::{self, Input, Shard};
@@ -167,7 +167,7 @@ impl Node {
         life: u8,
     ) -> Node {
         let recovered = log.durable().recovered();
-        let shard = drive::restore(id, topology, timeouts, clock, 0, &log, recovered)
+        let shard = drive::restore(id, topology, (timeouts, Limits::default()), clock, 0, &log, recovered)
             .expect("a disk of the model can always be read");
         let mut node = Node { shard, log, clock, life };
         // Connections to other clusters stand at once, and are never in the way.

@@ -228,3 +228,103 @@ fn a_copied_mark_or_segment_of_another_life_is_refused() {
         assert!(refusal(copy).starts_with(name));
     }
 }
+
+/// Where nothing is ever written, anything at all means that somebody else wrote there.
+#[test]
+fn nothing_may_stand_where_nothing_is_written() {
+    let disk = MemDisk::new();
+    sample(&disk);
+    let with_byte = |name: &str, at: usize| {
+        let copy = disk.copy();
+        let mut bytes = copy.contents(name).expect("file");
+        if at == bytes.len() {
+            bytes.push(0);
+        }
+        bytes[at] ^= 1;
+        copy.overwrite(name, bytes);
+        refusal(copy)
+    };
+    for at in [50, 4095, 4096 + 50, 8191] {
+        let text = with_byte("mark", at);
+        assert!(text.starts_with(&format!("mark at offset {at}: damaged")), "{text}");
+    }
+    assert!(with_byte("mark", 8192).starts_with("mark"));
+    assert!(with_byte("identity", 4096).starts_with("identity: damaged"));
+    // Behind the record that closes a segment.
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    (1..=2).for_each(|slot| commit(&mut wal, &[accept(slot, 1, 1, 504)]));
+    let end = 4096 + 56 + 504 + 56;
+    let first = "wal-00000001.seg";
+    for at in [end, end + 9] {
+        let copy = disk.copy();
+        let mut bytes = copy.contents(first).expect("segment");
+        bytes[at] ^= 1;
+        copy.overwrite(first, bytes);
+        let text = refusal(copy);
+        assert!(text.starts_with(&format!("{first} at offset {at}: damaged")), "{text}");
+    }
+}
+
+/// Both begin with a block of the same make, so that only what the block says tells them apart.
+#[test]
+fn a_segment_is_no_identity() {
+    let disk = MemDisk::new();
+    sample(&disk);
+    let segment = disk.contents("wal-00000001.seg").expect("segment");
+    for len in [4096, segment.len()] {
+        let copy = disk.copy();
+        copy.overwrite("identity", segment[..len].to_vec());
+        let text = refusal(copy);
+        assert!(text.starts_with("identity: damaged") && text.contains("not an identity"), "{text}");
+    }
+}
+
+/// A mark names the promise too: two logs of the same shape may have promised different ballots.
+#[test]
+fn a_mark_with_another_promise_is_refused() {
+    let life = |groups: u64, round: u64| {
+        let disk = MemDisk::new();
+        let mut wal = format(disk.clone());
+        (1..=groups).for_each(|slot| commit(&mut wal, &[accept(slot, round, 1, 80)]));
+        disk
+    };
+    for (group, offset) in [(2, 0), (3, 4096)] {
+        let disk = life(group, 1);
+        disk.overwrite("mark", life(group, 2).contents("mark").expect("mark"));
+        let text = refusal(disk);
+        assert!(text.starts_with(&format!("mark at offset {offset}: damaged")), "{text}");
+        assert!(text.contains(&format!("how group {group} ends")), "{text}");
+    }
+}
+
+/// A read trusts nothing: what stands in the place of a value must be that slot's, of that segment, and a value.
+#[test]
+fn a_read_takes_no_other_record_for_the_value() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    // Each of the first three takes 56 + 8 bytes, Decided 56; then slot 1 once more, in the second segment.
+    commit(&mut wal, &[accept(1, 1, 1, 8), accept(2, 1, 2, 8), accept(3, 1, 3, 8), Record::Decided(Slot(2))]);
+    commit(&mut wal, &[accept(4, 1, 4, 700), accept(5, 1, 5, 8), accept(1, 1, 6, 8)]);
+    let (one, two) = ("wal-00000001.seg", "wal-00000002.seg");
+    let bytes =
+        |name: &str, at: usize, len: usize| disk.contents(name).expect("segment")[at..at + len].to_vec();
+    let start = |slot: usize| 4096 + (slot - 1) * 64;
+    let last = disk.contents(two).expect("segment").iter().rposition(|b| *b != 0).expect("not blank");
+    let again = last + 1 - 64;
+    assert_eq!(wal.read(Slot(1), 0).expect("read"), [(Slot(1), ballot(1), value(6, 8))]);
+    for (what, slot, name, at, record) in [
+        ("another slot's", 2, one, start(2), bytes(one, start(3), 64)),
+        ("one without a value", 2, one, start(2), bytes(one, start(4), 56)),
+        ("one of another segment", 1, two, again, bytes(one, start(1), 64)),
+    ] {
+        let good = disk.contents(name).expect("segment");
+        let mut bad = good.clone();
+        bad[at..at + record.len()].copy_from_slice(&record);
+        disk.overwrite(name, bad);
+        let text = wal.read(Slot(slot), 0).expect_err(what).to_string();
+        assert!(text.contains("another record in place") && text.contains(&format!("slot {slot}")), "{text}");
+        disk.overwrite(name, good);
+        assert_eq!(wal.read(Slot(slot), 0).expect("as before").len(), 1);
+    }
+}

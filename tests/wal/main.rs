@@ -1,6 +1,7 @@
 //! The log against everything that may happen to it: crashes, failures, damage (rules S1, S2).
 
 mod damage;
+mod edges;
 mod history;
 
 use shardpaxosbank::config::Topology;
@@ -401,5 +402,6 @@ fn memory_files_report_their_length() {
     assert!(file.is_empty().expect("len"));
     file.write_at(&[1, 2], 3).expect("write");
     assert_eq!(file.len().expect("len"), 5);
+    assert!(!file.is_empty().expect("len"));
     assert!(file.read_at(&mut [0; 3], 3).is_err());
 }
