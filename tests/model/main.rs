@@ -42,7 +42,8 @@ mod world;
 
 use shardpaxosbank::config::{Timeouts, Topology};
 use shardpaxosbank::paxos::Message;
-use shardpaxosbank::types::NodeId;
+use shardpaxosbank::paxos::message::{Accept, Prepare};
+use shardpaxosbank::types::{Ballot, NodeId};
 
 use check::{explore, is_full};
 use disk::Fault;
@@ -114,6 +115,18 @@ fn two_votes(to: NodeId, message: &Message) -> bool {
             m.ballot.leader() == Some(S2) && to != S3 || m.ballot.leader() == Some(S3) && to != S1
         }
         Message::Accept(m) => m.ballot.leader() == Some(S1),
+        Message::Heartbeat(_) | Message::Refuse(_) => true,
+        _ => false,
+    }
+}
+
+/// S1 reaches S2, then, in its second ballot, S3; S2 then reaches S3.
+fn returned(to: NodeId, message: &Message) -> bool {
+    match message {
+        Message::Prepare(Prepare { ballot, .. }) | Message::Accept(Accept { ballot, .. }) => {
+            let meant = if *ballot == Ballot::new(1, S1) { S2 } else { S3 };
+            to != meant
+        }
         Message::Heartbeat(_) | Message::Refuse(_) => true,
         _ => false,
     }
@@ -191,6 +204,17 @@ fn votes_of_two_ballots_for_one_slot() {
     let mut bounds = cluster("Votes of two ballots for one slot", &[&[S1], &[S2], &[S3]], budget);
     bounds.lost = two_votes;
     explore(bounds, states);
+}
+
+#[test]
+fn an_acknowledgement_of_an_earlier_ballot() {
+    let budget = Budget { proposals: 2, crashes: 1, ..Budget::default() };
+    let mut bounds = cluster("An acknowledgement of an earlier ballot", &[&[S1], &[S1], &[S2]], budget);
+    bounds.crashing = vec![S1];
+    bounds.faults = &FAULTS[..1];
+    bounds.lost = returned;
+    bounds.must.push(Seen::DiedBeforeSync);
+    explore(bounds, 53_158);
 }
 
 #[test]
