@@ -199,8 +199,8 @@ fn a_vote_that_one_follower_alone_holds() {
 
 #[test]
 fn votes_of_two_ballots_for_one_slot() {
-    let (crashes, states) = if is_full() { (1, 195_941) } else { (0, 13_285) };
-    let budget = Budget { proposals: 2, crashes, ..Budget::default() };
+    let (crashes, probes, states) = if is_full() { (1, 0, 195_941) } else { (0, 1, 62_500) };
+    let budget = Budget { proposals: 2, crashes, probes, ..Budget::default() };
     let mut bounds = cluster("Votes of two ballots for one slot", &[&[S1], &[S2], &[S3]], budget);
     bounds.lost = two_votes;
     explore(bounds, states);
