@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::Topology;
+use crate::paxos::Message;
 use crate::shard::Shard;
 use crate::types::{Ballot, NodeId, ShardId, Slot};
 
@@ -15,6 +16,8 @@ struct Holds {
     positions: BTreeMap<Ballot, Slot>,
     /// The votes above its decided slot, as last seen.
     votes: BTreeMap<Slot, Ballot>,
+    /// The ballot in which it led when it was last seen, and its decided slot.
+    led: Option<(Ballot, Slot)>,
 }
 
 pub struct Acceptances {
@@ -50,6 +53,7 @@ impl Acceptances {
         holds.promised = promised.max(holds.promised);
         let known = holds.positions.entry(promised).or_default();
         *known = position.max(*known);
+        let led = std::mem::replace(&mut holds.led, replica.is_leader().then_some((promised, decided)));
         if replica.is_leader() {
             let shard = self.topology.shard_of_server(me);
             let first = self.led.insert((shard, promised), me).is_none();
@@ -58,7 +62,26 @@ impl Acceptances {
                 !first || backing >= self.topology.majority(),
                 "P2: {me} leads in {promised}, which only {backing} servers have promised"
             );
+            // What a leader decides, it decides in its own ballot.
+            let grew = led.is_some_and(|(ballot, before)| ballot == promised && before < decided);
+            let accepted = |h: &Holds| h.positions.get(&promised).is_some_and(|p| *p >= decided);
+            let backing = self.count(shard, accepted);
+            assert!(
+                !grew || backing >= self.topology.majority(),
+                "P2: {me} decides slot {decided} in {promised}, in which only {backing} servers have accepted it"
+            );
         }
+    }
+
+    /// An acknowledgement left a server, so that what it says is durable; or P1 is broken, which others check.
+    pub fn acknowledged(&mut self, server: NodeId, message: &Message) {
+        let (ballot, position) = match message {
+            Message::Accepted(m) => (m.ballot, m.position),
+            Message::HeartbeatReply(m) => (m.ballot, m.position),
+            _ => return,
+        };
+        let known = self.servers.entry(server).or_default().positions.entry(ballot).or_default();
+        *known = position.max(*known);
     }
 
     fn count(&self, shard: ShardId, holds: impl Fn(&Holds) -> bool) -> usize {

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::sim::coverage::Coverage;
+use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::network::{Place, Weather};
 use crate::sim::plan::Plan;
 use crate::sim::trace::Trace;
 use crate::sim::world::{Options, World};
-use crate::txn::Op;
+use crate::txn::{Op, Outcome};
 use crate::types::{AccountId, NodeId, ShardId, Time, Transfer};
 
 /// Virtual time within which everything must be at rest once the world has healed.
@@ -40,6 +40,8 @@ pub(super) struct Run {
     used: BTreeSet<(u32, u64, u64, i64)>,
     /// Links that come and go.
     pub flapping: Vec<(Place, Place)>,
+    /// Servers that stay away when everything heals.
+    away: BTreeSet<NodeId>,
 }
 
 /// Runs a seed to its end. Panics with the number of the rule that broke.
@@ -61,10 +63,11 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
     for _ in 0..plan.coordinators {
         world.add_client();
     }
-    let mut run = Run { world, plan, used: BTreeSet::new(), flapping: Vec::new() };
+    let mut run = Run { world, plan, used: BTreeSet::new(), flapping: Vec::new(), away: BTreeSet::new() };
     run.chaos();
-    let away = run.heal();
-    let rest_us = run.rest(&away);
+    run.heal();
+    let rest_us = run.rest();
+    run.follow_up();
     run.last_words();
     let judged = run.world.judge();
     run.summary(seed, rest_us, judged)
@@ -117,7 +120,7 @@ impl Run {
         let down = self.chance(500);
         for (from, to) in &self.flapping {
             if down {
-                self.world.network.cut_as(*from, *to, crate::sim::coverage::Seen::CutFlapping);
+                self.world.network.cut_as(*from, *to, Seen::CutFlapping);
             } else {
                 self.world.network.uncut(*from, *to);
             }
@@ -157,7 +160,7 @@ impl Run {
 
     /// Everything works again, but in half of the runs a minority of each cluster stays away; servers that are lost for
     /// good are part of it.
-    fn heal(&mut self) -> BTreeSet<NodeId> {
+    fn heal(&mut self) {
         self.world.note(|| "healing".into());
         let topology = self.world.options.topology;
         let gone = |s: &&crate::sim::server::Server| s.lost || s.ailment.is_some();
@@ -199,20 +202,24 @@ impl Run {
             self.world.clients.entry(client).and_modify(|c| c.clock.run_at(now, 1_000_000));
             self.world.pause_client(client, false);
         }
-        away
+        self.away = away;
     }
 
-    /// Waits until nothing is open, and returns how long that took. Meanwhile the last old frames come again. A server
-    /// that still dies of what was armed earlier is started again.
-    fn rest(&mut self, away: &BTreeSet<NodeId>) -> u64 {
+    /// Time passes in the healed world. A server that still dies of what was armed earlier is started again.
+    fn calm(&mut self, length_us: u64) {
+        self.world.run_until(Time(self.world.now.0 + length_us));
+        for id in self.world.options.topology.servers() {
+            if self.world.servers[&id].running.is_none() && !self.away.contains(&id) {
+                self.world.start(id);
+            }
+        }
+    }
+
+    /// Waits until nothing is open, and returns how long that took. Meanwhile the last old frames come again.
+    fn rest(&mut self) -> u64 {
         let healed = self.world.now;
         loop {
-            self.world.run_until(Time(self.world.now.0 + 200_000));
-            for id in self.world.options.topology.servers() {
-                if self.world.servers[&id].running.is_none() && !away.contains(&id) {
-                    self.world.start(id);
-                }
-            }
+            self.calm(200_000);
             if self.chance(10 * self.plan.swarm.haunt.min(50)) {
                 self.world.haunt();
                 continue;
@@ -225,6 +232,43 @@ impl Run {
                 Err(_) => {}
             }
         }
+    }
+
+    /// A client's next transfer never meets the lock of its own last one (T3), in a network that keeps its order.
+    fn follow_up(&mut self) {
+        let topology = self.world.options.topology;
+        let Some(client) = self.world.clients.keys().next().copied() else { return };
+        let owns = |a: &u64| self.world.checker.balance(AccountId(*a)) > 0;
+        let Some(from) = (1..=topology.accounts).find(owns).map(AccountId) else { return };
+        let other = |a: &u64| topology.shard_of(AccountId(*a)) != topology.shard_of(from);
+        let Some(to) = (1..=topology.accounts).find(other).map(AccountId) else { return };
+        // Slow packets of the past are still on their way, and with them the opening of connections; and it may still
+        // believe that somebody has no majority.
+        (0..8).for_each(|_| self.calm(500_000));
+        self.ask_and_wait(client, Op::Confirm { anew: true });
+        for transfer in [Transfer { from, to, amount: 1 }, Transfer { from: to, to: from, amount: 1 }] {
+            // Nobody else asks for anything now, so a repetition of an earlier wish would only be one too many.
+            let key = (client, transfer.from.0, transfer.to.0, transfer.amount);
+            if !self.used.insert(key) {
+                return;
+            }
+            let crashes = self.world.coverage.count(Seen::Crashed);
+            let outcomes = self.ask_and_wait(client, Op::Transfer(transfer));
+            if self.world.coverage.count(Seen::Crashed) > crashes {
+                // Armed long ago, and the world is not so calm after all.
+                return;
+            }
+            assert_eq!(outcomes, [Outcome::Committed], "T3: {transfer} in a calm world");
+        }
+    }
+
+    fn ask_and_wait(&mut self, client: u32, op: Op) -> Vec<Outcome> {
+        let tag = self.world.submit(client, op);
+        let end = Time(self.world.now.0 + 5_000_000);
+        while !self.world.clients[&client].asked[&tag].is_answered() && self.world.now < end {
+            self.calm(1_000);
+        }
+        self.world.clients[&client].asked[&tag].outcomes.clone()
     }
 
     /// Everybody who is left can still move money, and reads agree with the servers.

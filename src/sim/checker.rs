@@ -13,7 +13,8 @@ use crate::sim::acceptances::Acceptances;
 use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::text;
 use crate::txn::Outcome;
-use crate::types::{AccountId, NodeId, ShardId, Slot, Transfer, TxnId, Value};
+use crate::txn::message::{Request, Response};
+use crate::types::{AccountId, ClientId, NodeId, ShardId, Slot, Transfer, TxnId, Value};
 
 /// A transfer as its client knows it: the client's number, and a transfer that this client never repeats.
 type Wish = (u32, (u64, u64, i64));
@@ -50,10 +51,14 @@ pub struct Checker {
     topology: Topology,
     logs: Vec<ShardLog>,
     compared: BTreeMap<NodeId, Slot>,
-    acceptances: Acceptances,
+    pub acceptances: Acceptances,
     txns: BTreeMap<TxnId, Txn>,
     ids: BTreeMap<Wish, TxnId>,
     never_sent: BTreeSet<Wish>,
+    /// Their clients were told that nobody knows.
+    unknown: BTreeSet<Wish>,
+    /// What was decided when a read or probe arrived, by the server and its number there.
+    arrivals: BTreeMap<(NodeId, ClientId, u64), Slot>,
     /// Debits that are applied minus credits that are applied, over transactions between shards.
     in_transit: i128,
     pub committed: u64,
@@ -81,6 +86,8 @@ impl Checker {
             txns: BTreeMap::new(),
             ids: BTreeMap::new(),
             never_sent: BTreeSet::new(),
+            unknown: BTreeSet::new(),
+            arrivals: BTreeMap::new(),
             in_transit: 0,
             committed: 0,
             coverage: Coverage::default(),
@@ -265,6 +272,10 @@ impl Checker {
                 let id = TxnId { session: range.session, seq };
                 let wish = wish(client, record.get());
                 assert!(!self.never_sent.contains(&wish), "T8: {id} was sent after its client was told no");
+                assert!(
+                    !self.unknown.contains(&wish),
+                    "T8: {id} was sent again after its client was told unknown"
+                );
                 let known = *self.ids.entry(wish).or_insert(id);
                 assert_eq!(known, id, "B3: one transfer of K{client} was sent under two names");
             }
@@ -280,6 +291,10 @@ impl Checker {
             (Outcome::Aborted(_), Some(id)) => (false, *id),
             (Outcome::Aborted(_), None) => {
                 self.never_sent.insert(wish);
+                return;
+            }
+            (Outcome::Unknown, _) => {
+                self.unknown.insert(wish);
                 return;
             }
             _ => return,
@@ -300,6 +315,12 @@ impl Checker {
             let yes = txn.votes.values().filter(|yes| **yes).count();
             assert!(parts == 0 || yes < parts, "T2: {id} reported aborted with every vote YES: {txn:?}");
         }
+    }
+
+    /// What an account holds after everything that was decided.
+    pub fn balance(&self, account: AccountId) -> u64 {
+        let shard = self.topology.shard_of(account).expect("an account of this bank");
+        self.logs[shard.index()].bank.balance(account).expect("its shard holds it")
     }
 
     fn txn_of(&self, client: u32, transfer: Transfer) -> Option<&Txn> {
@@ -337,6 +358,28 @@ impl Checker {
         let before = history.iter().rposition(|(slot, ..)| *slot <= since).unwrap_or(0);
         let fits = history[before..].iter().any(|(_, known, locked)| *known == balance && !locked);
         assert!(fits, "P5: account {account} was read as {balance} after slot {since}: {history:?}");
+    }
+
+    /// A request reaches a server.
+    pub fn arrived(&mut self, server: NodeId, client: ClientId, request: &Request) {
+        if matches!(request, Request::Read { local: false, .. } | Request::Probe { .. }) {
+            let decided = self.decided(self.topology.shard_of_server(server));
+            self.arrivals.insert((server, client, request.number()), decided);
+        }
+    }
+
+    /// A server answers a client. Whoever says that it leads, or reads a balance, knows everything that was decided when
+    /// the question arrived (P5).
+    pub fn replied(&mut self, server: &Shard, client: ClientId, response: &Response) {
+        let me = server.id();
+        let Some(decided) = self.arrivals.remove(&(me, client, response.number())) else { return };
+        if matches!(response, Response::Leading { .. } | Response::Balance { balance: Ok(_), .. }) {
+            let applied = server.bank().applied();
+            assert!(
+                applied >= decided,
+                "P5: {me} answered from slot {applied} what it was asked when slot {decided} was decided"
+            );
+        }
     }
 
     /// Everything has come to rest: no lock, no money on its way, every decision known to both sides.

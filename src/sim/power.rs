@@ -117,7 +117,7 @@ impl World {
                 self.lose(id, "its disk was wiped");
                 false
             }
-            (Err(e @ StorageError::Damaged { .. }), Some(Ailment::Damaged)) => {
+            (Err(e), Some(Ailment::Damaged)) if refuses(&e) => {
                 self.coverage.see(Seen::DiskDamaged);
                 self.lose(id, &e.to_string());
                 false
@@ -250,4 +250,12 @@ impl World {
             Harm::BeforeRelease => server.dies_before_release = true,
         }
     }
+}
+
+/// Whether a server says that its files are not what it wrote. A flipped bit may well hit the number of a version.
+fn refuses(e: &StorageError) -> bool {
+    matches!(
+        e,
+        StorageError::Damaged { .. } | StorageError::WrongVersion { .. } | StorageError::WrongIdentity { .. }
+    )
 }

@@ -243,6 +243,7 @@ impl World {
             }
             (Packet::Request(client, request), Place::Server(id), _) => {
                 if self.servers[&id].clients.contains_key(&client) {
+                    self.checker.arrived(id, client, &request);
                     self.push(id, Input::Request { client, request });
                 } else {
                     self.send(self.now, to, from, Packet::Reset(client));
@@ -422,10 +423,14 @@ impl World {
                 let server = self.server(id);
                 let decided = server.running.as_ref().map_or(Slot::ZERO, |r| r.shard.replica().decided());
                 server.told.note(id, decided, &message);
+                self.checker.acceptances.acknowledged(id, &message);
                 self.send(at, me, Place::Server(to), Packet::Peer(message));
             }
             Sent::Client(client, response) => {
                 let Some(to) = self.servers[&id].clients.get(&client).copied() else { return };
+                if let Some(running) = &self.servers[&id].running {
+                    self.checker.replied(&running.shard, client, &response);
+                }
                 let busy = matches!(response, Response::Refused { why: Refusal::Busy, .. });
                 self.coverage.see_if(busy, Seen::LeaderBusy);
                 let probe = self.probes.contains(&(client, response.number()));

@@ -42,7 +42,8 @@ mod world;
 
 use shardpaxosbank::config::{Timeouts, Topology};
 use shardpaxosbank::paxos::Message;
-use shardpaxosbank::types::NodeId;
+use shardpaxosbank::paxos::message::{Accept, Prepare};
+use shardpaxosbank::types::{Ballot, NodeId};
 
 use check::{explore, is_full};
 use disk::Fault;
@@ -119,6 +120,18 @@ fn two_votes(to: NodeId, message: &Message) -> bool {
     }
 }
 
+/// S1 reaches S2, then, in its second ballot, S3; S2 then reaches S3.
+fn returned(to: NodeId, message: &Message) -> bool {
+    match message {
+        Message::Prepare(Prepare { ballot, .. }) | Message::Accept(Accept { ballot, .. }) => {
+            let meant = if *ballot == Ballot::new(1, S1) { S2 } else { S3 };
+            to != meant
+        }
+        Message::Heartbeat(_) | Message::Refuse(_) => true,
+        _ => false,
+    }
+}
+
 #[test]
 fn competing_ballots_and_crashes() {
     let (crashes, states) = if is_full() { (1, 1_244_414) } else { (0, 94_270) };
@@ -186,11 +199,22 @@ fn a_vote_that_one_follower_alone_holds() {
 
 #[test]
 fn votes_of_two_ballots_for_one_slot() {
-    let (crashes, states) = if is_full() { (1, 195_941) } else { (0, 13_285) };
-    let budget = Budget { proposals: 2, crashes, ..Budget::default() };
+    let (crashes, probes, states) = if is_full() { (1, 0, 195_941) } else { (0, 1, 62_500) };
+    let budget = Budget { proposals: 2, crashes, probes, ..Budget::default() };
     let mut bounds = cluster("Votes of two ballots for one slot", &[&[S1], &[S2], &[S3]], budget);
     bounds.lost = two_votes;
     explore(bounds, states);
+}
+
+#[test]
+fn an_acknowledgement_of_an_earlier_ballot() {
+    let budget = Budget { proposals: 2, crashes: 1, ..Budget::default() };
+    let mut bounds = cluster("An acknowledgement of an earlier ballot", &[&[S1], &[S1], &[S2]], budget);
+    bounds.crashing = vec![S1];
+    bounds.faults = &FAULTS[..1];
+    bounds.lost = returned;
+    bounds.must.push(Seen::DiedBeforeSync);
+    explore(bounds, 53_158);
 }
 
 #[test]

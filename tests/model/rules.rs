@@ -51,7 +51,7 @@ impl Rule {
         match self {
             Rule::P1 => "P1 promises and acceptances that leave are durable",
             Rule::P2 => "P2 a slot has one value, on all servers and across restarts",
-            Rule::P4 => "P4 equal slots, equal digests",
+            Rule::P4 => "P4 equal slots, equal banks and digests",
             Rule::P5 => "P5 a confirmed leader knows all that was decided when it was asked",
             Rule::B1 => "B1 no account holds less than what is held from it",
             Rule::B2 => "B2 balances and money in transit keep their sum",
@@ -59,7 +59,7 @@ impl Rule {
             Rule::T2 => "T2 committed only if all voted YES, never here and aborted there",
             Rule::T3 => "T3 what the client was told is what the registers say",
             Rule::T4 => "T4 left alone, everything is resolved and no lock stays",
-            Rule::T5 => "T5 a lock is an undecided YES",
+            Rule::T5 => "T5 locks come and go by the log alone",
             Rule::T8 => "T8 what was refused, or aborted to the client, never takes effect",
             Rule::Assertions => "the core's own assertions hold",
         }
@@ -117,9 +117,8 @@ seen! {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Truth {
     pub values: Vec<Value>,
-    /// The bank's digest after each of them; none of them first.
-    digests: Vec<u64>,
-    pub bank: Bank,
+    /// The bank after each of them; the one before the first comes first.
+    banks: Vec<Bank>,
     /// The register of the client's transfer.
     pub register: Option<Status>,
 }
@@ -127,7 +126,11 @@ pub struct Truth {
 impl Truth {
     pub fn new(topology: Topology, shard: ShardId) -> Truth {
         let bank = Bank::new(topology, shard);
-        Truth { values: Vec::new(), digests: vec![bank.digest()], bank, register: None }
+        Truth { values: Vec::new(), banks: vec![bank], register: None }
+    }
+
+    pub fn bank(&self) -> &Bank {
+        self.banks.last().expect("there is one before the first value")
     }
 }
 
@@ -168,16 +171,16 @@ pub fn note_decided(world: &World, state: &mut State, node: &Node) {
             None => learn(world, state, index, slot, value),
         }
     }
-    if state.truth[index].digests[applied.0 as usize] != node.shard.bank().digest() {
-        state.breaks(Rule::P4, format!("{} differs after slot {applied}", node.shard.id()));
+    let (bank, truth) = (node.shard.bank(), &state.truth[index].banks[applied.0 as usize]);
+    if bank == truth && bank.digest() == truth.digest() {
+        return;
     }
-    let bank = node.shard.bank();
     let shard = world.bounds.topology.shard_of_server(node.shard.id());
-    for account in world.bounds.topology.accounts_of(shard).map(AccountId) {
-        if bank.locked_by(account).is_some_and(|id| !bank.holds().contains_key(&id)) {
-            state.breaks(Rule::T5, format!("account {account} is locked by nobody"));
-        }
-    }
+    let mut accounts = world.bounds.topology.accounts_of(shard).map(AccountId);
+    let same_locks =
+        accounts.all(|a| bank.locked_by(a) == truth.locked_by(a)) && bank.holds() == truth.holds();
+    let rule = if same_locks { Rule::P4 } else { Rule::T5 };
+    state.breaks(rule, format!("{} is not what its log makes it after slot {applied}", node.shard.id()));
 }
 
 /// A slot is known as decided for the first time.
@@ -185,15 +188,16 @@ fn learn(world: &World, state: &mut State, index: usize, slot: Slot, value: &Val
     let id = world.id();
     let mut truth = Truth::clone(&state.truth[index]);
     let before = truth.register;
-    truth.bank.apply(slot, value, &mut Effects::default());
+    let mut bank = truth.bank().clone();
+    bank.apply(slot, value, &mut Effects::default());
     truth.values.push(value.clone());
-    truth.digests.push(truth.bank.digest());
     if state.amount != 0 {
-        truth.register = register(&truth.bank, id);
+        truth.register = register(&bank, id);
         note_register(world, state, before, truth.register, value);
     } else if truth.values.len() == 2 && truth.values.iter().all(|v| !v.is_empty()) {
         world.saw(Seen::BothSlots);
     }
+    truth.banks.push(bank);
     if let Some(number) = number_of(value).filter(|n| state.refused.contains(n)) {
         state.breaks(Rule::T8, format!("value {number} was refused and is decided in slot {slot}"));
     }
@@ -252,7 +256,7 @@ fn check_transfer(world: &World, state: &mut State) {
 /// B1 and B2, with what one shard has done of the transfer and the other has not.
 fn check_money(world: &World, state: &mut State) {
     let Topology { accounts, initial_balance, .. } = world.bounds.topology;
-    let mut total: i128 = state.truth.iter().map(|t| t.bank.total() as i128).sum();
+    let mut total: i128 = state.truth.iter().map(|t| t.bank().total() as i128).sum();
     if state.amount != 0 {
         let done = |index: usize| i128::from(state.truth[index].register == Some(Status::YesCommitted));
         total += i128::from(state.amount) * (done(0) - done(1));
@@ -260,7 +264,7 @@ fn check_money(world: &World, state: &mut State) {
     if total != i128::from(accounts * initial_balance) {
         state.breaks(Rule::B2, format!("the sum is {total}"));
     }
-    let banks = state.truth.iter().map(|t| &t.bank);
+    let banks = state.truth.iter().map(|t| t.bank());
     let holds = banks.flat_map(|bank| bank.holds().values().map(move |hold| (bank, hold)));
     let short = holds
         .filter(|(bank, hold)| {
@@ -382,6 +386,6 @@ impl World {
     fn is_resolved(&self, state: &State) -> bool {
         let answered =
             state.client.is_none() || state.told.as_ref().is_some_and(|told| *told != Outcome::Unknown);
-        state.net.is_empty() && answered && state.truth.iter().all(|t| t.bank.holds().is_empty())
+        state.net.is_empty() && answered && state.truth.iter().all(|t| t.bank().holds().is_empty())
     }
 }
