@@ -31,7 +31,10 @@
 //!   server the question who leads is answered at once.
 //! * T4 is checked where nothing is left to happen, and with everything in flight lost in one of 64 of all states. It
 //!   says that a fair continuation resolves everything, not that each does.
-//! * States are told apart by 64-bit fingerprints, here and in stateright.
+//! * States are told apart by 64-bit fingerprints, here and in stateright. (The depth in a report is that of first visits,
+//!   which depends on the threads; the numbers of states and transitions do not.)
+//! * Recovery between replicated shards, and their changes of leader: the last configuration stops where the coordinator
+//!   has died. The simulator goes on from there.
 
 mod check;
 mod disk;
