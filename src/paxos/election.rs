@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::paxos::leader::Leader;
 use crate::paxos::message::*;
-use crate::paxos::replica::{Event, Output, Replica, Role};
+use crate::paxos::output::{Event, Output};
+use crate::paxos::replica::{Replica, Role};
 use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
 
 impl Replica {

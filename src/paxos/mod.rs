@@ -25,9 +25,11 @@ mod election;
 pub mod leader;
 pub mod log;
 pub mod message;
+pub mod output;
 pub mod replica;
 #[cfg(test)]
 mod tests;
 
 pub use message::Message;
-pub use replica::{Event, Output, Purpose, ReadLog, Replica, Standing};
+pub use output::{Event, Output, Purpose, ReadLog, Standing};
+pub use replica::Replica;

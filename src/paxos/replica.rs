@@ -9,93 +9,13 @@ use crate::config::{Limits, Timeouts};
 use crate::paxos::leader::{Leader, Progress};
 use crate::paxos::log::Log;
 use crate::paxos::message::*;
+use crate::paxos::output::{Event, Output, Purpose, ReadLog, Standing};
 use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
 
 /// How long a freshly decided slot may wait for an `Accept` that carries the news to the followers.
 const TELL_DELAY: Duration = Duration::from_millis(1);
 /// How long a decided slot may stay unwritten: what a restart must then learn again from its peers.
 const SAVE_DELAY: Duration = Duration::from_millis(100);
-
-/// What a step asks of its driver. The order within each list is the order in which to act.
-#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
-pub struct Output {
-    /// To be made durable before anything in `after` leaves.
-    pub records: Vec<Record>,
-    /// Messages that promise nothing and may leave at once.
-    pub now: Vec<(NodeId, Message)>,
-    /// Messages, to this server itself too, that may leave only when every record so far is durable (P1).
-    pub after: Vec<(NodeId, Message)>,
-    /// Decided entries to be read from disk and handed back.
-    pub reads: Vec<ReadLog>,
-    pub events: Vec<Event>,
-}
-
-/// A request to read decided entries that are no longer in memory.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct ReadLog {
-    pub purpose: Purpose,
-    pub from: Slot,
-    /// Not beyond this slot.
-    pub to: Slot,
-    pub max_bytes: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Purpose {
-    /// A follower lags behind the leader's memory.
-    CatchUp(NodeId),
-    /// A candidate asked for what it lacks.
-    Fetch(NodeId),
-}
-
-/// What happened, for logs, metrics and golden tests; the core itself never logs.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Event {
-    PreVoteBegun,
-    PreVoteRefused {
-        by: NodeId,
-    },
-    Campaigning {
-        ballot: Ballot,
-    },
-    Promised {
-        ballot: Ballot,
-    },
-    /// Phase 1 is over; the slots up to `phase1_end` are proposed again.
-    Leading {
-        ballot: Ballot,
-        decided: Slot,
-        phase1_end: Slot,
-    },
-    LostLeadership {
-        ballot: Ballot,
-        why: &'static str,
-    },
-    CaughtUp {
-        from: NodeId,
-        decided: Slot,
-    },
-    Resending {
-        to: NodeId,
-        from: Slot,
-    },
-    /// A message that fits nothing this server is doing.
-    Ignored {
-        from: NodeId,
-        what: &'static str,
-    },
-}
-
-/// Where this server stands, as it would tell a client.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Standing {
-    Leading,
-    Following(NodeId),
-    /// No leader is known, but a majority answers: there will be one.
-    Searching,
-    /// This server has asked for an election time-out, and no majority answered.
-    NoQuorum,
-}
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Role {
