@@ -12,7 +12,7 @@ use crate::txn::{Op, Outcome};
 use crate::types::{AccountId, NodeId, ShardId, Time, Transfer};
 
 /// Virtual time within which everything must be at rest once the world has healed.
-const REST_LIMIT_US: u64 = 40_000_000;
+const REST_LIMIT_US: u64 = 60_000_000;
 /// Transfers and reads that one coordinator has open at a time.
 const OPEN_MAX: usize = 40;
 
