@@ -171,7 +171,9 @@ impl World {
         if written == 0 {
             return;
         }
-        let at = self.rng.below(written);
+        // Half of the bits that flip stand in what was written last.
+        let last = if self.rng.one_in(2) { written.min(600) } else { written };
+        let at = written - 1 - self.rng.below(last);
         content[at as usize] ^= 1 << self.rng.below(8);
         disk.overwrite(name, content);
         server.ailment = Some(Ailment::Damaged);

@@ -380,10 +380,9 @@ impl World {
         let before = Before::of(running, &server.disk);
         let mut outbox = Outbox::new(now, sync_us);
         let done = drive::turn(local, &mut running.shard, &mut running.wal, inputs, &mut outbox);
-        let durable = done.is_ok();
-        let done = done.and_then(|()| running.wal.prepare_ahead().map(drop));
         let reads = server.disk.reads();
-        self.checker.observe(&running.shard, false, durable, |slot| running.value(slot));
+        self.checker.observe(&running.shard, false, done.is_ok(), |slot| running.value(slot));
+        let done = done.and_then(|()| running.wal.prepare_ahead().map(drop));
 
         let dies = server.dies_before_release && outbox.syncs > 0;
         server.busy_until = outbox.at;
