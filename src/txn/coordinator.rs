@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::bank::command::Range;
-use crate::bank::{BlockResult, validate};
+use crate::bank::{BlockResult, Status, validate};
 use crate::config::{Limits, Timeouts, Topology};
 use crate::txn::group::Group;
-use crate::txn::link::{Link, Reach, Sent, UnitId, Work};
+use crate::txn::link::{Link, Reach, Sent, Unit, UnitId, Work};
 use crate::txn::message::{Refusal, Request, Response};
 use crate::types::{AccountId, Ballot, NodeId, Reason, Session, ShardId, Time, Transfer, TxnId};
 
@@ -283,10 +283,11 @@ impl Coordinator {
         gid
     }
 
-    pub(super) fn add_unit(&mut self, shard: ShardId, work: Work) {
+    pub(super) fn add_unit(&mut self, shard: ShardId, work: Work) -> UnitId {
         let id = self.next_unit;
         self.next_unit += 1;
         self.links[shard.index()].add(id, work);
+        id
     }
 
     // ---- a turn ----
@@ -480,7 +481,7 @@ impl Coordinator {
         }
         for (id, result) in sent.units.iter().zip(results.into_iter().skip(sent.ahead)) {
             if let Some(unit) = self.links[index].remove(*id) {
-                self.on_result(now, index, sent.to, unit.work, result, out);
+                self.on_result(now, index, sent.to, unit, result, out);
             }
         }
     }
@@ -490,11 +491,11 @@ impl Coordinator {
         now: Time,
         index: usize,
         from: NodeId,
-        work: Work,
+        unit: Unit,
         result: BlockResult,
         out: &mut Output,
     ) {
-        let shard = self.links[index].shard;
+        let (shard, work) = (self.links[index].shard, unit.work);
         let gid = match (work, &result) {
             (Work::Open, BlockResult::Opened(session)) => {
                 self.life = Life::Open(*session);
@@ -524,10 +525,13 @@ impl Coordinator {
                 group.votes[part] = Some(votes);
                 self.evaluate(now, gid, out);
             }
-            _ => {
-                // Beyond the window, or nonsense: registers answer a repetition.
+            votes => {
+                // Beyond the window, or nonsense: registers answer a repetition. T8: only a copy of which nothing took
+                // effect is one less; the others are not forgotten.
+                let nothing = votes.is_some_and(|votes| votes.iter().all(|v| *v == Status::Busy));
                 self.links[index].pause = now + BUSY_PAUSE;
-                self.add_unit(shard, work);
+                let id = self.add_unit(shard, work);
+                self.links[index].set_copies(id, unit.copies.saturating_sub(u32::from(nothing)));
             }
         }
     }

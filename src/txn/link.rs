@@ -138,6 +138,13 @@ impl Link {
         self.by_group.extend(work.group().map(|group| (group, id)));
     }
 
+    /// Carries over what is known of the copies of a unit that this one stands for.
+    pub fn set_copies(&mut self, id: UnitId, copies: u32) {
+        if let Some(unit) = self.units.get_mut(&id) {
+            unit.copies = copies;
+        }
+    }
+
     /// The unit is answered, or nobody waits for it any more.
     pub fn remove(&mut self, id: UnitId) -> Option<Unit> {
         let unit = self.units.remove(&id)?;
