@@ -20,16 +20,29 @@ struct Holds {
     led: Option<(Ballot, Slot)>,
 }
 
+impl Holds {
+    fn has_accepted(&self, ballot: Ballot, slot: Slot) -> bool {
+        self.positions.get(&ballot).is_some_and(|position| *position >= slot)
+    }
+}
+
+/// What a message says about acceptances: up to which position, in which ballot.
+pub fn acknowledgement(message: &Message) -> Option<(Ballot, Slot)> {
+    match message {
+        Message::Accepted(m) => Some((m.ballot, m.position)),
+        Message::HeartbeatReply(m) => Some((m.ballot, m.position)),
+        _ => None,
+    }
+}
+
 pub struct Acceptances {
     topology: Topology,
     servers: BTreeMap<NodeId, Holds>,
-    /// The ballots that were seen to lead, by shard.
-    led: BTreeMap<(ShardId, Ballot), NodeId>,
 }
 
 impl Acceptances {
     pub fn new(topology: Topology) -> Acceptances {
-        Acceptances { topology, servers: BTreeMap::new(), led: BTreeMap::new() }
+        Acceptances { topology, servers: BTreeMap::new() }
     }
 
     /// A server ended a turn, everything it wrote being durable, or was just restored.
@@ -54,32 +67,33 @@ impl Acceptances {
         let known = holds.positions.entry(promised).or_default();
         *known = position.max(*known);
         let led = std::mem::replace(&mut holds.led, replica.is_leader().then_some((promised, decided)));
-        if replica.is_leader() {
-            let shard = self.topology.shard_of_server(me);
-            let first = self.led.insert((shard, promised), me).is_none();
-            let backing = self.count(shard, |h| h.promised >= promised);
-            assert!(
-                !first || backing >= self.topology.majority(),
-                "P2: {me} leads in {promised}, which only {backing} servers have promised"
-            );
+        if !replica.is_leader() {
+            return;
+        }
+        let (shard, majority) = (self.topology.shard_of_server(me), self.topology.majority());
+        match led.filter(|(ballot, _)| *ballot == promised) {
+            None => {
+                let backing = self.count(shard, |h| h.promised >= promised);
+                assert!(
+                    backing >= majority,
+                    "P2: {me} leads in {promised}, which only {backing} servers have promised"
+                );
+            }
             // What a leader decides, it decides in its own ballot.
-            let grew = led.is_some_and(|(ballot, before)| ballot == promised && before < decided);
-            let accepted = |h: &Holds| h.positions.get(&promised).is_some_and(|p| *p >= decided);
-            let backing = self.count(shard, accepted);
-            assert!(
-                !grew || backing >= self.topology.majority(),
-                "P2: {me} decides slot {decided} in {promised}, in which only {backing} servers have accepted it"
-            );
+            Some((_, before)) if before < decided => {
+                let backing = self.count(shard, |h| h.has_accepted(promised, decided));
+                assert!(
+                    backing >= majority,
+                    "P2: {me} decides slot {decided} in {promised}, in which only {backing} servers have accepted it"
+                );
+            }
+            Some(_) => {}
         }
     }
 
     /// An acknowledgement left a server, so that what it says is durable; or P1 is broken, which others check.
     pub fn acknowledged(&mut self, server: NodeId, message: &Message) {
-        let (ballot, position) = match message {
-            Message::Accepted(m) => (m.ballot, m.position),
-            Message::HeartbeatReply(m) => (m.ballot, m.position),
-            _ => return,
-        };
+        let Some((ballot, position)) = acknowledgement(message) else { return };
         let known = self.servers.entry(server).or_default().positions.entry(ballot).or_default();
         *known = position.max(*known);
     }
@@ -92,11 +106,9 @@ impl Acceptances {
     pub fn check_decided(&self, who: NodeId, slot: Slot) {
         let shard = self.topology.shard_of_server(who);
         let members = self.topology.servers_of(shard).filter_map(|s| self.servers.get(&s));
-        let ballots = members.flat_map(|h| h.positions.range(..).map(|(ballot, _)| *ballot));
-        let most = ballots
-            .map(|ballot| self.count(shard, |h| h.positions.get(&ballot).is_some_and(|p| *p >= slot)))
-            .max()
-            .unwrap_or(0);
+        let ballots = members.flat_map(|h| h.positions.keys().copied());
+        let most =
+            ballots.map(|ballot| self.count(shard, |h| h.has_accepted(ballot, slot))).max().unwrap_or(0);
         assert!(
             most >= self.topology.majority(),
             "P2: {who} takes slot {slot} for decided, which at most {most} servers have accepted in one ballot"

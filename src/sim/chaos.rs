@@ -163,8 +163,8 @@ impl Run {
     fn heal(&mut self) {
         self.world.note(|| "healing".into());
         let topology = self.world.options.topology;
-        let gone = |s: &&crate::sim::server::Server| s.lost || s.ailment.is_some();
-        let mut away: BTreeSet<NodeId> = self.world.servers.values().filter(gone).map(|s| s.id).collect();
+        let mut away: BTreeSet<NodeId> =
+            self.world.servers.values().filter(|s| s.is_gone()).map(|s| s.id).collect();
         if self.world.rng.one_in(2) {
             for shard in topology.shards() {
                 let members: Vec<NodeId> = topology.servers_of(shard).collect();

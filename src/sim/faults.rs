@@ -61,11 +61,7 @@ impl Run {
         if wipe || damage {
             let id = self.any_server();
             let server = &self.world.servers[&id];
-            if server.running.is_none()
-                && server.ailment.is_none()
-                && !server.lost
-                && self.world.can_spare(id)
-            {
+            if server.running.is_none() && !server.is_gone() && self.world.can_spare(id) {
                 if wipe { self.world.wipe(id) } else { self.world.damage(id) }
             }
         }

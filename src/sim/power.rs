@@ -142,7 +142,7 @@ impl World {
     pub fn can_spare(&self, id: NodeId) -> bool {
         let topology = self.options.topology;
         let members = topology.servers_of(topology.shard_of_server(id));
-        let gone = members.filter(|m| self.servers[m].lost || self.servers[m].ailment.is_some()).count();
+        let gone = members.filter(|m| self.servers[m].is_gone()).count();
         gone < topology.servers_per_cluster as usize - topology.majority()
     }
 

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use crate::paxos::Message;
 use crate::shard::Shard;
+use crate::sim::acceptances::acknowledgement;
 use crate::types::{Ballot, NodeId, Slot};
 
 #[derive(Clone, Default, Debug)]
 pub struct Told {
     /// The highest ballot that it spoke in; every such message implies the promise.
     promised: Ballot,
-    /// Where that message went and what kind it was.
+    /// What kind of message that was.
     words: &'static str,
     /// By ballot: the highest position that it acknowledged.
     accepted: BTreeMap<Ballot, Slot>,
@@ -21,20 +22,20 @@ pub struct Told {
 impl Told {
     /// A message left for another server, while slots up to `decided` were known to be decided.
     pub fn note(&mut self, me: NodeId, decided: Slot, message: &Message) {
-        let (ballot, position, words) = match message {
-            Message::Promise(m) => (m.ballot, None, "a promise"),
-            Message::Accepted(m) => (m.ballot, Some(m.position), "an acceptance"),
-            Message::HeartbeatReply(m) => (m.ballot, Some(m.position), "the answer to a heartbeat"),
-            Message::Prepare(m) => (m.ballot, None, "a prepare"),
-            Message::Accept(m) if m.ballot.leader() == Some(me) => (m.ballot, None, "a proposal"),
-            Message::Heartbeat(m) => (m.ballot, None, "a heartbeat"),
+        let (ballot, words) = match message {
+            Message::Promise(m) => (m.ballot, "a promise"),
+            Message::Accepted(m) => (m.ballot, "an acceptance"),
+            Message::HeartbeatReply(m) => (m.ballot, "the answer to a heartbeat"),
+            Message::Prepare(m) => (m.ballot, "a prepare"),
+            Message::Accept(m) if m.ballot.leader() == Some(me) => (m.ballot, "a proposal"),
+            Message::Heartbeat(m) => (m.ballot, "a heartbeat"),
             _ => return,
         };
         if ballot > self.promised {
             self.promised = ballot;
             self.words = words;
         }
-        if let Some(position) = position {
+        if let Some((_, position)) = acknowledgement(message) {
             self.decided = decided.max(self.decided);
             let known = self.accepted.entry(ballot).or_default();
             *known = position.max(*known);

@@ -99,6 +99,11 @@ impl Server {
         }
     }
 
+    /// Whether it is lost for good, or will be when it is started.
+    pub fn is_gone(&self) -> bool {
+        self.lost || self.ailment.is_some()
+    }
+
     pub fn is_up(&self) -> bool {
         self.running.is_some() && !self.failed
     }
