@@ -120,8 +120,10 @@ impl Replica {
     }
 
     pub(super) fn on_entries(&mut self, now: Time, from: NodeId, m: Entries, out: &mut Output) {
-        let Role::Candidate { fetching, .. } = &mut self.role else { return };
-        *fetching = false;
+        if !matches!(self.role, Role::Candidate { .. }) {
+            return;
+        }
+        let before = self.decided;
         let mut slot = m.first;
         for (ballot, value) in m.entries {
             if slot == self.decided.next() {
@@ -133,6 +135,15 @@ impl Replica {
                 self.position = self.position.max(slot);
             }
             slot = slot.next();
+        }
+        // Only an answer that brings something is followed by another question: were repetitions, too, then a network
+        // that repeats messages would double the questions again and again.
+        if self.decided == before {
+            out.events.push(Event::Ignored { from, what: "entries that add nothing" });
+            return;
+        }
+        if let Role::Candidate { fetching, .. } = &mut self.role {
+            *fetching = false;
         }
         out.events.push(Event::CaughtUp { from, decided: self.decided });
         // The campaign's clock stands still while the transfer makes progress.

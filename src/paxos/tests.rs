@@ -87,6 +87,29 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
     assert!(again || read, "S3 is never sent slot 3 again: {sent:?}");
 }
 
+/// Every repetition of an answer brought about another question, and its answer, repeated, two more: a network that
+/// repeats one message in five ended in nothing but questions and answers.
+#[test]
+fn a_candidate_asks_once_for_what_it_lacks_however_often_it_is_answered() {
+    let (mut s1, now) = candidate();
+    let promise = Promise { ballot: s1.promised(), decided: Slot(9), votes: Vec::new() };
+    let ask = |slot| vec![(S2, Message::Fetch(Fetch { from: Slot(slot) }))];
+    let sent = step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
+    assert_eq!(sent, ask(4));
+    let entries = |first: u64| {
+        let entries = (first..first + 2).map(|_| (Ballot::ZERO, Value::noop())).collect();
+        Message::Entries(Entries { first: Slot(first), entries })
+    };
+    let sent = step(&mut s1, now, |r, out| r.message(now, S2, entries(4), out));
+    assert_eq!(sent, ask(6));
+    for first in [4, 3, 8] {
+        let sent = step(&mut s1, now, |r, out| r.message(now, S2, entries(first), out));
+        assert_eq!(sent, vec![], "what begins at {first} brings nothing after slot 5");
+    }
+    let sent = step(&mut s1, now, |r, out| r.message(now, S2, entries(6), out));
+    assert_eq!(sent, ask(8));
+}
+
 /// The followers of a leader that died had never heard each other, and both told their clients that there is no quorum;
 /// asked by a client, neither campaigned.
 #[test]
