@@ -71,6 +71,7 @@ impl Runner {
             weather: Weather::CALM,
             sync_us: (100, 100),
             segment_bytes: 65536,
+            lines: false,
             odd_clocks: false,
             trace: Trace::Keep,
         }));

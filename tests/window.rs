@@ -25,6 +25,7 @@ fn a_partner_without_a_majority_does_not_use_up_the_window() {
         weather: Weather::CALM,
         sync_us: (100, 100),
         segment_bytes: 4 << 20,
+        lines: false,
         odd_clocks: false,
         trace: Trace::Off,
     });

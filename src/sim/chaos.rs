@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::network::{Place, Weather};
 use crate::sim::plan::Plan;
+use crate::sim::server::Server;
 use crate::sim::trace::Trace;
 use crate::sim::world::{Options, World};
 use crate::txn::{Op, Outcome};
@@ -33,6 +34,15 @@ pub struct Summary {
     pub coverage: Coverage,
 }
 
+/// A server to which its peers have an ever slower way.
+pub(super) struct Clogged {
+    pub server: NodeId,
+    /// How much slower it becomes in each step, so slowly that the server still takes itself for a leader.
+    pub step_us: u64,
+    /// Until nobody hears it.
+    pub steps: u64,
+}
+
 pub(super) struct Run {
     pub world: World,
     pub plan: Plan,
@@ -40,6 +50,7 @@ pub(super) struct Run {
     used: BTreeSet<(u32, u64, u64, i64)>,
     /// Links that come and go.
     pub flapping: Vec<(Place, Place)>,
+    pub clogged: Option<Clogged>,
     /// Servers that stay away when everything heals.
     away: BTreeSet<NodeId>,
 }
@@ -55,6 +66,7 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
         weather: plan.weather,
         sync_us: plan.sync_us,
         segment_bytes: plan.segment_bytes,
+        lines: plan.lines,
         odd_clocks: plan.odd_clocks,
         trace,
     };
@@ -63,7 +75,14 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
     for _ in 0..plan.coordinators {
         world.add_client();
     }
-    let mut run = Run { world, plan, used: BTreeSet::new(), flapping: Vec::new(), away: BTreeSet::new() };
+    let mut run = Run {
+        world,
+        plan,
+        used: BTreeSet::new(),
+        flapping: Vec::new(),
+        clogged: None,
+        away: BTreeSet::new(),
+    };
     run.chaos();
     run.heal();
     let rest_us = run.rest();
@@ -86,6 +105,16 @@ impl Run {
         NodeId(self.world.rng.below(self.world.servers.len() as u64) as u16 + 1)
     }
 
+    /// A server that believes to lead, or any if there is none.
+    pub(super) fn any_leader(&mut self) -> NodeId {
+        let leads = |s: &&Server| s.running.as_ref().is_some_and(|r| r.shard.replica().is_leader());
+        let all: Vec<NodeId> = self.world.servers.values().filter(leads).map(|s| s.id).collect();
+        match all.len() {
+            0 => self.any_server(),
+            n => all[self.below(n as u64) as usize],
+        }
+    }
+
     pub(super) fn any_client(&mut self) -> Option<u32> {
         let all: Vec<u32> = self.world.clients.keys().copied().collect();
         (!all.is_empty()).then(|| all[self.world.rng.below(all.len() as u64) as usize])
@@ -106,6 +135,7 @@ impl Run {
             self.harm();
             self.relieve();
             self.flap();
+            self.clog();
             for _ in 0..1 + self.below(3) {
                 if self.chance(self.plan.swarm.submit)
                     && let Some(client) = self.any_client()
@@ -124,6 +154,18 @@ impl Run {
             } else {
                 self.world.network.uncut(*from, *to);
             }
+        }
+    }
+
+    /// The queue on the way back to a server fills up, step by step. When it is long, nothing of that server reaches the
+    /// others any more: they elect a leader while their answers to the old one are still on their way (P5).
+    fn clog(&mut self) {
+        let Some(Clogged { server, step_us, steps }) = &mut self.clogged else { return };
+        self.world.lag_behind(*server, *step_us);
+        *steps -= 1;
+        if *steps == 0 {
+            self.world.silence(*server);
+            self.clogged = None;
         }
     }
 
@@ -177,8 +219,7 @@ impl Run {
                 }
             }
         }
-        self.flapping.clear();
-        self.world.network.mend();
+        self.mend_network();
         self.world.network.weather = Weather { min_delay_us: 100, max_delay_us: 600, ..Weather::CALM };
         let now = self.world.now;
         for id in topology.servers() {
@@ -190,7 +231,7 @@ impl Run {
                 }
                 continue;
             }
-            self.world.servers[&id].disk.set_fuse(None);
+            self.world.disarm(id);
             if self.world.servers[&id].running.is_some() {
                 self.world.recover(id);
             } else {

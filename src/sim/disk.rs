@@ -8,7 +8,43 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
-use crate::storage::{Disk, DiskFile, MemDisk, MemFile};
+use crate::storage::{CommitStats, Disk, DiskFile, MemDisk, MemFile, StableLog, Wal};
+use crate::types::{Ballot, Record, Slot, Value};
+
+/// The log of a server that may be doomed: the power goes between the write and the sync of a group that replaces a
+/// vote by one for another value.
+pub struct DoomedLog<'a> {
+    pub wal: &'a mut Wal<SimDisk>,
+    pub doomed: bool,
+    /// It happened.
+    pub struck: bool,
+}
+
+impl StableLog for DoomedLog<'_> {
+    fn append(&mut self, record: &Record) {
+        if let Record::Accept { slot, value, .. } | Record::Learn { slot, value, .. } = record
+            && self.doomed
+            && *slot <= self.wal.last_slot()
+            && self.wal.read(*slot, 0).is_ok_and(|old| old.iter().any(|(_, _, old)| old != value))
+        {
+            self.wal.disk().set_fuse(Some(1));
+            self.struck = true;
+        }
+        self.wal.append(record);
+    }
+
+    fn set_decided(&mut self, slot: Slot) {
+        self.wal.set_decided(slot);
+    }
+
+    fn commit(&mut self) -> io::Result<CommitStats> {
+        self.wal.commit()
+    }
+
+    fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
+        self.wal.read(from, max_bytes)
+    }
+}
 
 /// A handle to one server's disk; clones share it.
 #[derive(Clone, Default, Debug)]

@@ -1,6 +1,6 @@
 //! Harm and relief, step by step, as the plan's swarm has it.
 
-use crate::sim::chaos::Run;
+use crate::sim::chaos::{Clogged, Run};
 use crate::sim::network::Place;
 use crate::sim::server::Harm;
 use crate::types::NodeId;
@@ -52,6 +52,10 @@ impl Run {
             };
             self.world.arm(id, harm);
         }
+        if self.plan.swarm.overwrite > 0 && self.chance(self.plan.swarm.overwrite) {
+            let id = self.any_server();
+            self.world.arm(id, Harm::Overwriting);
+        }
         if self.chance(self.plan.swarm.slow_disk) {
             let id = self.any_server();
             let slowness = 10 + self.world.rng.below(100);
@@ -99,6 +103,21 @@ impl Run {
         if self.chance(self.plan.swarm.haunt) {
             self.world.haunt();
         }
+        if self.plan.swarm.lag > 0 && self.chance(self.plan.swarm.lag) {
+            let id = self.any_leader();
+            if self.world.rng.one_in(2) {
+                self.world.silence(id);
+                // It will have voted for what the others never hear of, and must write over that.
+                if self.world.rng.one_in(2) {
+                    self.world.arm(id, Harm::Overwriting);
+                }
+            } else {
+                let election_us = self.plan.timeouts.election().as_micros() as u64;
+                let step_us = 5_000 + self.below(15_000);
+                let steps = election_us * (2 + self.below(4)) / step_us;
+                self.clogged = Some(Clogged { server: id, step_us, steps: steps.max(1) });
+            }
+        }
         if self.chance(self.plan.swarm.slow_network) {
             let place = self.any_place();
             let by_us = 1_000 + self.below(400_000);
@@ -120,6 +139,12 @@ impl Run {
         }
     }
 
+    pub(super) fn mend_network(&mut self) {
+        self.world.network.mend();
+        self.flapping.clear();
+        self.clogged = None;
+    }
+
     pub(super) fn relieve(&mut self) {
         for id in self.world.options.topology.servers() {
             if self.chance(self.plan.swarm.mend) {
@@ -130,8 +155,7 @@ impl Run {
             }
         }
         if self.chance(self.plan.swarm.mend) {
-            self.world.network.mend();
-            self.flapping.clear();
+            self.mend_network();
         }
         let paused: Vec<u32> =
             self.world.clients.iter().filter(|(_, c)| c.paused).map(|(id, _)| *id).collect();
@@ -147,8 +171,9 @@ impl Run {
             return;
         }
         if self.world.servers[&id].running.is_none() {
-            if self.chance(100) {
-                let n = self.below(6);
+            let relapse = self.plan.swarm.relapse;
+            if self.chance(relapse) {
+                let n = self.below(if relapse > 100 { 24 } else { 6 });
                 self.world.arm(id, Harm::Fuse(n));
             }
             self.world.start(id);

@@ -118,6 +118,8 @@ pub struct Network {
     pub parked: Vec<(Place, Place, Packet)>,
     /// What everything to and from a place takes in addition.
     slow: BTreeMap<Place, u64>,
+    /// What everything on a directed link takes in addition.
+    lag: BTreeMap<(Place, Place), u64>,
     /// When the last packet of a link that keeps its order arrives: the next one arrives later.
     last: BTreeMap<(Place, Place), Time>,
     /// When the latest packet of a link arrives.
@@ -134,6 +136,7 @@ impl Network {
             held: BTreeSet::new(),
             parked: Vec::new(),
             slow: BTreeMap::new(),
+            lag: BTreeMap::new(),
             last: BTreeMap::new(),
             latest: BTreeMap::new(),
             keepsakes: Vec::new(),
@@ -156,6 +159,7 @@ impl Network {
     pub fn mend(&mut self) {
         self.cut.clear();
         self.slow.clear();
+        self.lag.clear();
     }
 
     /// Whether this link swallows what it is given.
@@ -169,6 +173,12 @@ impl Network {
 
     pub fn slow_down(&mut self, place: Place, by_us: u64) {
         self.slow.insert(place, by_us);
+    }
+
+    /// Makes a link slower than it is by so much, up to two seconds.
+    pub fn lag_behind(&mut self, from: Place, to: Place, by_us: u64) {
+        let lag = self.lag.entry((from, to)).or_default();
+        *lag = (*lag + by_us).min(2_000_000);
     }
 
     pub fn hold(&mut self, from: Place, to: Place) {
@@ -235,12 +245,14 @@ impl Network {
         }
         let slow = self.slow.get(&from).max(self.slow.get(&to)).copied().unwrap_or(0);
         self.coverage.see_if(slow > 0, Seen::SlowNetwork);
+        let lag = self.lag.get(&(from, to)).copied().unwrap_or(0);
+        self.coverage.see_if(lag > 0, Seen::SlowWayBack);
         let twice = matches!(packet, Packet::Peer(_)) && chance(rng, weather.duplication);
         self.coverage.see_if(twice, Seen::FrameTwice);
         let mut arrivals = Vec::new();
         for _ in 0..1 + u32::from(twice) {
             let delay = weather.min_delay_us + rng.below(weather.max_delay_us - weather.min_delay_us + 1);
-            let mut arrival = Time(at.0 + delay + slow);
+            let mut arrival = Time(at.0 + delay + slow + lag);
             let straggles = payload && chance(rng, weather.straggle);
             if straggles {
                 arrival.0 += rng.below(3_000_000);

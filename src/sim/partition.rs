@@ -3,6 +3,7 @@
 use crate::sim::coverage::Seen;
 use crate::sim::network::Place;
 use crate::sim::world::World;
+use crate::types::NodeId;
 
 impl World {
     fn places(&self) -> Vec<Place> {
@@ -62,6 +63,31 @@ impl World {
                     self.network.cut_as(*a, *b, shape);
                 }
             }
+        }
+    }
+
+    /// The peers of a server, each with the way there and the way back.
+    fn links(&self, id: NodeId) -> impl Iterator<Item = [(Place, Place); 2]> + use<> {
+        let topology = self.options.topology;
+        let peers = topology.servers_of(topology.shard_of_server(id)).filter(move |peer| *peer != id);
+        peers.map(move |peer| {
+            let (me, peer) = (Place::Server(id), Place::Server(peer));
+            [(me, peer), (peer, me)]
+        })
+    }
+
+    /// Its peers' way to a server becomes slower by so much.
+    pub fn lag_behind(&mut self, id: NodeId, by_us: u64) {
+        for [_, (from, to)] in self.links(id) {
+            self.network.lag_behind(from, to, by_us);
+        }
+    }
+
+    /// Its peers hear no more from a server, which still hears them.
+    pub fn silence(&mut self, id: NodeId) {
+        self.note(|| format!("the others of its cluster hear no more from {id}"));
+        for [(from, to), _] in self.links(id) {
+            self.network.cut_as(from, to, Seen::CutSilent);
         }
     }
 

@@ -12,6 +12,10 @@ pub struct Swarm {
     pub crash: u64,
     /// A server is made to die at one of its next writes or syncs, or of a failing one.
     pub harm: u64,
+    /// A server is made to lose its power when it next writes over votes.
+    pub overwrite: u64,
+    /// A server that starts is made to die soon again; chances per thousand and start.
+    pub relapse: u64,
     /// A server's cable is pulled.
     pub fail: u64,
     /// A server stands still.
@@ -24,6 +28,8 @@ pub struct Swarm {
     /// An old frame arrives once more.
     pub haunt: u64,
     pub slow_network: u64,
+    /// The way back to a server becomes slower and slower, like a queue that fills up.
+    pub lag: u64,
     pub slow_disk: u64,
     /// A clock runs fast or slow.
     pub skew: u64,
@@ -54,6 +60,8 @@ pub struct Plan {
     /// How long a sync takes, at least and at most.
     pub sync_us: (u64, u64),
     pub segment_bytes: u64,
+    /// Whether a power cut tears what was written in the log into lines instead of sectors.
+    pub lines: bool,
     pub odd_clocks: bool,
     /// Reads among all requests, per thousand.
     pub reads: u64,
@@ -84,9 +92,11 @@ impl Plan {
             keepsakes: on(rng, 50),
             bytes: rng.one_in(16),
         };
-        let swarm = Swarm {
+        let mut swarm = Swarm {
             crash: on(rng, 20),
             harm: on(rng, 30),
+            overwrite: 0,
+            relapse: 100,
             fail: on(rng, 20),
             stall: on(rng, 20),
             partition: on(rng, 15),
@@ -94,6 +104,7 @@ impl Plan {
             rupture: on(rng, 30),
             haunt: on(rng, 60),
             slow_network: on(rng, 8),
+            lag: 0,
             slow_disk: on(rng, 8),
             skew: on(rng, 20),
             jump: on(rng, 20),
@@ -105,19 +116,32 @@ impl Plan {
             submit: 50 + rng.below(900),
         };
         let slow_disks = rng.one_in(4);
+        let (timeouts, limits, coordinators) = (timeouts(rng), limits(rng), 1 + rng.below(4));
+        let sync_us = (50, 100 + rng.below(if slow_disks { 30_000 } else { 1_000 }));
+        // Small, so that segments change often; larger than any value that these clients bring about.
+        let segment_bytes = 32_768 << rng.below(3);
+        let (odd_clocks, reads) = (rng.one_in(2), 100 + rng.below(600));
+        let chaos_us = 2_000_000 + rng.below(6_000_000);
+        // What is drawn last leaves the rest of a seed as it was.
+        swarm.overwrite = on(rng, 20);
+        swarm.lag = on(rng, 20);
+        if rng.one_in(4) {
+            swarm.relapse = 800;
+        }
+        let lines = rng.one_in(2);
         Plan {
             topology,
-            timeouts: timeouts(rng),
-            limits: limits(rng),
-            coordinators: 1 + rng.below(4),
+            timeouts,
+            limits,
+            coordinators,
             weather,
             swarm,
-            sync_us: (50, 100 + rng.below(if slow_disks { 30_000 } else { 1_000 })),
-            // Small, so that segments change often; larger than any value that these clients bring about.
-            segment_bytes: 32_768 << rng.below(3),
-            odd_clocks: rng.one_in(2),
-            reads: 100 + rng.below(600),
-            chaos_us: 2_000_000 + rng.below(6_000_000),
+            sync_us,
+            segment_bytes,
+            lines,
+            odd_clocks,
+            reads,
+            chaos_us,
         }
     }
 }

@@ -16,15 +16,27 @@ use crate::types::{ClientId, NodeId, Time};
 impl World {
     /// The power goes, or only the process dies: what was not synced is lost wholly, in part, or not at all.
     pub fn crash(&mut self, id: NodeId) {
+        let power = self.rng.one_in(2);
+        self.stop(id, power, false);
+    }
+
+    /// The power goes in the middle of a write: a part of it is kept.
+    pub fn tear(&mut self, id: NodeId) {
+        self.stop(id, true, true);
+    }
+
+    fn stop(&mut self, id: NodeId, power: bool, tears: bool) {
         self.note(|| format!("{id} crashes"));
         self.hash.add(&("crash", self.now, id));
-        let (power, mut dice) = (self.rng.one_in(2), self.rng.clone());
+        let mut dice = self.rng.clone();
         self.rng.next_u64();
+        let lines = self.options.lines;
         let server = self.servers.get_mut(&id).expect("a server of this topology");
         self.coverage.see_if(server.running.is_some(), Seen::Crashed);
         server.running = None;
         server.failed = false;
         server.dies_before_release = false;
+        server.dies_overwriting = false;
         server.inbox.clear();
         server.busy_until = Time(0);
         server.power_lost = power;
@@ -32,9 +44,20 @@ impl World {
         if power {
             let coverage = &mut self.coverage;
             server.disk.inner.crash(|unsynced| {
-                let (kept, sight) = match dice.below(3) {
-                    0 => (Kept::Lost, Seen::PowerLost),
-                    1 => (Kept::Whole, Seen::PowerSpared),
+                // The mark lies within a sector, and relies on it.
+                let log = match unsynced {
+                    Unsynced::Write { file, len, .. } if file.ends_with(".seg") => Some(len),
+                    _ => None,
+                };
+                let (kept, sight) = match (if tears { 2 } else { dice.below(3) }, log) {
+                    (0, _) => (Kept::Lost, Seen::PowerLost),
+                    (1, _) => (Kept::Whole, Seen::PowerSpared),
+                    (_, Some(len)) if lines || tears => {
+                        // Mostly in order: everything up to some point.
+                        let point = dice.below((len as u64 / 64 + 1).min(64));
+                        let mask = if dice.below(4) > 0 { (1 << point) - 1 } else { dice.next_u64() };
+                        (Kept::Lines(mask), Seen::PowerToreLines)
+                    }
                     _ => (Kept::Sectors(dice.next_u64()), Seen::PowerTore),
                 };
                 coverage.see_if(matches!(unsynced, Unsynced::Write { .. }), sight);
@@ -250,7 +273,15 @@ impl World {
             Harm::FailWrite(n) => server.disk.inner.fail_write(n),
             Harm::FailSync(n) => server.disk.inner.fail_sync(n),
             Harm::BeforeRelease => server.dies_before_release = true,
+            Harm::Overwriting => server.dies_overwriting = true,
         }
+    }
+
+    /// Spares a server what it was armed with, as far as it happens between two operations.
+    pub fn disarm(&mut self, id: NodeId) {
+        let server = self.server(id);
+        server.dies_overwriting = false;
+        server.disk.set_fuse(None);
     }
 }
 

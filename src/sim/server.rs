@@ -23,6 +23,8 @@ pub enum Harm {
     FailSync(u64),
     /// Everything is synced, and then the server dies before anything that waited for it leaves.
     BeforeRelease,
+    /// The power goes when it next writes over a vote, between the write and its sync.
+    Overwriting,
 }
 
 impl Running {
@@ -58,6 +60,7 @@ pub struct Server {
     /// The turn is over, and the disk done, at this time.
     pub busy_until: Time,
     pub dies_before_release: bool,
+    pub dies_overwriting: bool,
     pub clock: Clock,
     /// What everything its disk does takes, as a multiple.
     pub disk_slowness: u64,
@@ -87,6 +90,7 @@ impl Server {
             clients: BTreeMap::new(),
             busy_until: Time::default(),
             dies_before_release: false,
+            dies_overwriting: false,
             clock,
             disk_slowness: 1,
             stalled: false,

@@ -9,6 +9,7 @@ use crate::sim::checker::Checker;
 use crate::sim::clients::{Asked, Client};
 use crate::sim::clock::Clock;
 use crate::sim::coverage::{Coverage, Seen};
+use crate::sim::disk::DoomedLog;
 use crate::sim::network::{Network, Packet, Place, Weather};
 use crate::sim::server::{Outbox, Running, Sent, Server};
 use crate::sim::sights::Before;
@@ -40,6 +41,8 @@ pub struct Options {
     /// How long a sync takes.
     pub sync_us: (u64, u64),
     pub segment_bytes: u64,
+    /// Whether a power cut tears the log into lines instead of sectors.
+    pub lines: bool,
     /// Whether every clock starts at another time.
     pub odd_clocks: bool,
     pub trace: Trace,
@@ -379,7 +382,9 @@ impl World {
         }
         let before = Before::of(running, &server.disk);
         let mut outbox = Outbox::new(now, sync_us);
-        let done = drive::turn(local, &mut running.shard, &mut running.wal, inputs, &mut outbox);
+        let mut log = DoomedLog { wal: &mut running.wal, doomed: server.dies_overwriting, struck: false };
+        let done = drive::turn(local, &mut running.shard, &mut log, inputs, &mut outbox);
+        let struck = log.struck && done.is_err();
         let reads = server.disk.reads();
         self.checker.observe(&running.shard, false, done.is_ok(), |slot| running.value(slot));
         let done = done.and_then(|()| running.wal.prepare_ahead().map(drop));
@@ -403,7 +408,8 @@ impl World {
         }
         if let Err(e) = done {
             self.note(|| format!("{id} stops: {e}"));
-            self.crash(id);
+            self.coverage.see_if(struck, Seen::DiedOverwriting);
+            if struck { self.tear(id) } else { self.crash(id) }
         } else if dies {
             self.coverage.see(Seen::DiedBeforeRelease);
             self.crash(id);

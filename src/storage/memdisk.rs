@@ -2,8 +2,9 @@
 //!
 //! Between syncs every write lives in a model of the page cache: reads see it, [`MemDisk::kill`] (a process that dies)
 //! keeps it, and [`MemDisk::crash`] (a power cut) asks, write by write, what had reached the medium. A sector of 512
-//! bytes is written wholly or not at all, as disks promise. Directory entries reach the medium in order, as on a
-//! journaling file system, so that of the unsynced ones a prefix survives.
+//! bytes is written wholly or not at all, as disks promise; or only a line of 64 is, which is less than they promise.
+//! Directory entries reach the medium in order, as on a journaling file system, so that of the unsynced ones a prefix
+//! survives.
 //!
 //! A sync that fails leaves what it should have written visible in the cache but clean, as Linux does: no later sync
 //! will write it. Whoever takes the sync's second answer for a yes is caught by the next crash.
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use super::disk::{Disk, DiskFile};
 
 const SECTOR: u64 = 512;
+const LINE: u64 = 64;
 
 /// A handle to a disk in memory; clones share it.
 #[derive(Clone, Default, Debug)]
@@ -52,6 +54,8 @@ pub enum Kept {
     /// Of the sectors that the write touches, those whose bit is set (the mask repeats after 64). An entry counts as
     /// kept whole.
     Sectors(u64),
+    /// The same of lines of 64 bytes: a medium that promises less than a sector.
+    Lines(u64),
 }
 
 /// How often the disk was asked to write and to sync (files and the directory), failures included.
@@ -98,6 +102,19 @@ fn put(content: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
         content.resize(end, 0);
     }
     content[start..end].copy_from_slice(bytes);
+}
+
+/// Of the aligned parts of `size` bytes that a write touches, those whose bit is set.
+fn put_parts(content: &mut Vec<u8>, offset: u64, bytes: &[u8], size: u64, mask: u64) {
+    let (first, end) = (offset / size, offset + bytes.len() as u64);
+    let mut at = offset;
+    while at < end {
+        let next = ((at / size + 1) * size).min(end);
+        if mask >> ((at / size - first) % 64) & 1 == 1 {
+            put(content, at, &bytes[(at - offset) as usize..(next - offset) as usize]);
+        }
+        at = next;
+    }
 }
 
 /// The part of a write that a failure leaves done: about half, ending where a sector does, or nothing.
@@ -151,18 +168,8 @@ impl MemDisk {
                 match keep(Unsynced::Write { file: name, offset, len: bytes.len() }) {
                     Kept::Lost => {}
                     Kept::Whole => put(&mut inode.durable, offset, &bytes),
-                    Kept::Sectors(mask) => {
-                        let first = offset / SECTOR;
-                        let mut at = offset;
-                        while at < offset + bytes.len() as u64 {
-                            let next = ((at / SECTOR + 1) * SECTOR).min(offset + bytes.len() as u64);
-                            if mask >> ((at / SECTOR - first) % 64) & 1 == 1 {
-                                let part = &bytes[(at - offset) as usize..(next - offset) as usize];
-                                put(&mut inode.durable, at, part);
-                            }
-                            at = next;
-                        }
-                    }
+                    Kept::Sectors(mask) => put_parts(&mut inode.durable, offset, &bytes, SECTOR, mask),
+                    Kept::Lines(mask) => put_parts(&mut inode.durable, offset, &bytes, LINE, mask),
                 }
             }
             inode.current = inode.durable.clone();
@@ -374,6 +381,18 @@ mod tests {
         assert_eq!(disk.list().expect("list"), ["f"]);
         assert_eq!(disk.contents("f"), Some([[1; 512], [2; 512]].concat()));
         assert!(file.len().is_err(), "a handle outlived the crash");
+    }
+
+    #[test]
+    fn a_write_may_be_torn_into_lines() {
+        let (disk, mut file) = disk_with(&[1; 200]);
+        file.sync_data().expect("sync");
+        disk.sync_dir().expect("sync");
+        file.write_at(&[2; 100], 60).expect("write");
+        // It touches the lines from 0, 64 and 128 on.
+        disk.crash(|_| Kept::Lines(0b101));
+        let expected = [&[1; 60][..], &[2; 4], &[1; 64], &[2; 32], &[1; 40]].concat();
+        assert_eq!(disk.contents("f"), Some(expected));
     }
 
     #[test]
