@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 
 use shardpaxosbank::sim::{Trace, Violation, attempt};
@@ -114,4 +115,21 @@ fn the_command_repeats_seeds_and_resumes_ranges() {
         assert_eq!(code, Some(2), "{bad:?}");
         assert_eq!(complaint.lines().count(), 1, "{complaint}");
     }
+}
+
+/// `bank sim --log | head` ended in a panic that looked like a violation.
+#[test]
+fn a_log_that_nobody_reads_to_its_end_is_no_violation() {
+    let mut bank = Command::new(env!("CARGO_BIN_EXE_bank"))
+        .args(["sim", "--seed", "3", "--log"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("bank runs");
+    let mut line = String::new();
+    let told = bank.stdout.take().expect("it is piped");
+    BufReader::new(told).read_line(&mut line).expect("it tells something");
+    assert_eq!(line, "seed 3\n");
+    let output = bank.wait_with_output().expect("it ends");
+    assert_eq!((output.status.code(), output.stderr), (Some(141), vec![]));
 }

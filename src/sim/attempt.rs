@@ -7,6 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::rc::Rc;
 use std::sync::Once;
 
+use serde::{Deserialize, Serialize};
+
 use crate::sim::chaos::{Summary, run};
 use crate::sim::plan::Plan;
 use crate::sim::trace::Trace;
@@ -16,7 +18,7 @@ const LAST_LINES: usize = 60;
 const SERVER_LINES: usize = 8;
 
 /// A rule that broke.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Violation {
     pub seed: u64,
     /// What the assertion said, with the number of the rule.

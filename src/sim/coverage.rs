@@ -5,6 +5,8 @@
 //! finds no vote for a slot below another one (votes have no gaps), and an abort outcome that finds no register (it is
 //! sent after every register is known). Unit tests of `paxos` and `bank` go there.
 
+use serde::{Deserialize, Serialize};
+
 macro_rules! sights {
     ($($name:ident $text:literal,)*) => {
         /// Something that a suite of runs must have met.
@@ -104,7 +106,8 @@ sights! {
 const COUNT: usize = Seen::ALL.len();
 
 /// How often each sight was met.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u64>", into = "Vec<u64>")]
 pub struct Coverage([u64; COUNT]);
 
 impl Default for Coverage {
@@ -142,14 +145,21 @@ impl Coverage {
         let met = Seen::ALL.iter().filter(|sight| self.count(**sight) > 0);
         met.map(|sight| format!("{:>10}  {}\n", self.count(*sight), sight.text())).collect()
     }
+}
 
-    /// The counts in the order of [`Seen::ALL`], for a file to resume from.
-    pub fn counts(&self) -> &[u64] {
-        &self.0
+impl From<Coverage> for Vec<u64> {
+    fn from(coverage: Coverage) -> Vec<u64> {
+        coverage.0.to_vec()
     }
+}
 
-    /// `None` if these counts belong to another list of sights.
-    pub fn from_counts(counts: &[u64]) -> Option<Coverage> {
-        counts.try_into().ok().map(Coverage)
+impl TryFrom<Vec<u64>> for Coverage {
+    type Error = String;
+
+    fn try_from(counts: Vec<u64>) -> Result<Coverage, String> {
+        let counts = counts.try_into().map_err(|counts: Vec<u64>| {
+            format!("{} sights are counted, this simulator knows {COUNT}", counts.len())
+        })?;
+        Ok(Coverage(counts))
     }
 }

@@ -14,8 +14,8 @@ pub enum Trace {
     Off,
     /// Kept in [`crate::sim::World::log`].
     Keep,
-    /// Printed at once, so that it is there even if the run panics.
-    Print,
+    /// Given away line by line, so that it is there even if the run panics.
+    Tell(fn(&str)),
     /// The last lines, held outside of the world, so that they outlive a run that panics.
     Recent(Rc<RefCell<VecDeque<String>>>),
 }

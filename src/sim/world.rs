@@ -138,7 +138,7 @@ impl World {
         match &self.options.trace {
             Trace::Off => {}
             Trace::Keep => self.log.push(text(self.now)),
-            Trace::Print => println!("{}", text(self.now)),
+            Trace::Tell(tell) => tell(&text(self.now)),
             Trace::Recent(lines) => keep_recent(lines, text(self.now)),
         }
     }

@@ -1,6 +1,9 @@
 //! `bank sim`: one seed told in full, or many counted.
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::PathBuf;
+use std::process;
 use std::time::Duration;
 
 use super::{Plan, Totals, soak};
@@ -57,18 +60,18 @@ pub fn command(args: SimArgs) -> Result<bool, String> {
 }
 
 fn one(seed: u64, log: bool) -> bool {
-    println!("seed {seed}\n{:?}", sim::Plan::draw(seed));
-    match attempt(seed, if log { Trace::Print } else { Trace::Off }) {
+    say(format_args!("seed {seed}\n{:?}", sim::Plan::draw(seed)));
+    match attempt(seed, if log { Trace::Tell(|line| say(line)) } else { Trace::Off }) {
         Ok(summary) => {
-            println!(
-                "{} requests, {} committed, {:.1} s of virtual time, at rest {:.1} s after healing\ntrace {:016x}",
+            say(format_args!(
+                "{} requests, {} committed, {:.1} s of virtual time, at rest {:.1} s after healing\ntrace {:016x}\n{}",
                 summary.asked,
                 summary.committed,
                 summary.virtual_us as f64 / 1e6,
                 summary.rest_us as f64 / 1e6,
-                summary.hash
-            );
-            print!("{}", summary.coverage.seen());
+                summary.hash,
+                summary.coverage.seen().trim_end()
+            ));
             true
         }
         Err(violation) => {
@@ -79,24 +82,37 @@ fn one(seed: u64, log: bool) -> bool {
 }
 
 fn report(totals: &Totals) {
-    println!("{}", totals.text());
+    say(totals.text());
     if let Some(violation) = totals.violations.first() {
         describe(violation);
     }
     for violation in totals.violations.iter().skip(1) {
-        println!("{violation}");
+        say(violation);
     }
     if totals.runs >= super::FULL_COVERAGE && !totals.coverage.missing().is_empty() {
-        println!("these runs prove less than they should: see what was never met");
+        say("these runs prove less than they should: see what was never met");
     }
 }
 
 /// What led to a violation, which rule it is, and how to see it again.
 pub fn describe(violation: &Violation) {
-    println!("{}", violation.story());
-    println!("{violation}");
+    say(violation.story());
+    say(violation);
     if let Some(rule) = violation.rule() {
-        println!("rule {rule} broke; ARCHITECTURE.md says what goes wrong without it");
+        say(format_args!("rule {rule} broke; ARCHITECTURE.md says what goes wrong without it"));
     }
-    println!("repeat it with: bank sim --seed {} --log", violation.seed);
+    say(format_args!("repeat it with: bank sim --seed {} --log", violation.seed));
+}
+
+/// A line on standard output. Whoever closes it has seen enough, as `head` has; there is no verdict then, so the status
+/// is that of a tool which a closed pipe ends.
+fn say(line: impl Display) {
+    match writeln!(io::stdout(), "{line}") {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => process::exit(141),
+        Err(e) => {
+            eprintln!("error: standard output cannot be written: {e}");
+            process::exit(1);
+        }
+    }
 }

@@ -41,7 +41,7 @@ pub struct Plan {
 }
 
 /// What a range of seeds did, together.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
 pub struct Totals {
     pub runs: u64,
     pub committed: u64,
@@ -60,21 +60,12 @@ pub struct Totals {
     pub next: u64,
 }
 
-/// The progress file: what [`Totals`] held when it was written. Seeds that failed are written down with their messages.
+/// The progress file. Seeds that failed are written down with their messages.
 #[derive(Serialize, Deserialize)]
-struct Progress {
+struct Progress<T> {
+    /// The first seed of the range.
     first: u64,
-    next: u64,
-    runs: u64,
-    committed: u64,
-    asked: u64,
-    virtual_us: u64,
-    longest_rest_us: u64,
-    longest_rest_seed: u64,
-    unjudged: u64,
-    wall_us: u64,
-    coverage: Vec<u64>,
-    violations: Vec<(u64, String, String)>,
+    totals: T,
 }
 
 impl Totals {
@@ -175,20 +166,7 @@ pub fn soak(plan: &Plan) -> Result<Totals, String> {
 }
 
 fn save(file: &Path, plan: &Plan, totals: &Totals) -> io::Result<()> {
-    let progress = Progress {
-        first: plan.first,
-        next: totals.next,
-        runs: totals.runs,
-        committed: totals.committed,
-        asked: totals.asked,
-        virtual_us: totals.virtual_us,
-        longest_rest_us: totals.longest_rest_us,
-        longest_rest_seed: totals.longest_rest_seed,
-        unjudged: totals.unjudged,
-        wall_us: totals.wall.as_micros() as u64,
-        coverage: totals.coverage.counts().to_vec(),
-        violations: totals.violations.iter().map(|v| (v.seed, v.message.clone(), v.place.clone())).collect(),
-    };
+    let progress = Progress { first: plan.first, totals };
     // Beside, then renamed: an interruption leaves the old file or the new one.
     let beside = file.with_extension("new");
     fs::write(&beside, serde_json::to_vec_pretty(&progress)?)?;
@@ -198,27 +176,14 @@ fn save(file: &Path, plan: &Plan, totals: &Totals) -> io::Result<()> {
 fn resume(file: &Path, plan: &Plan) -> Result<Totals, String> {
     let name = file.display();
     let bytes = fs::read(file).map_err(|e| format!("{name}: cannot be read: {e}"))?;
-    let progress: Progress = serde_json::from_slice(&bytes)
-        .map_err(|e| format!("{name}: not a progress file of `bank sim` ({e}); remove it to start anew"))?;
-    let coverage = Coverage::from_counts(&progress.coverage);
-    let (Some(coverage), true) = (coverage, progress.first == plan.first && progress.next <= plan.end) else {
+    let Progress { first, totals } = serde_json::from_slice::<Progress<Totals>>(&bytes).map_err(|e| {
+        format!("{name}: not a progress file of this simulator ({e}); remove it to start anew")
+    })?;
+    if first != plan.first || totals.next > plan.end {
         return Err(format!(
-            "{name}: notes seeds {}..{}, of this or another simulator, and does not fit {}..{}; remove it to start anew",
-            progress.first, progress.next, plan.first, plan.end
+            "{name}: notes seeds {first}..{} and does not fit {}..{}; remove it to start anew",
+            totals.next, plan.first, plan.end
         ));
-    };
-    let violations = progress.violations.into_iter();
-    Ok(Totals {
-        runs: progress.runs,
-        committed: progress.committed,
-        asked: progress.asked,
-        virtual_us: progress.virtual_us,
-        longest_rest_us: progress.longest_rest_us,
-        longest_rest_seed: progress.longest_rest_seed,
-        unjudged: progress.unjudged,
-        wall: Duration::from_micros(progress.wall_us),
-        coverage,
-        violations: violations.map(|(seed, message, place)| Violation { seed, message, place }).collect(),
-        next: progress.next,
-    })
+    }
+    Ok(totals)
 }
