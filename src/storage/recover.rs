@@ -301,6 +301,8 @@ impl<D: Disk> Scan<'_, D> {
     /// The cut group's number is given out again. That is safe because every byte behind the end is zero on disk
     /// before this returns: no record of the old group is left that could complete or contradict the new one. A crash
     /// in the middle of the cut leaves fewer records of a group that already lacked one: it is torn as before.
+    ///
+    /// Zeros are written even over zeros: those may stand in the page cache only, from a cut that was never synced.
     fn judge_rest(&mut self, stop: Position, why: &'static str) -> Result<Option<String>, StorageError> {
         let file = segment_name(stop.segment);
         if self.group < self.mark.group {
@@ -309,20 +311,20 @@ impl<D: Disk> Scan<'_, D> {
             return Err(damaged(&file, stop.offset, what));
         }
         let end = self.end;
-        let mut rubbish = Vec::new();
+        let rest = |segment| if segment == end.segment { end.offset } else { BLOCK };
+        let mut torn = false;
         for segment in end.segment..=self.segments {
             self.load(segment)?;
-            let from = if segment == end.segment { end.offset } else { BLOCK };
-            if self.image[from as usize..].iter().all(|b| *b == 0) {
-                continue;
+            if self.image[rest(segment) as usize..].iter().any(|b| *b != 0) {
+                torn = true;
+                self.refuse_other_groups(segment, rest(segment), stop, why)?;
             }
-            rubbish.push((segment, from));
-            self.refuse_other_groups(segment, from, stop, why)?;
         }
-        for (segment, from) in &rubbish {
-            self.overwrite(*segment, *from, &vec![0; (self.segment_bytes - from) as usize])?;
+        for segment in end.segment..=self.segments {
+            let from = rest(segment);
+            self.overwrite(segment, from, &vec![0; (self.segment_bytes - from) as usize])?;
         }
-        Ok((!rubbish.is_empty()).then(|| {
+        Ok(torn.then(|| {
             format!(
                 "{file} at offset {}: {why}; cut group {}, which was being written and never confirmed, back to {} at \
                  offset {} (S1)",

@@ -318,6 +318,42 @@ fn a_failed_write_or_sync_is_final_and_loses_nothing_confirmed() {
     }
 }
 
+/// A torn group is cut, the process dies in the middle of that, and its successor finds zeros in the page cache that never
+/// reached the disk. It wrote a short group on top, and behind that the torn one was back after a power cut.
+#[test]
+fn a_cut_that_was_not_synced_is_repeated() {
+    let mut failures = 0;
+    for sync in [false, true] {
+        for n in 1.. {
+            let disk = MemDisk::new();
+            let mut wal = format(disk.clone());
+            commit(&mut wal, &[Record::Promise(ballot(1))]);
+            (1..=3).for_each(|slot| wal.append(&accept(slot, 1, 7, 200)));
+            disk.fail_sync(1);
+            assert!(wal.commit().is_err());
+            disk.crash(|_| Kept::Sectors(!1));
+
+            if sync {
+                disk.fail_sync(n)
+            } else {
+                disk.fail_write(n)
+            }
+            let interrupted = Wal::open(disk.clone(), expected()).is_err();
+            disk.kill();
+            let (mut wal, _) = open(disk.clone());
+            commit(&mut wal, &[accept(1, 2, 8, 8)]);
+            disk.crash(|_| Kept::Lost);
+            let (wal, recovered) = open(disk);
+            assert_eq!((said(&wal).values.len(), recovered.torn), (1, None));
+            if !interrupted {
+                break;
+            }
+            failures += 1;
+        }
+    }
+    assert!(failures > 4, "recovery was interrupted {failures} times");
+}
+
 fn check_one_more_at_most(kept: &Said, confirmed: &[Said]) {
     let last = confirmed.last().expect("at least the empty log");
     if kept != last {
