@@ -2,7 +2,8 @@
 //!
 //! A link is a directed pair of places. By default it is in order, like TCP; a seed may switch on loss, duplication,
 //! reordering and stragglers. Requests and answers are never duplicated, because no TCP connection does that; between
-//! the servers of a cluster everything may happen. Some frames are kept and delivered once more, much later.
+//! the servers of a cluster everything may happen. Some of their frames are kept and delivered once more, much later;
+//! some requests are kept back and delivered only then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -85,7 +86,8 @@ pub struct Weather {
     pub reorder: bool,
     /// The chance that a packet takes up to three seconds, and is overtaken by everything.
     pub straggle: u64,
-    /// The chance that a copy of a frame is kept, to be delivered once more in the far future.
+    /// The chance that a copy of a frame is kept, to be delivered once more in the far future; or that a request is kept
+    /// back until then, because no connection delivers one twice.
     pub keepsakes: u64,
     /// Whether messages travel as bytes. Costly, so only some runs do it.
     pub bytes: bool,
@@ -104,7 +106,7 @@ impl Weather {
     };
 }
 
-/// Copies of old frames that wait for their second delivery.
+/// Frames that wait for their delivery in the far future.
 const KEEPSAKES: usize = 64;
 
 #[derive(Debug)]
@@ -191,7 +193,7 @@ impl Network {
         std::mem::take(&mut self.parked)
     }
 
-    /// Takes out an old frame, as it would be delivered for the second time.
+    /// Takes out an old frame, as it is delivered in the far future.
     pub fn keepsake(&mut self, rng: &mut SplitMix64, now: Time) -> Option<(Place, Place, Packet)> {
         if self.keepsakes.is_empty() {
             return None;
@@ -242,6 +244,9 @@ impl Network {
                 self.keepsakes.remove(0);
             }
             self.keepsakes.push((at, from, to, packet.clone()));
+            if matches!(packet, Packet::Request(..)) {
+                return Vec::new();
+            }
         }
         let slow = self.slow.get(&from).max(self.slow.get(&to)).copied().unwrap_or(0);
         self.coverage.see_if(slow > 0, Seen::SlowNetwork);

@@ -33,13 +33,14 @@ impl World {
         let lines = self.options.lines;
         let server = self.servers.get_mut(&id).expect("a server of this topology");
         self.coverage.see_if(server.running.is_some(), Seen::Crashed);
+        // Until it has run again, the mark may be older than the log.
+        server.power_lost = power || server.power_lost && server.running.is_none();
         server.running = None;
         server.failed = false;
         server.dies_before_release = false;
         server.dies_overwriting = false;
         server.inbox.clear();
         server.busy_until = Time(0);
-        server.power_lost = power;
         server.disk.set_fuse(None);
         if power {
             let coverage = &mut self.coverage;

@@ -68,7 +68,7 @@ pub struct Server {
     pub stalled: bool,
     /// Its clock jumped, ahead or not, and it has not taken a turn since.
     pub jumped: Option<bool>,
-    /// Whether its last stop was a power cut.
+    /// Whether the power was cut since it last ran.
     pub power_lost: bool,
     pub ailment: Option<Ailment>,
     /// It refused to start, and will not be asked again.
