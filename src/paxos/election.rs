@@ -1,6 +1,6 @@
 //! How a server becomes leader: pre-vote, phase 1 with state synchronisation, taking over, and giving up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::paxos::leader::Leader;
 use crate::paxos::message::*;
@@ -9,9 +9,12 @@ use crate::paxos::replica::{Replica, Role};
 use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
 
 impl Replica {
-    /// Campaigns now instead of at the next time-out, if no leader is known: for the server that clients ask first.
+    /// Campaigns now instead of at the next time-out, if no leader is known: for the server that clients ask first. Not
+    /// while somebody else may be about to lead: two servers that hear their clients behind each other's prepare would
+    /// take the lead from each other for ever.
     pub fn campaign_if_leaderless(&mut self, now: Time, out: &mut Output) {
-        if matches!(self.role, Role::Follower) && self.live_leader(now).is_none() {
+        let promised = self.promised_at.is_some_and(|at| now.since(at) < self.timeouts.election());
+        if matches!(self.role, Role::Follower) && self.live_leader(now).is_none() && !promised {
             self.begin_pre_vote(now, out);
         }
     }
@@ -36,7 +39,10 @@ impl Replica {
     pub(super) fn begin_pre_vote(&mut self, now: Time, out: &mut Output) {
         self.attempt += 1;
         self.search_since.get_or_insert(now);
-        self.role = Role::PreCandidate { grants: BTreeSet::from([self.me]) };
+        // Where a round trip takes longer than the pause, every answer is one to an earlier question.
+        if !matches!(self.role, Role::PreCandidate { .. }) {
+            self.role = Role::PreCandidate { grants: BTreeMap::new(), since: self.attempt };
+        }
         // Asking again costs nothing and changes nothing, so it happens sooner than a whole time-out.
         let pause = self.timeouts.heartbeat() * 2;
         self.deadline = now + pause + self.jitter(pause);
@@ -56,22 +62,25 @@ impl Replica {
 
     pub(super) fn on_pre_vote_reply(&mut self, now: Time, from: NodeId, m: PreVoteReply, out: &mut Output) {
         self.highest = self.highest.max(m.promised);
-        let attempt = self.attempt;
-        let Role::PreCandidate { grants } = &mut self.role else { return };
-        if m.attempt != attempt {
+        let Role::PreCandidate { grants, since } = &mut self.role else { return };
+        if !(*since..=self.attempt).contains(&m.attempt) {
             return;
         }
         if m.granted {
-            grants.insert(from);
+            grants.insert(from, now);
             self.campaign_if_granted(now, out);
         } else {
+            grants.remove(&from);
             out.events.push(Event::PreVoteRefused { by: from });
         }
     }
 
     fn campaign_if_granted(&mut self, now: Time, out: &mut Output) {
-        let Role::PreCandidate { grants } = &self.role else { return };
-        if grants.len() < self.majority() {
+        let Role::PreCandidate { grants, .. } = &self.role else { return };
+        let timeout = self.timeouts.election();
+        let fresh = grants.values().filter(|at| now.since(**at) <= timeout).count();
+        // Its own, and those of others.
+        if 1 + fresh < self.majority() {
             return;
         }
         let ballot = Ballot::new(self.highest.max(self.promised).round + 1, self.me);

@@ -2,7 +2,7 @@
 //!
 //! Campaigns (pre-vote, phase 1, taking over) stand in `election.rs`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::{Limits, Timeouts};
@@ -20,8 +20,15 @@ const SAVE_DELAY: Duration = Duration::from_millis(100);
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Role {
     Follower,
-    PreCandidate { grants: BTreeSet<NodeId> },
-    Candidate { promises: BTreeMap<NodeId, Promise>, fetching: bool },
+    /// Servers that granted a pre-vote, and when they were heard to; the first attempt of this search.
+    PreCandidate {
+        grants: BTreeMap<NodeId, Time>,
+        since: u64,
+    },
+    Candidate {
+        promises: BTreeMap<NodeId, Promise>,
+        fetching: bool,
+    },
     Leader(Leader),
 }
 
@@ -44,6 +51,8 @@ pub struct Replica {
     pub(super) leader_heard: Time,
     /// When this server acts if it hears nothing; unused while it leads.
     pub(super) deadline: Time,
+    /// When another server was last promised its ballot.
+    pub(super) promised_at: Option<Time>,
     /// When each peer was last heard, with anything.
     pub(super) heard: BTreeMap<NodeId, Time>,
     /// When this server began to ask the others for a leader, if it knows none. Silence from servers that nobody asked
@@ -96,6 +105,7 @@ impl Replica {
             role: Role::Follower,
             leader: None,
             leader_heard: Time::default(),
+            promised_at: None,
             deadline: now,
             heard: BTreeMap::new(),
             search_since: None,
@@ -185,6 +195,7 @@ impl Replica {
             }
             if ballot > self.promised {
                 self.promise(now, ballot, out);
+                self.promised_at = Some(now);
             }
         }
         match message {

@@ -179,3 +179,77 @@ fn a_promise_does_not_stand_in_for_the_record_of_the_decided_slot() {
     assert_eq!(records[3], [Record::Decided(Slot(4))]);
     assert!(s2.next_deadline() > due, "once is enough");
 }
+
+/// With a round trip longer than the pause between two questions every answer came to an earlier question, and counted for
+/// nothing: nobody was ever elected.
+#[test]
+fn a_pre_vote_is_won_however_long_its_answers_take() {
+    for round_trip in [1, 90, 220, 1000, 2500] {
+        let timeouts = Timeouts { election_timeout_ms: 3000, ..Timeouts::default() };
+        let mut s1 =
+            Replica::new(S1, vec![S1, S2, S3], timeouts, Time(0), 1, (Ballot::ZERO, Slot(3), Vec::new()));
+        let mut due: Vec<(Time, u64)> = Vec::new();
+        while s1.promised() == Ballot::ZERO {
+            let answer = due.first().map_or(Time(u64::MAX), |(at, _)| *at);
+            let now = answer.min(s1.next_deadline());
+            assert!(now < Time(20_000_000), "nobody is elected with a round trip of {round_trip} ms");
+            let sent = if answer <= now {
+                let (_, attempt) = due.remove(0);
+                let granted = PreVoteReply { attempt, granted: true, promised: Ballot::ZERO };
+                step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out))
+            } else {
+                step(&mut s1, now, |r, out| r.timer(now, 1, out))
+            };
+            due.extend(sent.iter().filter_map(|(to, message)| match message {
+                Message::PreVote(m) if *to == S2 => {
+                    Some((now + Duration::from_millis(round_trip), m.attempt))
+                }
+                _ => None,
+            }));
+        }
+    }
+}
+
+/// What was granted long ago, or taken back, is no grant.
+#[test]
+fn a_pre_vote_counts_fresh_grants_only() {
+    let timeouts = Timeouts::default();
+    let cluster: Vec<NodeId> = (1..=5).map(NodeId).collect();
+    let mut s1 = Replica::new(S1, cluster, timeouts, Time(0), 1, (Ballot::ZERO, Slot(3), Vec::new()));
+    let mut now = s1.next_deadline();
+    step(&mut s1, now, |r, out| r.timer(now, 1, out));
+    let reply = |s1: &mut Replica, now, from, attempt, granted| {
+        let reply = PreVoteReply { attempt, granted, promised: Ballot::ZERO };
+        step(s1, now, |r, out| r.message(now, from, Message::PreVoteReply(reply), out));
+    };
+    reply(&mut s1, now, S2, 1, true);
+    reply(&mut s1, now, S2, 1, false);
+    reply(&mut s1, now, S3, 1, true);
+    reply(&mut s1, now, NodeId(4), 2, true);
+    assert_eq!(s1.promised(), Ballot::ZERO, "S3 alone agrees; nobody was asked twice yet");
+    now = now + timeouts.election() + Duration::from_micros(1);
+    step(&mut s1, now, |r, out| r.timer(now, 1, out));
+    reply(&mut s1, now, S2, 2, true);
+    assert_eq!(s1.promised(), Ballot::ZERO, "S3 granted longer ago than an election time-out");
+    reply(&mut s1, now, NodeId(4), 1, true);
+    assert_eq!(s1.promised(), Ballot::new(1, S1));
+}
+
+/// Two servers that each heard a client right behind the other's prepare campaigned at once, in turn, and decided nothing.
+#[test]
+fn a_client_does_not_make_a_server_campaign_against_a_candidate() {
+    let timeouts = Timeouts::default();
+    let start = (Ballot::ZERO, Slot(3), Vec::new());
+    let mut s1 = Replica::new(S1, vec![S1, S2, S3], timeouts, Time(0), 1, start);
+    let now = Time(10_000_000);
+    let asks = |s1: &mut Replica, now| {
+        let sent = step(s1, now, |r, out| r.campaign_if_leaderless(now, out));
+        sent.iter().any(|(_, message)| matches!(message, Message::PreVote(_)))
+    };
+    let prepare = Prepare { ballot: Ballot::new(1, S2), decided: Slot(3) };
+    step(&mut s1, now, |r, out| r.message(now, S2, Message::Prepare(prepare), out));
+    assert!(!asks(&mut s1, now));
+    let later = now + timeouts.election();
+    assert!(!asks(&mut s1, Time(later.0 - 1)));
+    assert!(asks(&mut s1, later), "the candidate had its time");
+}

@@ -137,7 +137,7 @@ fn returned(to: NodeId, message: &Message) -> bool {
 
 #[test]
 fn competing_ballots_and_crashes() {
-    let (crashes, states) = if is_full() { (1, 1_244_414) } else { (0, 94_270) };
+    let (crashes, states) = if is_full() { (1, 1_244_414) } else { (0, 101_050) };
     let budget = Budget { proposals: 2, crashes, ..Budget::default() };
     let mut bounds = cluster("Competing ballots, two slots, crashes", &[&[S1, S2], &[S1, S2]], budget);
     bounds.must.extend([Seen::BothSlots, Seen::Deposed, Seen::CaughtUp, Seen::Unsure]);
@@ -149,7 +149,7 @@ fn competing_ballots_and_crashes() {
 
 #[test]
 fn a_first_leader_that_returns() {
-    let (proposals, states) = if is_full() { (1, 279_036) } else { (0, 20_154) };
+    let (proposals, states) = if is_full() { (1, 279_036) } else { (0, 24_220) };
     let budget = Budget { proposals, ..Budget::default() };
     let mut bounds = cluster("Three ballots, the first leader returns", &[&[S1], &[S2], &[S1]], budget);
     if !is_full() {
@@ -160,7 +160,7 @@ fn a_first_leader_that_returns() {
 
 #[test]
 fn three_servers_campaign() {
-    let (proposals, states) = if is_full() { (1, 280_043) } else { (0, 24_750) };
+    let (proposals, states) = if is_full() { (1, 280_043) } else { (0, 29_468) };
     let budget = Budget { proposals, ..Budget::default() };
     let mut bounds = cluster("Three ballots of three servers", &[&[S1], &[S2], &[S3]], budget);
     if !is_full() {
@@ -173,7 +173,7 @@ fn three_servers_campaign() {
 fn repeated_messages() {
     let budget = Budget { proposals: 1, duplicates: 1, ..Budget::default() };
     let (campaigners, states): (&[&[NodeId]], _) =
-        if is_full() { (&[&[S1, S2], &[S1, S2]], 102_069) } else { (&[&[S1], &[S2]], 38_935) };
+        if is_full() { (&[&[S1, S2], &[S1, S2]], 102_069) } else { (&[&[S1], &[S2]], 43_797) };
     explore(cluster("Competing ballots, and a message that arrives twice", campaigners, budget), states);
 }
 
@@ -197,12 +197,12 @@ fn a_vote_that_one_follower_alone_holds() {
     bounds.faults = &FAULTS[..1];
     bounds.lost = partition;
     bounds.must.push(Seen::DiedBeforeSync);
-    explore(bounds, 27_069);
+    explore(bounds, 30_133);
 }
 
 #[test]
 fn votes_of_two_ballots_for_one_slot() {
-    let (crashes, probes, states) = if is_full() { (1, 0, 195_941) } else { (0, 1, 62_500) };
+    let (crashes, probes, states) = if is_full() { (1, 0, 195_941) } else { (0, 1, 71_940) };
     let budget = Budget { proposals: 2, crashes, probes, ..Budget::default() };
     let mut bounds = cluster("Votes of two ballots for one slot", &[&[S1], &[S2], &[S3]], budget);
     bounds.lost = two_votes;
@@ -217,7 +217,7 @@ fn an_acknowledgement_of_an_earlier_ballot() {
     bounds.faults = &FAULTS[..1];
     bounds.lost = returned;
     bounds.must.push(Seen::DiedBeforeSync);
-    explore(bounds, 53_158);
+    explore(bounds, 55_498);
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn servers_that_crash_in_a_transfer() {
 
 #[test]
 fn a_client_that_is_cut_off() {
-    let (more, states) = if is_full() { (1, 316_130) } else { (0, 6_640) };
+    let (more, states) = if is_full() { (1, 316_130) } else { (0, 9_450) };
     let budget = Budget { cuts: 1, waits: 1, pauses: more, deaths: more, ..Budget::default() };
     let mut bounds = shards("A client that is cut off from a server", budget);
     bounds.must.extend([Seen::FenceBeatsPrepare, Seen::ToldUnknown]);

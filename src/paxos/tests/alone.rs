@@ -54,20 +54,21 @@ fn time_outs_are_spread_over_a_whole_time_out() {
 }
 
 #[test]
-fn answers_to_an_earlier_pre_vote_do_not_count() {
+fn answers_to_the_pre_vote_of_an_earlier_search_do_not_count() {
     let start = (Ballot::ZERO, Slot::ZERO, Vec::new());
     let mut s1 = Replica::new(S1, CLUSTER.to_vec(), Timeouts::default(), Time(0), 1, start);
     let reply = |attempt, granted| {
         Message::PreVoteReply(PreVoteReply { attempt, granted, promised: Ballot::new(4, S3) })
     };
-    for _ in 0..2 {
-        let due = s1.next_deadline();
-        step(&mut s1, due, |r, out| r.timer(due, 1, out));
-    }
+    let due = s1.next_deadline();
+    step(&mut s1, due, |r, out| r.timer(due, 1, out));
+    let beat = Heartbeat { ballot: Ballot::new(1, S2), round: 1, decided: Slot::ZERO };
+    step(&mut s1, due, |r, out| r.message(due, S2, Message::Heartbeat(beat), out));
     let now = s1.next_deadline();
+    step(&mut s1, now, |r, out| r.timer(now, 1, out));
     step(&mut s1, now, |r, out| r.message(now, S2, reply(1, true), out));
     step(&mut s1, now, |r, out| r.message(now, S3, reply(2, false), out));
-    assert_eq!(s1.promised(), Ballot::ZERO, "nobody granted the second one yet");
+    assert_eq!(s1.promised(), Ballot::new(1, S2), "nobody granted the second one yet");
     step(&mut s1, now, |r, out| r.message(now, S2, reply(2, true), out));
     assert_eq!(s1.promised(), Ballot::new(5, S1), "above everything that was heard of");
 }
