@@ -344,6 +344,11 @@ impl Coordinator {
     fn on_response(&mut self, now: Time, from: NodeId, response: Response, out: &mut Output) {
         let index = self.topology.shard_of_server(from).index();
         let sent = self.links[index].take_sent(response.number());
+        if sent.is_none()
+            && let Some(late) = self.links[index].late.remove(&response.number())
+        {
+            return self.on_late(now, index, late, response, out);
+        }
         match (response, sent) {
             (Response::Leading { request, ballot, decided }, _) => {
                 if self.links[index].found(request, from, ballot, decided) {
@@ -353,27 +358,64 @@ impl Coordinator {
                 }
             }
             (Response::Refused { why, .. }, None) => self.links[index].probe_refused(now, from, &why),
-            // An answer to a request that was given up; its units were sent again under another number.
+            // An answer to a request that nobody waits for any more.
             (_, None) => {}
             (Response::Done { results, .. }, Some(sent)) => self.on_done(now, index, sent, results, out),
-            (Response::Balance { balance, .. }, Some(sent)) => {
-                for id in sent.units {
-                    let unit = self.links[index].remove(id);
-                    if let Some(Work::Read { tag, .. }) = unit.map(|u| u.work) {
-                        let outcome = match balance {
-                            Ok(balance) => Outcome::Balance(balance),
-                            Err(reason) => Outcome::Aborted(reason),
-                        };
-                        let first_sent = self.first_sent.remove(&tag);
-                        self.answer(tag, outcome, first_sent, out);
-                    }
-                }
-            }
+            (Response::Balance { balance, .. }, Some(sent)) => self.on_balance(index, sent, balance, out),
             (Response::Refused { why, .. }, Some(sent)) => self.on_refused(now, index, sent, why, out),
             (Response::Unsure { .. }, Some(sent)) => {
                 self.give_up(now, index, sent, false, out);
                 self.links[index].search(now, self.next_request);
             }
+        }
+    }
+
+    fn on_balance(&mut self, index: usize, sent: Sent, balance: Result<u64, Reason>, out: &mut Output) {
+        for id in sent.units {
+            let unit = self.links[index].remove(id);
+            if let Some(Work::Read { tag, .. }) = unit.map(|u| u.work) {
+                let outcome = match balance {
+                    Ok(balance) => Outcome::Balance(balance),
+                    Err(reason) => Outcome::Aborted(reason),
+                };
+                let first_sent = self.first_sent.remove(&tag);
+                self.answer(tag, outcome, first_sent, out);
+            }
+        }
+    }
+
+    /// The answer to a request that counts as lost, whose units were sent again. What it says is as true as ever: if it
+    /// were thrown away, servers that need longer than this coordinator waits would work for nothing.
+    fn on_late(&mut self, now: Time, index: usize, late: Sent, response: Response, out: &mut Output) {
+        match response {
+            Response::Balance { balance, .. } => self.on_balance(index, late, balance, out),
+            Response::Done { results, .. } if results.len() == late.ahead + late.units.len() => {
+                for (id, result) in late.units.iter().zip(results.into_iter().skip(late.ahead)) {
+                    let work = self.links[index].units.get(id).map(|u| u.work);
+                    // Whatever else it says, the copy that was sent since will be answered as well.
+                    if work.is_some_and(|work| self.ends(work, &result))
+                        && let Some(unit) = self.links[index].remove(*id)
+                    {
+                        self.on_result(now, index, late.to, unit, result, out);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a result is all that was asked for.
+    fn ends(&self, work: Work, result: &BlockResult) -> bool {
+        match work {
+            Work::Open => matches!(result, BlockResult::Opened(_)),
+            Work::Outcome { .. } => true,
+            Work::Fence { group } | Work::Execute { group } => {
+                let count = self.groups.get(&group).map(|g| g.range.count as usize);
+                result.unpack().is_some_and(|votes| {
+                    Some(votes.len()) == count && votes.iter().all(|v| Group::is_vote(*v))
+                })
+            }
+            Work::Read { .. } => false,
         }
     }
 
@@ -407,17 +449,21 @@ impl Coordinator {
             self.links[index].told_marks.clear();
         }
         for id in sent.units {
-            let link = &mut self.links[index];
-            link.requeue(id, refused);
-            let Some(work) = link.units.get(&id).map(|u| u.work) else { continue };
-            let Some(group) = work.group().and_then(|gid| self.groups.get(&gid)) else { continue };
-            let (gid, fencing) = (work.group().unwrap_or(0), group.fencing);
-            if fencing && matches!(work, Work::Execute { .. }) {
-                // T8: once it was given up as unknown it is fenced, never executed.
-                self.links[index].replace(id, Work::Fence { group: gid });
-            } else if group.commits.is_none() && self.lacks_participant(group) {
-                self.evaluate(now, gid, out);
-            }
+            self.links[index].requeue(id, refused);
+            self.reconsider(now, index, id, out);
+        }
+    }
+
+    /// A unit waits again: what it asks for, and what its client may be told, is no longer what it was.
+    fn reconsider(&mut self, now: Time, index: usize, id: UnitId, out: &mut Output) {
+        let Some(work) = self.links[index].units.get(&id).map(|u| u.work) else { return };
+        let Some(gid) = work.group() else { return };
+        let Some(group) = self.groups.get(&gid) else { return };
+        if group.fencing && matches!(work, Work::Execute { .. }) {
+            // T8: once it was given up as unknown it is fenced, never executed.
+            self.links[index].replace(id, Work::Fence { group: gid });
+        } else if group.commits.is_none() && self.lacks_participant(group) {
+            self.evaluate(now, gid, out);
         }
     }
 
@@ -463,6 +509,7 @@ impl Coordinator {
         }
         for request in self.links[index].lost(now, None) {
             let Some(sent) = self.links[index].take_sent(request) else { continue };
+            self.links[index].keep_late(request, sent.clone());
             let was_leader = self.links[index].leader() == Some(sent.to);
             self.give_up(now, index, sent, false, out);
             if was_leader {
@@ -532,6 +579,7 @@ impl Coordinator {
                 self.links[index].pause = now + BUSY_PAUSE;
                 let id = self.add_unit(shard, work);
                 self.links[index].set_copies(id, unit.copies.saturating_sub(u32::from(nothing)));
+                self.reconsider(now, index, id, out);
             }
         }
     }

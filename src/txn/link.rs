@@ -82,6 +82,8 @@ pub struct Link {
     /// given more time than anything else.
     pub sent: BTreeMap<u64, Sent>,
     pub sent_reads: BTreeMap<u64, Sent>,
+    /// Requests that count as lost and may be answered all the same, by number.
+    pub late: BTreeMap<u64, Sent>,
     /// Nothing is sent before this time (the server was busy).
     pub pause: Time,
     /// When waiting outcomes go even if nothing else does (T3).
@@ -101,6 +103,8 @@ pub struct Link {
 
 /// However unclear the answers, a search ends as *no quorum* after this many unreachable time-outs.
 const SEARCH_LIMIT: u32 = 6;
+/// Lost requests whose answers would still be understood.
+const LATE_MAX: usize = 1024;
 
 impl Link {
     pub fn new(shard: ShardId, servers: impl Iterator<Item = NodeId>, now: Time) -> Link {
@@ -113,6 +117,7 @@ impl Link {
             by_group: BTreeSet::new(),
             sent: BTreeMap::new(),
             sent_reads: BTreeMap::new(),
+            late: BTreeMap::new(),
             pause: Time::default(),
             outcomes_due: None,
             open: BTreeMap::new(),
@@ -187,6 +192,14 @@ impl Link {
         self.sent.remove(&request).or_else(|| self.sent_reads.remove(&request))
     }
 
+    /// Remembers a request that counts as lost. The oldest are forgotten first.
+    pub fn keep_late(&mut self, request: u64, sent: Sent) {
+        self.late.insert(request, sent);
+        while self.late.len() > LATE_MAX {
+            self.late.pop_first();
+        }
+    }
+
     /// Requests whose time is over, or that went to `server`.
     pub fn lost(&self, now: Time, server: Option<NodeId>) -> Vec<u64> {
         let over = |(request, s): (&u64, &Sent)| (s.until <= now).then_some(*request);
@@ -235,6 +248,9 @@ impl Link {
     }
 
     pub fn connected(&mut self, server: NodeId, connected: bool) {
+        if !connected {
+            self.late.retain(|_, sent| sent.to != server);
+        }
         if let Some(s) = self.servers.get_mut(&server) {
             *s = Server { connected, ..Server::default() };
             if connected {

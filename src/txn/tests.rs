@@ -324,3 +324,18 @@ fn a_fenced_transfer_that_was_refused_is_not_sent_again_as_a_transfer() {
     assert_eq!(kinds(&again.send, S1).last(), Some(&"fence"));
     assert!(!kinds(&again.send, S1).contains(&"prepare"));
 }
+
+/// A block of a fenced transaction that was turned away was sent again as it was, and its client never told anything.
+#[test]
+fn a_fenced_transfer_that_was_beyond_the_window_is_not_sent_again_as_a_transfer() {
+    let mut world = World::client();
+    let sent = world.turn([submit(1, 1, 3), Input::Submit { tag: 9, op: Op::Settle }]);
+    assert_eq!(kinds(&sent.send, S1), ["mark", "prepare"]);
+    let out = world.lose_s2();
+    assert!(out.events.iter().any(|event| matches!(event, Event::Fencing { .. })));
+    world.turn([done(&sent.send, S1, vec![one(Status::Done), one(Status::Busy)])]);
+    let again = world.later(Duration::from_millis(5), []);
+    assert_eq!(kinds(&again.send, S1), ["fence"]);
+    let out = world.turn([done(&again.send, S1, vec![one(Status::Aborted(Reason::LockContention))])]);
+    assert!(!out.answers.is_empty(), "its client waits for nothing any more");
+}
