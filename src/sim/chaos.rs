@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::network::{Place, Weather};
-use crate::sim::plan::Plan;
+use crate::sim::plan::{FAST_US, Plan};
 use crate::sim::server::Server;
 use crate::sim::trace::Trace;
 use crate::sim::world::{Options, World};
@@ -220,7 +220,7 @@ impl Run {
             }
         }
         self.mend_network();
-        self.world.network.weather = Weather { min_delay_us: 100, max_delay_us: 600, ..Weather::CALM };
+        self.steady_network(self.plan.steady_us);
         let now = self.world.now;
         for id in topology.servers() {
             self.world.skew(id, 1_000_000);
@@ -246,6 +246,11 @@ impl Run {
         self.away = away;
     }
 
+    fn steady_network(&mut self, most_us: u64) {
+        self.world.network.weather =
+            Weather { min_delay_us: most_us / 6, max_delay_us: most_us, ..Weather::CALM };
+    }
+
     /// Time passes in the healed world. A server that still dies of what was armed earlier is started again.
     fn calm(&mut self, length_us: u64) {
         self.world.run_until(Time(self.world.now.0 + length_us));
@@ -266,7 +271,10 @@ impl Run {
                 continue;
             }
             match self.world.at_rest() {
-                Ok(()) => return self.world.now.0 - healed.0,
+                Ok(()) => {
+                    self.steady_network(FAST_US);
+                    return self.world.now.0 - healed.0;
+                }
                 Err(why) if self.world.now.0 > healed.0 + REST_LIMIT_US => {
                     panic!("not at rest {} s after healing: {why}", REST_LIMIT_US / 1_000_000)
                 }

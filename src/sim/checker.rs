@@ -134,7 +134,7 @@ impl Checker {
                 ),
                 (Some((_, value)), None) => {
                     if durable {
-                        self.acceptances.check_decided(me, slot);
+                        self.acceptances.check_decided(me, slot, value);
                     }
                     self.decide(shard, slot, &value.clone());
                 }
@@ -147,10 +147,12 @@ impl Checker {
                         return;
                     }
                     assert!(value.is_some(), "P2: {me} holds slot {slot} decided and has lost its value");
-                    if durable {
-                        self.acceptances.check_decided(me, slot);
+                    if let Some(value) = value {
+                        if durable {
+                            self.acceptances.check_decided(me, slot, &value);
+                        }
+                        self.decide(shard, slot, &value);
                     }
-                    value.into_iter().for_each(|value| self.decide(shard, slot, &value));
                 }
             }
         }

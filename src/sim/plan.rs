@@ -67,7 +67,12 @@ pub struct Plan {
     pub reads: u64,
     /// How long harm is done before everything heals.
     pub chaos_us: u64,
+    /// The longest that a message takes once everything has healed: a steady network, but not always a fast one.
+    pub steady_us: u64,
 }
+
+/// What a message takes at most in a fast network.
+pub const FAST_US: u64 = 600;
 
 impl Plan {
     pub fn draw(seed: u64) -> Plan {
@@ -129,6 +134,13 @@ impl Plan {
             swarm.relapse = 800;
         }
         let lines = rng.one_in(2);
+        // A campaign needs a round trip within an election time-out, a connection one within its own.
+        let slow_us = 1000 + rng.below((timeouts.election_timeout_ms * 375).min(120_000));
+        let steady_us = match rng.below(4) {
+            0 if limits == Limits::default() => slow_us,
+            1 => slow_us.min(5_000),
+            _ => FAST_US,
+        };
         Plan {
             topology,
             timeouts,
@@ -142,6 +154,7 @@ impl Plan {
             odd_clocks,
             reads,
             chaos_us,
+            steady_us,
         }
     }
 }

@@ -10,7 +10,6 @@ use crate::sim::network::{Packet, Place};
 use crate::sim::server::{Ailment, Harm, Running};
 use crate::sim::world::{Connection, Event, Options, World};
 use crate::storage::{Disk, Expected, Kept, StorageError, Unsynced, Wal};
-use crate::txn;
 use crate::types::{ClientId, NodeId, Time};
 
 impl World {
@@ -91,17 +90,16 @@ impl World {
     }
 
     /// This place's own connections are gone; the servers at their ends notice.
-    pub(super) fn drop_connections(&mut self, owner: Place) -> Vec<NodeId> {
+    pub(super) fn drop_connections(&mut self, owner: Place) {
         let mine: Vec<NodeId> =
             self.connections.keys().filter(|(o, _)| *o == owner).map(|(_, s)| *s).collect();
-        for server in &mine {
-            if let Some(connection) = self.connections.remove(&(owner, *server)) {
+        for server in mine {
+            if let Some(connection) = self.connections.remove(&(owner, server)) {
                 let at = Time(self.now.0 + 1 + self.rng.below(20_000));
                 let packet = Packet::Close(connection.id);
-                self.schedule(at, Event::Arrive { from: owner, to: Place::Server(*server), packet });
+                self.schedule(at, Event::Arrive { from: owner, to: Place::Server(server), packet });
             }
         }
-        mine
     }
 
     /// Starts a server from its disk; false if it does not come up.
@@ -211,17 +209,14 @@ impl World {
             return;
         }
         self.note(|| format!("{id} fails"));
-        let gone: Vec<ClientId> = self.servers[&id].clients.keys().copied().collect();
         self.drop_clients(id);
-        let mine = self.drop_connections(Place::Server(id));
+        self.drop_connections(Place::Server(id));
         self.hash.add(&("fail", self.now, id));
         self.recoverers.values_mut().for_each(|all| _ = all.remove(&id));
         let server = self.server(id);
         server.failed = true;
-        // What it will notice when it is back.
+        // Its thread closes every connection and tells its core nothing of them, only that it is back.
         server.inbox = vec![Input::Resume];
-        server.inbox.extend(gone.into_iter().map(Input::ClientGone));
-        server.inbox.extend(mine.into_iter().map(|s| Input::Remote(txn::Input::Disconnected(s))));
         self.wakes.remove(&Place::Server(id));
     }
 
