@@ -137,7 +137,7 @@ fn returned(to: NodeId, message: &Message) -> bool {
 
 #[test]
 fn competing_ballots_and_crashes() {
-    let (crashes, states) = if is_full() { (1, 1_244_414) } else { (0, 101_050) };
+    let (crashes, states) = if is_full() { (1, 1_444_122) } else { (0, 101_050) };
     let budget = Budget { proposals: 2, crashes, ..Budget::default() };
     let mut bounds = cluster("Competing ballots, two slots, crashes", &[&[S1, S2], &[S1, S2]], budget);
     bounds.must.extend([Seen::BothSlots, Seen::Deposed, Seen::CaughtUp, Seen::Unsure]);
@@ -149,7 +149,7 @@ fn competing_ballots_and_crashes() {
 
 #[test]
 fn a_first_leader_that_returns() {
-    let (proposals, states) = if is_full() { (1, 279_036) } else { (0, 24_220) };
+    let (proposals, states) = if is_full() { (1, 332_438) } else { (0, 24_220) };
     let budget = Budget { proposals, ..Budget::default() };
     let mut bounds = cluster("Three ballots, the first leader returns", &[&[S1], &[S2], &[S1]], budget);
     if !is_full() {
@@ -160,7 +160,7 @@ fn a_first_leader_that_returns() {
 
 #[test]
 fn three_servers_campaign() {
-    let (proposals, states) = if is_full() { (1, 280_043) } else { (0, 29_468) };
+    let (proposals, states) = if is_full() { (1, 328_952) } else { (0, 29_468) };
     let budget = Budget { proposals, ..Budget::default() };
     let mut bounds = cluster("Three ballots of three servers", &[&[S1], &[S2], &[S3]], budget);
     if !is_full() {
@@ -173,7 +173,7 @@ fn three_servers_campaign() {
 fn repeated_messages() {
     let budget = Budget { proposals: 1, duplicates: 1, ..Budget::default() };
     let (campaigners, states): (&[&[NodeId]], _) =
-        if is_full() { (&[&[S1, S2], &[S1, S2]], 102_069) } else { (&[&[S1], &[S2]], 43_797) };
+        if is_full() { (&[&[S1, S2], &[S1, S2]], 111_793) } else { (&[&[S1], &[S2]], 43_797) };
     explore(cluster("Competing ballots, and a message that arrives twice", campaigners, budget), states);
 }
 
@@ -181,7 +181,7 @@ fn repeated_messages() {
 fn a_leader_that_is_asked_whether_it_leads() {
     let budget = Budget { proposals: 1, probes: 1, ..Budget::default() };
     let (campaigners, states): (&[&[NodeId]], _) =
-        if is_full() { (&[&[S1, S2], &[S1, S2]], 715_999) } else { (&[&[S1]], 1_745) };
+        if is_full() { (&[&[S1, S2], &[S1, S2]], 774_179) } else { (&[&[S1]], 1_745) };
     let mut bounds = cluster("A leader that is asked whether it leads", campaigners, budget);
     bounds.lost = first_heartbeats;
     bounds.must = vec![Seen::Confirmed, Seen::Resent];
@@ -202,7 +202,7 @@ fn a_vote_that_one_follower_alone_holds() {
 
 #[test]
 fn votes_of_two_ballots_for_one_slot() {
-    let (crashes, probes, states) = if is_full() { (1, 0, 195_941) } else { (0, 1, 71_940) };
+    let (crashes, probes, states) = if is_full() { (1, 0, 245_642) } else { (0, 1, 71_940) };
     let budget = Budget { proposals: 2, crashes, probes, ..Budget::default() };
     let mut bounds = cluster("Votes of two ballots for one slot", &[&[S1], &[S2], &[S3]], budget);
     bounds.lost = two_votes;
@@ -222,7 +222,7 @@ fn an_acknowledgement_of_an_earlier_ballot() {
 
 #[test]
 fn a_coordinator_that_dies() {
-    let (pauses, duplicates, states) = if is_full() { (2, 1, 397_381) } else { (1, 0, 770) };
+    let (pauses, duplicates, states) = if is_full() { (2, 1, 410_762) } else { (1, 0, 770) };
     let budget = Budget { deaths: 1, pauses, duplicates, ..Budget::default() };
     let mut bounds = shards("A coordinator that dies, two recoverers, late prepares", budget);
     bounds.must.extend([
@@ -238,7 +238,7 @@ fn a_coordinator_that_dies() {
 
 #[test]
 fn servers_that_crash_in_a_transfer() {
-    let (pauses, states) = if is_full() { (2, 205_304) } else { (1, 7_632) };
+    let (pauses, states) = if is_full() { (2, 205_710) } else { (1, 7_632) };
     let budget = Budget { deaths: 1, pauses, crashes: 1, ..Budget::default() };
     let mut bounds = shards("A coordinator that dies, and servers that crash", budget);
     let crashes = [Seen::Crash, Seen::DiedBeforeSync, Seen::DiedBeforeRelease];
@@ -248,7 +248,7 @@ fn servers_that_crash_in_a_transfer() {
 
 #[test]
 fn a_client_that_is_cut_off() {
-    let (more, states) = if is_full() { (1, 316_130) } else { (0, 9_450) };
+    let (more, states) = if is_full() { (1, 460_294) } else { (0, 9_450) };
     let budget = Budget { cuts: 1, waits: 1, pauses: more, deaths: more, ..Budget::default() };
     let mut bounds = shards("A client that is cut off from a server", budget);
     bounds.must.extend([Seen::FenceBeatsPrepare, Seen::ToldUnknown]);
