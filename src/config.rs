@@ -201,7 +201,7 @@ pub struct Limits {
     pub catch_up_bytes: usize,
     /// Bytes of requests that wait for a leader's next batch.
     pub queue_bytes: usize,
-    /// Linearizable reads and probes that wait at one leader.
+    /// Linearizable reads that wait at one leader; together with probes twice as many.
     pub waiting_reads: usize,
     /// Transactions of others that one server recovers at the same time.
     pub recoveries: usize,
@@ -243,7 +243,7 @@ pub mod limits {
     pub const CLIENT_FRAME_BYTES: usize = VALUE_BYTES + 4096;
     /// Bytes of client requests that wait for the leader's next batch; more is answered *busy*.
     pub const QUEUE_BYTES: usize = 8 * 1024 * 1024;
-    /// Linearizable reads and probes that wait at one leader; more are answered *busy*.
+    /// Linearizable reads that wait at one leader, twice as many together with probes; more are answered *busy*.
     pub const WAITING_READS: usize = 16_384;
     /// Transactions of others that one server recovers at the same time.
     pub const RECOVERIES: usize = 256;

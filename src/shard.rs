@@ -284,7 +284,12 @@ impl Shard {
             Request::Read { account, .. } => Some(account),
             Request::Probe { .. } => None,
         };
-        if self.reads.len() >= self.limits.waiting_reads {
+        // Reads may wait long for a lock. Who is to free it must be able to find this leader meanwhile (T6).
+        let most = match account {
+            Some(_) => self.limits.waiting_reads,
+            None => 2 * self.limits.waiting_reads,
+        };
+        if self.reads.len() >= most {
             out.replies.push(refuse(Refusal::Busy));
             return;
         }

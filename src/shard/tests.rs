@@ -96,14 +96,18 @@ fn reads_beyond_the_limit_are_answered_busy() {
     }
     assert_eq!(out.replies, []);
     shard.step(now, read(most), &mut out);
-    let request = Request::Probe { request: most + 1, campaign: false };
-    shard.step(now, Input::Request { client: ClientId(1), request }, &mut out);
+    // Probes find as much room again, and no more.
+    for request in most + 1..most * 2 + 2 {
+        let request = Request::Probe { request, campaign: false };
+        shard.step(now, Input::Request { client: ClientId(1), request }, &mut out);
+    }
     let busy = |request| (ClientId(1), Response::Refused { request, why: Refusal::Busy });
-    assert_eq!(out.replies, [busy(most), busy(most + 1)]);
-    let answers = turn(&mut shard, now, read(most + 2)).replies;
-    assert_eq!(answers[0], busy(most + 2));
+    assert_eq!(out.replies, [busy(most), busy(most * 2 + 1)]);
+    let answers = turn(&mut shard, now, read(0)).replies;
+    assert_eq!(answers[0], busy(0));
     let balance = |request| (ClientId(1), Response::Balance { request, balance: Ok(10) });
-    assert!(answers[1..].iter().cloned().eq((0..most).map(balance)));
+    assert!(answers[1..].iter().take(most as usize).cloned().eq((0..most).map(balance)));
+    assert_eq!(answers.len() as u64, 1 + most * 2);
     // There is room again.
     assert_eq!(turn(&mut shard, now, read(0)).replies, [balance(0)]);
 }
@@ -161,4 +165,30 @@ fn a_leader_that_is_none_any_more_abandons_its_recoveries() {
     assert!(out.events.contains(&Event::Recovery(txn::Event::RecoveryDropped { id })), "{:?}", out.events);
     let out = turn(&mut shard, now + Timeouts::default().heartbeat(), Input::Timer { random: 1 });
     assert_eq!(out.connect, [], "nobody is looked for any more");
+}
+
+/// Reads that waited for a lock took every place, probes were answered *busy* as well, and so neither the lock's owner nor
+/// the leader's own recoverer found the leader: the lock stayed for as long as clients kept asking.
+#[test]
+fn a_leader_full_of_reads_can_still_be_found() {
+    let (shard, now) = alone();
+    let limits = Limits { waiting_reads: 3, ..Limits::default() };
+    let mut shard = shard.with_limits(limits);
+    let mut blocks = Vec::new();
+    let range = Range { session: Session::new(ShardId(2), 1), first: 1, count: 1 };
+    let transfer = Transfer { from: AccountId(1), to: AccountId(3), amount: 1 };
+    command::put_prepare(&mut blocks, range, [ShardId(1), ShardId(2)], &[transfer]);
+    let request = Request::Submit { request: 1, blocks: Value::from_slice(&blocks) };
+    turn(&mut shard, now, Input::Request { client: ClientId(1), request });
+    let busy = |out: Output| {
+        let refused = |r: &Response| matches!(r, Response::Refused { why: Refusal::Busy, .. });
+        out.replies.iter().any(|(_, response)| refused(response))
+    };
+    for number in 2..5 {
+        assert!(!busy(turn(&mut shard, now, read(number))));
+    }
+    assert!(busy(turn(&mut shard, now, read(5))));
+    let probe = Request::Probe { request: 6, campaign: false };
+    let out = turn(&mut shard, now, Input::Request { client: ClientId(1), request: probe });
+    assert!(matches!(&out.replies[..], [(_, Response::Leading { request: 6, .. })]), "{:?}", out.replies);
 }
