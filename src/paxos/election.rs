@@ -23,6 +23,7 @@ impl Replica {
     pub fn resume(&mut self, now: Time, out: &mut Output) {
         self.step_down(now, "the server was cut off", out);
         self.leader = None;
+        self.promised_at = None;
         self.search_since = None;
         self.reset_deadline(now);
     }
@@ -39,9 +40,15 @@ impl Replica {
     pub(super) fn begin_pre_vote(&mut self, now: Time, out: &mut Output) {
         self.attempt += 1;
         self.search_since.get_or_insert(now);
-        // Where a round trip takes longer than the pause, every answer is one to an earlier question.
+        // Where a round trip takes longer than the pause, every answer is one to an earlier question. But one that was
+        // asked long ago says nothing: since then a leader may have been elected.
+        let timeout = self.timeouts.election();
         if !matches!(self.role, Role::PreCandidate { .. }) {
-            self.role = Role::PreCandidate { grants: BTreeMap::new(), since: self.attempt };
+            self.role = Role::PreCandidate { asked: BTreeMap::new(), grants: BTreeMap::new() };
+        }
+        if let Role::PreCandidate { asked, .. } = &mut self.role {
+            asked.retain(|_, at| now.since(*at) <= timeout);
+            asked.insert(self.attempt, now);
         }
         // Asking again costs nothing and changes nothing, so it happens sooner than a whole time-out.
         let pause = self.timeouts.heartbeat() * 2;
@@ -62,12 +69,10 @@ impl Replica {
 
     pub(super) fn on_pre_vote_reply(&mut self, now: Time, from: NodeId, m: PreVoteReply, out: &mut Output) {
         self.highest = self.highest.max(m.promised);
-        let Role::PreCandidate { grants, since } = &mut self.role else { return };
-        if !(*since..=self.attempt).contains(&m.attempt) {
-            return;
-        }
+        let Role::PreCandidate { asked, grants } = &mut self.role else { return };
+        let Some(at) = asked.get(&m.attempt) else { return };
         if m.granted {
-            grants.insert(from, now);
+            grants.insert(from, *at);
             self.campaign_if_granted(now, out);
         } else {
             grants.remove(&from);

@@ -35,7 +35,7 @@ impl Message {
 /// "Would you follow me if I campaigned?" Changes nothing at the receiver.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct PreVote {
-    /// Tells apart the attempts of one server, so that a late answer to an earlier one does not count.
+    /// Tells apart the attempts of one server, so that an answer counts only as long as what it answers is fresh.
     pub attempt: u64,
 }
 

@@ -20,10 +20,10 @@ const SAVE_DELAY: Duration = Duration::from_millis(100);
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Role {
     Follower,
-    /// Servers that granted a pre-vote, and when they were heard to; the first attempt of this search.
+    /// When each attempt asked, and for every server that granted one, when that one asked.
     PreCandidate {
+        asked: BTreeMap<u64, Time>,
         grants: BTreeMap<NodeId, Time>,
-        since: u64,
     },
     Candidate {
         promises: BTreeMap<NodeId, Promise>,

@@ -232,6 +232,8 @@ fn a_pre_vote_counts_fresh_grants_only() {
     reply(&mut s1, now, S2, 2, true);
     assert_eq!(s1.promised(), Ballot::ZERO, "S3 granted longer ago than an election time-out");
     reply(&mut s1, now, NodeId(4), 1, true);
+    assert_eq!(s1.promised(), Ballot::ZERO, "what S4 grants was asked too long ago");
+    reply(&mut s1, now, NodeId(4), 2, true);
     assert_eq!(s1.promised(), Ballot::new(1, S1));
 }
 

@@ -30,7 +30,7 @@ sights! {
     FrameOvertaken "a frame overtook another of its link",
     FrameSlow "a frame took longer than a second",
     FrameFromThePast "a frame was delivered again more than a second later",
-    RequestFromThePast "a request was delivered when its connection was long closed",
+    RequestFromThePast "a request was delivered more than a second late, as by a server that stood still",
     FrameBroken "a connection broke with frames on their way",
     SlowNetwork "a server behind a slow network was sent something",
     SlowWayBack "an answer took the slow way back to its server",

@@ -134,8 +134,10 @@ impl Plan {
             swarm.relapse = 800;
         }
         let lines = rng.one_in(2);
-        // A campaign needs a round trip within an election time-out, a connection one within its own.
-        let slow_us = 1000 + rng.below((timeouts.election_timeout_ms * 375).min(120_000));
+        // A campaign needs a round trip within an election time-out, a read and a probe one within theirs, a connection
+        // within its own.
+        let most = (timeouts.election_timeout_ms * 375).min(timeouts.read_timeout_ms * 300).min(120_000);
+        let slow_us = 1000 + rng.below(most);
         let steady_us = match rng.below(4) {
             0 if limits == Limits::default() => slow_us,
             1 => slow_us.min(5_000),
