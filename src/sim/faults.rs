@@ -65,8 +65,12 @@ impl Run {
         if wipe || damage {
             let id = self.any_server();
             let server = &self.world.servers[&id];
-            if server.running.is_none() && !server.is_gone() && self.world.can_spare(id) {
-                if wipe { self.world.wipe(id) } else { self.world.damage(id) }
+            if !server.is_gone() && self.world.can_spare(id) {
+                if !wipe {
+                    self.world.damage(id);
+                } else if server.running.is_none() {
+                    self.world.wipe(id);
+                }
             }
         }
     }
@@ -147,7 +151,9 @@ impl Run {
 
     pub(super) fn relieve(&mut self) {
         for id in self.world.options.topology.servers() {
-            if self.chance(self.plan.swarm.mend) {
+            // Somebody watches over servers that die again and again.
+            let watched = self.plan.swarm.relapse > 100 && self.world.servers[&id].running.is_none();
+            if self.chance(if watched { 100 } else { self.plan.swarm.mend }) {
                 self.bring_back(id);
             }
             if self.chance(self.plan.swarm.mend) {
@@ -173,8 +179,14 @@ impl Run {
         if self.world.servers[&id].running.is_none() {
             let relapse = self.plan.swarm.relapse;
             if self.chance(relapse) {
-                let n = self.below(if relapse > 100 { 24 } else { 6 });
-                self.world.arm(id, Harm::Fuse(n));
+                let often = relapse > 100;
+                let n = self.below(if often { 16 } else { 6 });
+                // The first sync of a start is that of what it cuts.
+                let harm = match often && self.world.rng.one_in(2) {
+                    true => Harm::FailSync(1 + n / 8),
+                    false => Harm::Fuse(n),
+                };
+                self.world.arm(id, harm);
             }
             self.world.start(id);
         } else {

@@ -60,7 +60,7 @@ pub struct Plan {
     /// How long a sync takes, at least and at most.
     pub sync_us: (u64, u64),
     pub segment_bytes: u64,
-    /// Whether a power cut tears what was written in the log into lines instead of sectors.
+    /// Whether power cuts tear most of what was not synced, and the log into lines instead of sectors.
     pub lines: bool,
     pub odd_clocks: bool,
     /// Reads among all requests, per thousand.
@@ -132,8 +132,9 @@ impl Plan {
         swarm.lag = on(rng, 20);
         if rng.one_in(4) {
             swarm.relapse = 800;
+            swarm.crash = swarm.crash.max(10);
         }
-        let lines = rng.one_in(2);
+        let lines = rng.one_in(2) || swarm.relapse > 100;
         // A campaign needs a round trip within an election time-out, a read and a probe one within theirs, a connection
         // within its own.
         let most = (timeouts.election_timeout_ms * 375).min(timeouts.read_timeout_ms * 300).min(120_000);

@@ -50,13 +50,19 @@ impl World {
                     Unsynced::Write { file, len, .. } if file.ends_with(".seg") => Some(len),
                     _ => None,
                 };
-                let (kept, sight) = match (if tears { 2 } else { dice.below(3) }, log) {
+                let fate = match (tears, lines) {
+                    (true, _) => 2,
+                    (false, true) => dice.below(8).min(2),
+                    (false, false) => dice.below(3),
+                };
+                let (kept, sight) = match (fate, log) {
                     (0, _) => (Kept::Lost, Seen::PowerLost),
                     (1, _) => (Kept::Whole, Seen::PowerSpared),
                     (_, Some(len)) if lines || tears => {
-                        // Mostly in order: everything up to some point.
+                        // In order, everything up to some point, or anyhow.
                         let point = dice.below((len as u64 / 64 + 1).min(64));
-                        let mask = if dice.below(4) > 0 { (1 << point) - 1 } else { dice.next_u64() };
+                        let in_order = dice.one_in(4) != tears;
+                        let mask = if in_order { (1 << point) - 1 } else { dice.next_u64() };
                         (Kept::Lines(mask), Seen::PowerToreLines)
                     }
                     _ => (Kept::Sectors(dice.next_u64()), Seen::PowerTore),
@@ -178,9 +184,12 @@ impl World {
         server.ailment = Some(Ailment::Wiped);
     }
 
-    /// One bit of a stopped server's log flips, anywhere in what was written. Only after its process died without a power
-    /// cut, so that the mark is not older than the log: S1 promises nothing beyond that.
+    /// A server's process dies, if it runs, and one bit of its log flips, anywhere in what was written. Never after a power
+    /// cut, when the mark may be older than the log: S1 promises nothing then.
     pub fn damage(&mut self, id: NodeId) {
+        if self.servers[&id].running.is_some() {
+            self.stop(id, false, false);
+        }
         let server = self.servers.get_mut(&id).expect("a server of this topology");
         if server.power_lost || server.ailment.is_some() {
             return;

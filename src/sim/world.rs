@@ -41,7 +41,7 @@ pub struct Options {
     /// How long a sync takes.
     pub sync_us: (u64, u64),
     pub segment_bytes: u64,
-    /// Whether a power cut tears the log into lines instead of sectors.
+    /// Whether power cuts tear most of what was not synced, and the log into lines instead of sectors.
     pub lines: bool,
     /// Whether every clock starts at another time.
     pub odd_clocks: bool,
