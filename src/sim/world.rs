@@ -490,6 +490,17 @@ impl World {
                 return Err(format!("P4: {id} has applied {applied} of {all} slots"));
             }
         }
+        // Until somebody leads, nobody knows what votes there are, and what they will lock.
+        let topology = self.options.topology;
+        let led = |server: &Server| {
+            let running = server.running.as_ref().filter(|_| server.is_up());
+            running.is_some_and(|r| r.shard.replica().phase1_decided())
+        };
+        for shard in topology.shards() {
+            if !topology.servers_of(shard).any(|id| led(&self.servers[&id])) {
+                return Err(format!("nobody leads {shard}"));
+            }
+        }
         self.checker.at_rest()
     }
 }
