@@ -8,13 +8,13 @@
 //!
 //! A leader's followers therefore write at the same time as it does, and nobody's disk is waited for twice.
 
-use crate::bank::{Bank, Effects};
+use crate::bank::{Bank, Effects, Image, Incoming};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::{self, Message, ReadLog, Replica};
 use crate::shard::{self, Input, Output, Shard};
-use crate::storage::{CommitStats, Recovered, StableLog, StorageError};
+use crate::storage::{CommitStats, Pieces, Recovered, StableLog, StorageError};
 use crate::txn::message::{Request, Response};
-use crate::types::{ClientId, NodeId, Slot, Time};
+use crate::types::{ClientId, Cut, NodeId, ShardId, Slot, Time, Value};
 
 /// What a driver provides. Delivery is never guaranteed: the protocol bears the loss of any message.
 pub trait Ports {
@@ -41,12 +41,19 @@ pub fn turn(
     ports: &mut impl Ports,
 ) -> std::io::Result<()> {
     let mut out = Output::default();
+    if let Some(cut) = wal.snapshot().filter(|cut| shard.snapshot_saved() != Some(*cut)) {
+        shard.step(now, Input::SnapshotSaved(cut), &mut out);
+    }
+    if wal.wants_snapshot() {
+        shard.step(now, Input::SnapshotWanted, &mut out);
+    }
     for input in inputs {
         shard.step(now, input, &mut out);
     }
     loop {
         shard.step(now, Input::TurnEnd, &mut out);
-        let Output { paxos: core, replies, remote, connect, events } = std::mem::take(&mut out);
+        let Output { paxos: core, replies, remote, connect, snapshot, pieces, events } =
+            std::mem::take(&mut out);
         for (to, message) in &core.now {
             ports.peer(*to, message);
         }
@@ -64,6 +71,10 @@ pub fn turn(
             let stats = wal.commit()?;
             ports.synced(&stats);
         }
+        if let Some((image, foreign)) = snapshot {
+            // After the sync: the log must hold what comes behind the snapshot.
+            wal.begin_snapshot(Box::new(image), foreign)?;
+        }
 
         let mut more = false;
         for (to, message) in core.after {
@@ -77,6 +88,11 @@ pub fn turn(
         for read in core.reads {
             let input = read_log(wal, read)?;
             shard.step(now, input, &mut out);
+            more = true;
+        }
+        for read in pieces {
+            let bytes = wal.read_piece(read.slot, read.n)?.map(|bytes| Value(bytes.into()));
+            shard.step(now, Input::PieceRead { read, bytes }, &mut out);
             more = true;
         }
         if !more {
@@ -93,34 +109,60 @@ fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {
     Ok(Input::LogRead { purpose, first: from, entries })
 }
 
-/// Feeds every decided value of a log, in order, to `each`.
-pub fn replay(
+impl Pieces for Image {
+    fn cut(&self) -> Cut {
+        Image::cut(self)
+    }
+
+    fn piece(&self, n: u64) -> Vec<u8> {
+        Image::piece(self, n)
+    }
+}
+
+fn io_error(source: std::io::Error) -> StorageError {
+    StorageError::Io { file: "the write-ahead log".into(), doing: "reading it back", source }
+}
+
+/// The bank that a server's newest snapshot holds, or one as it is opened.
+fn load(
+    topology: Topology,
+    id: ShardId,
+    snapshot: Option<Cut>,
     wal: &impl StableLog,
-    decided: Slot,
-    mut each: impl FnMut(Slot, &crate::types::Value),
-) -> Result<(), StorageError> {
-    let mut next = Slot(1);
-    while next <= decided {
-        let entries = wal.read(next, limits::CATCH_UP_BYTES).map_err(|source| StorageError::Io {
-            file: "the write-ahead log".into(),
-            doing: "reading it back",
-            source,
-        })?;
+) -> Result<Bank, StorageError> {
+    let Some(cut) = snapshot else { return Ok(Bank::new(topology, id)) };
+    let file = format!("the snapshot of slot {}", cut.slot);
+    let damaged = |what: String| StorageError::Damaged { file: file.clone(), offset: None, what };
+    let mut incoming = Incoming::new(cut, &topology, id).map_err(damaged)?;
+    while let Some(n) = incoming.wanted() {
+        let piece = wal.read_piece(cut.slot, n).map_err(io_error)?;
+        if !incoming.push(&piece.unwrap_or_default()) {
+            return Err(damaged(format!("piece {n} is missing")));
+        }
+    }
+    incoming.finish(topology, id).map_err(damaged)
+}
+
+/// Applies every decided value of a log that a bank does not know yet.
+fn replay(bank: &mut Bank, decided: Slot, wal: &impl StableLog) -> Result<(), StorageError> {
+    let mut effects = Effects::default();
+    while bank.applied() < decided {
+        let next = bank.applied().next();
+        let entries = wal.read(next, limits::CATCH_UP_BYTES).map_err(io_error)?;
         assert!(
             !entries.is_empty(),
             "S2: recovery vouched for every slot up to {decided}, {next} is missing"
         );
         for (slot, _, value) in entries {
             if slot <= decided {
-                each(slot, &value);
+                bank.apply(slot, &value, &mut effects);
             }
-            next = slot.next();
         }
     }
     Ok(())
 }
 
-/// Puts a server together from its log: the bank by applying everything decided, the replica from promise and votes.
+/// Puts a server together from its log: the bank from its snapshot and by applying what was decided after it, the replica from promise and votes.
 pub fn restore(
     me: NodeId,
     topology: Topology,
@@ -131,12 +173,12 @@ pub fn restore(
     recovered: Recovered,
 ) -> Result<Shard, StorageError> {
     let id = topology.shard_of_server(me);
-    let mut bank = Bank::new(topology, id).with_session_window(limits.session_window);
-    let mut effects = Effects::default();
-    replay(wal, recovered.decided, |slot, value| bank.apply(slot, value, &mut effects))?;
+    let mut bank = load(topology, id, recovered.snapshot, wal)?.with_session_window(limits.session_window);
+    replay(&mut bank, recovered.decided, wal)?;
     let votes = recovered.votes.into_iter().map(|(_, ballot, value)| (ballot, value)).collect();
     let servers = topology.servers_of(id).collect();
     let restored = (recovered.promised, recovered.decided, votes);
     let replica = Replica::new(me, servers, timeouts, now, random, restored);
-    Ok(Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits))
+    let shard = Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits);
+    Ok(shard.with_snapshot(recovered.snapshot))
 }

@@ -7,85 +7,24 @@
 //! Deliberately absent: sockets, files, clocks, threads and random numbers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use crate::bank::command::{self, Command};
 use crate::bank::{Bank, Effects, validate};
 use crate::config::{Limits, Timeouts, Topology, limits};
-use crate::paxos::{self, Message, Purpose, Replica, Standing};
+use crate::paxos::{Replica, Standing};
 use crate::txn::message::{Refusal, Request, Response};
 use crate::txn::{self, Coordinator};
-use crate::types::{AccountId, Ballot, ClientId, NodeId, Reason, ShardId, Slot, Time, TxnId, Value};
+use crate::types::{AccountId, Ballot, ClientId, Cut, NodeId, Reason, ShardId, Slot, Time, TxnId, Value};
+
+mod catch_up;
+mod io;
+
+pub use catch_up::ReadPiece;
+use catch_up::Transfer;
+pub use io::{Event, Input, Output};
 
 /// The client under whose name this server's own recoverer asks its own shard. Drivers number clients from 1.
 const MYSELF: ClientId = ClientId(0);
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Input {
-    /// From another server of the cluster, or from this one to itself.
-    Peer {
-        from: NodeId,
-        message: Message,
-    },
-    Request {
-        client: ClientId,
-        request: Request,
-    },
-    /// The client's connection is gone; answers to it would go nowhere.
-    ClientGone(ClientId),
-    /// What [`paxos::ReadLog`] asked for, as far as the disk holds it.
-    LogRead {
-        purpose: Purpose,
-        first: Slot,
-        entries: Vec<(Ballot, Value)>,
-    },
-    /// For the recoverer: connections to servers of other clusters, and what they answer.
-    Remote(txn::Input),
-    /// The deadline passed.
-    Timer {
-        random: u64,
-    },
-    /// The server was cut off and its timers stood still; now it is back.
-    Resume,
-    /// Everything that this turn of the driver's loop brought has been stepped.
-    TurnEnd,
-}
-
-#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
-pub struct Output {
-    pub paxos: paxos::Output,
-    /// May leave at once: they speak of decided slots, or promise nothing.
-    pub replies: Vec<(ClientId, Response)>,
-    /// The recoverer's requests to servers of other clusters, and the connections it wants.
-    pub remote: Vec<(NodeId, Request)>,
-    pub connect: Vec<NodeId>,
-    pub events: Vec<Event>,
-}
-
-/// What happened, beside what the replica reports.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Event {
-    /// A slot that this leader proposed is decided and applied.
-    Led {
-        slot: Slot,
-        transactions: u64,
-        latency: Duration,
-    },
-    /// This leader finishes a transaction that stayed in doubt too long.
-    Recovering {
-        id: TxnId,
-    },
-    Recovery(txn::Event),
-    /// A read waits for the outcome of a transaction that locks its account (T6).
-    ReadWaits {
-        account: AccountId,
-        id: TxnId,
-    },
-    Malformed {
-        client: ClientId,
-        what: String,
-    },
-}
 
 /// A request that waits for its place in a slot.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -140,6 +79,12 @@ pub struct Shard {
     doubts: BTreeMap<TxnId, Time>,
     recoverer: Coordinator,
     random: u64,
+    snapshot_wanted: bool,
+    snapshot_saved: Option<Cut>,
+    /// A snapshot that another server sends.
+    transfer: Option<Transfer>,
+    /// One that is complete, and not durable yet.
+    installing: Option<Bank>,
 }
 
 impl Shard {
@@ -171,7 +116,21 @@ impl Shard {
             doubts: BTreeMap::new(),
             recoverer,
             random: u64::from(me.0),
+            snapshot_wanted: false,
+            snapshot_saved: None,
+            transfer: None,
+            installing: None,
         }
+    }
+
+    /// The same with the newest snapshot on its disk.
+    pub fn with_snapshot(self, snapshot_saved: Option<Cut>) -> Shard {
+        Shard { snapshot_saved, ..self }
+    }
+
+    /// The newest snapshot that is known to be durable.
+    pub fn snapshot_saved(&self) -> Option<Cut> {
+        self.snapshot_saved
     }
 
     /// The same with other bounds than the usual ones; the bank has its own.
@@ -210,7 +169,11 @@ impl Shard {
     pub fn step(&mut self, now: Time, input: Input, out: &mut Output) {
         let turn_ends = input == Input::TurnEnd;
         match input {
-            Input::Peer { from, message } => self.replica.message(now, from, message, &mut out.paxos),
+            Input::Peer { from, message } => {
+                if let Some(message) = self.snapshot_message(now, from, message, out) {
+                    self.replica.message(now, from, message, &mut out.paxos);
+                }
+            }
             Input::Request { client, request } => self.request(now, client, request, out),
             Input::ClientGone(client) => self.forget(client),
             Input::LogRead { purpose, first, entries } => {
@@ -223,6 +186,9 @@ impl Shard {
                     self.replica.timer(now, random, &mut out.paxos);
                 }
             }
+            Input::SnapshotWanted => self.snapshot_wanted = true,
+            Input::SnapshotSaved(cut) => self.on_snapshot_saved(now, cut, out),
+            Input::PieceRead { read, bytes } => self.send_piece(read, bytes, out),
             Input::Resume => self.replica.resume(now, &mut out.paxos),
             Input::TurnEnd => {
                 self.recover_doubts(now, out);
@@ -232,6 +198,7 @@ impl Shard {
                 self.replica.turn_end(now, &mut out.paxos);
             }
         }
+        self.offer_snapshots(out);
         self.follow_leadership(now, out);
         self.apply_decided(now, out);
         if turn_ends {
@@ -457,6 +424,11 @@ impl Shard {
                 }
                 // Afterwards, since one slot may hold both a prepare and its outcome.
                 effects.settled.iter().for_each(|id| _ = self.doubts.remove(id));
+            }
+            // After the same slots everywhere, so that a server that is sent one can get it from any other.
+            if self.snapshot_wanted && slot.0.is_multiple_of(self.limits.snapshot_slots) {
+                self.snapshot_wanted = false;
+                out.snapshot = Some((self.bank.image(self.limits.piece_bytes), false));
             }
             let Some(batch) = self.pending.remove(&slot) else { continue };
             let mut results = std::mem::take(&mut effects.results).into_iter();

@@ -182,6 +182,33 @@ pub enum Record {
     Decided(Slot),
 }
 
+/// A snapshot without its bytes: which state, and how it is cut into pieces.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Cut {
+    /// The last slot that was applied.
+    pub slot: Slot,
+    /// The digest of the state (P4).
+    pub digest: u64,
+    /// Bytes of the whole.
+    pub bytes: u64,
+    /// Bytes of each piece but the last; a multiple of 8.
+    pub piece_bytes: u32,
+}
+
+impl Cut {
+    /// How many pieces there are.
+    pub fn pieces(&self) -> u64 {
+        self.bytes.div_ceil(u64::from(self.piece_bytes))
+    }
+
+    /// Where the `n`-th piece begins, counted from 0, and how long it is; no bytes beyond the last.
+    pub fn piece(&self, n: u64) -> (u64, usize) {
+        let whole = u64::from(self.piece_bytes);
+        let start = n.saturating_mul(whole).min(self.bytes);
+        (start, (self.bytes - start).min(whole) as usize)
+    }
+}
+
 /// Why a transaction aborted, in order of precedence: where several apply, the first is reported.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

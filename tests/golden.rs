@@ -15,6 +15,7 @@ use std::path::Path;
 use goldenscript::{Command, Context};
 use shardpaxosbank::config::{Limits, Timeouts, Topology};
 use shardpaxosbank::sim::{Harm, Options, Place, Trace, Weather, World};
+use shardpaxosbank::storage::Retention;
 use shardpaxosbank::txn::Op;
 use shardpaxosbank::types::{AccountId, NodeId, Time, Transfer};
 
@@ -71,6 +72,7 @@ impl Runner {
             weather: Weather::CALM,
             sync_us: (100, 100),
             segment_bytes: 65536,
+            retention: Retention::default(),
             lines: false,
             odd_clocks: false,
             trace: Trace::Keep,

@@ -12,9 +12,12 @@
 //! [`crate::shard`] and [`crate::txn`] only.
 
 mod apply;
+mod balances;
 pub mod command;
+mod image;
 mod session;
 mod status;
 
 pub use apply::{Bank, Committed, Effects, Hold, validate};
+pub use image::{Image, Incoming};
 pub use status::{BlockResult, Status};

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::bank::Status;
-use crate::types::Reason;
+use crate::bank::image::SessionImage;
+use crate::config::limits::SESSION_WINDOW;
+use crate::types::{Reason, Value};
 
 /// A recorded outcome or vote. `Empty` means that no decided entry mentioned the sequence yet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,15 +34,19 @@ impl Register {
         }
     }
 
-    fn from_code(code: u8) -> Register {
-        match code {
+    fn try_from_code(code: u8) -> Option<Register> {
+        Some(match code {
             0 => Register::Empty,
             0x40 => Register::Committed,
             0x41 => Register::Yes,
             0x42 => Register::YesCommitted,
             0x43 => Register::YesAborted,
-            _ => Register::No(Reason::from_code(code).expect("B3: the ring holds what `code` wrote")),
-        }
+            _ => Register::No(Reason::from_code(code)?),
+        })
+    }
+
+    fn from_code(code: u8) -> Register {
+        Register::try_from_code(code).expect("B3: the ring holds what `code` wrote")
     }
 
     /// How a retry is answered from the record.
@@ -106,6 +112,54 @@ impl SessionState {
         before
     }
 
+    pub fn set_window(&mut self, window: u64) {
+        self.window = window;
+        self.refill();
+    }
+
+    /// Every register that is set, in order.
+    pub fn registers(&self, mut each: impl FnMut(u64, Register)) {
+        let ring = (self.mark..).zip(self.ring.iter());
+        for (seq, code) in ring.chain(self.beside.iter().map(|(seq, code)| (*seq, code))) {
+            let register = Register::from_code(*code);
+            if register != Register::Empty {
+                each(seq, register);
+            }
+        }
+    }
+
+    /// How many votes of YES have no outcome yet.
+    pub fn undecided(&self) -> usize {
+        let mut count = 0;
+        self.registers(|_, register| count += usize::from(register == Register::Yes));
+        count
+    }
+
+    pub fn is_undecided(&self, seq: u64) -> bool {
+        seq >= self.mark && self.get(seq) == Register::Yes
+    }
+
+    pub(super) fn image(&self) -> SessionImage {
+        let ring: Vec<u8> = self.ring.iter().copied().collect();
+        let beside = self.beside.iter().map(|(seq, code)| (*seq, *code)).collect();
+        SessionImage { mark: self.mark, ring: Value(ring.into()), beside }
+    }
+
+    /// A session with the usual window. `Err` if no session looks like this.
+    pub(super) fn from_image(image: SessionImage) -> Result<SessionState, String> {
+        let SessionImage { mark, ring, beside } = image;
+        let known = |code: &u8| Register::try_from_code(*code).is_some();
+        let beyond = |seq: &u64| *seq >= mark + ring.len() as u64;
+        if mark == 0 || mark > 1 << 61 || !ring.0.iter().all(known) {
+            return Err("no such register".into());
+        }
+        if !beside.iter().all(|(seq, code)| beyond(seq) && known(code)) {
+            return Err("no such register beside the ring".into());
+        }
+        let ring = ring.0.iter().copied().collect();
+        Ok(SessionState { mark, window: SESSION_WINDOW, ring, beside: beside.into_iter().collect() })
+    }
+
     /// Moves the mark up to `mark`, but never past an undecided YES (T7), and hands every forgotten register to
     /// `forget`.
     pub fn advance(&mut self, mark: u64, mut forget: impl FnMut(u64, Register)) {
@@ -161,7 +215,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::limits::SESSION_WINDOW;
 
     /// The same as a table without ring and window.
     #[derive(Default)]

@@ -156,13 +156,24 @@ impl Replica {
             out.events.push(Event::Ignored { from, what: "entries that add nothing" });
             return;
         }
+        out.events.push(Event::CaughtUp { from, decided: self.decided });
+        self.caught_up(now, out);
+    }
+
+    /// More is decided here than before: a candidate may need no more.
+    pub(super) fn caught_up(&mut self, now: Time, out: &mut Output) {
         if let Role::Candidate { fetching, .. } = &mut self.role {
             *fetching = false;
         }
-        out.events.push(Event::CaughtUp { from, decided: self.decided });
-        // The campaign's clock stands still while the transfer makes progress.
-        self.reset_deadline(now);
+        self.catching_up(now);
         self.lead_if_prepared(now, out);
+    }
+
+    /// A campaign's clock stands still while a transfer makes progress.
+    pub fn catching_up(&mut self, now: Time) {
+        if matches!(self.role, Role::Candidate { .. }) {
+            self.reset_deadline(now);
+        }
     }
 
     fn lead(&mut self, now: Time, promises: BTreeMap<NodeId, Promise>, out: &mut Output) {

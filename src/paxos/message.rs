@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Ballot, Slot, Value};
+use crate::types::{Ballot, Cut, Slot, Value};
 
 /// A message between two servers of a cluster. The sender is known from the connection.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -18,6 +18,18 @@ pub enum Message {
     HeartbeatReply(HeartbeatReply),
     Fetch(Fetch),
     Entries(Entries),
+    /// The entries that the receiver lacks are gone; this snapshot stands for them.
+    Snapshot(Cut),
+    /// A server that lags asks for the `n`-th piece of the snapshot of a slot, counted from 0.
+    GetPiece {
+        slot: Slot,
+        n: u64,
+    },
+    Piece {
+        slot: Slot,
+        n: u64,
+        bytes: Value,
+    },
 }
 
 impl Message {

@@ -14,6 +14,8 @@ pub struct Output {
     pub after: Vec<(NodeId, Message)>,
     /// Decided entries to be read from disk and handed back.
     pub reads: Vec<ReadLog>,
+    /// Servers that lack entries which are gone here, so that only a snapshot helps them.
+    pub gone: Vec<NodeId>,
     pub events: Vec<Event>,
 }
 

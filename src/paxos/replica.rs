@@ -212,6 +212,9 @@ impl Replica {
             }
             Message::Fetch(m) => self.on_fetch(from, m, out),
             Message::Entries(m) => self.on_entries(now, from, m, out),
+            Message::Snapshot(_) | Message::GetPiece { .. } | Message::Piece { .. } => {
+                out.events.push(Event::Ignored { from, what: "a snapshot where there is no state" });
+            }
         }
     }
 
@@ -320,14 +323,19 @@ impl Replica {
     ) {
         let (ballot, decided) = (self.promised, self.decided);
         match purpose {
+            Purpose::Fetch(to) if entries.is_empty() => out.gone.push(to),
             Purpose::Fetch(to) => out.now.push((to, Message::Entries(Entries { first, entries }))),
             Purpose::CatchUp(to) => {
                 let Role::Leader(leader) = &mut self.role else { return };
                 let round = leader.round;
                 let Some(progress) = leader.progress.get_mut(&to) else { return };
                 progress.reading = false;
-                if progress.sent.next() != first || entries.is_empty() {
+                if progress.sent.next() != first {
                     return;
+                }
+                if entries.is_empty() {
+                    progress.gone = true;
+                    return out.gone.push(to);
                 }
                 progress.sent = Slot(first.0 + entries.len() as u64 - 1);
                 progress.sent_in_round = round;
@@ -335,6 +343,16 @@ impl Replica {
                 out.now.push((to, Message::Accept(Accept { ballot, decided, first, values })));
             }
         }
+    }
+
+    /// This server now stands where a snapshot does. What it voted for above stays (P2), and so does its promise.
+    pub fn install(&mut self, now: Time, slot: Slot, out: &mut Output) {
+        assert!(slot > self.decided && !self.is_leader(), "P2: a snapshot never takes a server back");
+        self.log.jump(slot);
+        self.decided = slot;
+        self.position = self.position.max(slot);
+        self.saved = slot;
+        self.caught_up(now, out);
     }
 
     // ---- the acceptor ----
@@ -439,6 +457,7 @@ impl Replica {
         assert!(position <= last, "P2: {from} accepted slot {position} which {ballot} never proposed");
         let progress = leader.progress.get_mut(&from).expect("a leader tracks every server of its cluster");
         progress.heard = now;
+        progress.gone = false;
         progress.acked = progress.acked.max(Some(position));
         // Only upwards: a follower that restarted may stand below what it once acknowledged.
         progress.sent = progress.sent.max(position);
@@ -475,7 +494,7 @@ impl Replica {
             let progress = leader.progress.get_mut(&to).expect("a leader tracks every server of its cluster");
             let Some(acked) = progress.acked else { return };
             let end = last.min(Slot(acked.0 + window));
-            if progress.reading || progress.sent >= end {
+            if progress.reading || progress.gone || progress.sent >= end {
                 return;
             }
             let first = progress.sent.next();
@@ -507,7 +526,7 @@ impl Replica {
     /// A fresh view of one server: what its promise said, or nothing yet.
     pub(super) fn progress(now: Time, acked: Option<Slot>) -> Progress {
         let sent = acked.unwrap_or(Slot::ZERO);
-        Progress { acked, sent, sent_in_round: 0, echoed: 0, heard: now, reading: false }
+        Progress { acked, sent, sent_in_round: 0, echoed: 0, heard: now, reading: false, gone: false }
     }
 
     // ---- common ----

@@ -180,7 +180,8 @@ impl Node {
 
     fn timeout(&self) -> Duration {
         let now = self.clock.now();
-        let backlog = !self.failed && (self.shard.has_backlog() || !self.lost.is_empty());
+        let work = self.shard.has_backlog() || self.wal.has_work() || !self.lost.is_empty();
+        let backlog = !self.failed && work;
         if backlog || !self.replays.is_empty() || self.conns.has_more() {
             return Duration::ZERO;
         }
@@ -488,6 +489,13 @@ impl Ports for NodePorts<'_> {
         match &event {
             Led { transactions, latency, .. } => self.turn.led.push((*transactions, *latency)),
             Recovering { id } => log::info!("{} finishes {id}, which is in doubt for too long", self.me),
+            SnapshotBegun { from, slot } => {
+                log::info!("{} lags: {from} sends it the snapshot of slot {slot}", self.me)
+            }
+            SnapshotInstalled { slot } => log::info!("{} goes on from the snapshot of slot {slot}", self.me),
+            SnapshotRefused { from, slot, why } => {
+                log::error!("{}: the snapshot of slot {slot} that {from} sent is refused: {why}", self.me)
+            }
             Malformed { client, what } => {
                 log::warn!("{}: {client} sent a malformed request: {what}", self.me)
             }

@@ -1,7 +1,10 @@
 //! Schedules that once broke a server, and input that no coordinator of ours would send.
 
+use std::time::Duration;
+
 use super::*;
 use crate::bank::command::Range;
+use crate::paxos::Message;
 use crate::paxos::message::{Accepted, Heartbeat, HeartbeatReply, PreVoteReply, Promise};
 use crate::types::{Session, Transfer};
 

@@ -66,6 +66,7 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
         weather: plan.weather,
         sync_us: plan.sync_us,
         segment_bytes: plan.segment_bytes,
+        retention: plan.retention,
         lines: plan.lines,
         odd_clocks: plan.odd_clocks,
         trace,

@@ -64,6 +64,14 @@ sights! {
     CutOffAndBack "a server was cut off and came back",
     DiskWiped "a server refused to start from a wiped disk (S3)",
     DiskDamaged "a server refused to start from a damaged record (S2)",
+    // Snapshots.
+    SnapshotTaken "a server finished a snapshot of its own state",
+    SegmentRetired "a snapshot let a segment of the log go",
+    DiedWritingSnapshot "a server died with a snapshot in the making",
+    StartedFromSnapshot "a server started from a snapshot",
+    SnapshotDamaged "a server started from an older snapshot, the newest being damaged (S2)",
+    SnapshotInstalled "a server that lagged went on from the snapshot of another",
+    SnapshotMoved "the transfer of a snapshot went on at another server",
     // Coordinators.
     DiedUnopened "a coordinator died before it had a session",
     DiedUnsent "a coordinator died with a transaction it had not sent",

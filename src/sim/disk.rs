@@ -8,8 +8,8 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
-use crate::storage::{CommitStats, Disk, DiskFile, MemDisk, MemFile, StableLog, Wal};
-use crate::types::{Ballot, Record, Slot, Value};
+use crate::storage::{CommitStats, Disk, DiskFile, MemDisk, MemFile, Pieces, StableLog, Wal};
+use crate::types::{Ballot, Cut, Record, Slot, Value};
 
 /// The log of a server that may be doomed: the power goes between the write and the sync of a group that replaces a
 /// vote by one for another value.
@@ -43,6 +43,22 @@ impl StableLog for DoomedLog<'_> {
 
     fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
         self.wal.read(from, max_bytes)
+    }
+
+    fn wants_snapshot(&self) -> bool {
+        self.wal.wants_snapshot()
+    }
+
+    fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {
+        self.wal.begin_snapshot(source, foreign)
+    }
+
+    fn snapshot(&self) -> Option<Cut> {
+        self.wal.snapshot()
+    }
+
+    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+        self.wal.read_piece(slot, n)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::config::{Limits, Timeouts, Topology};
 use crate::sim::network::Weather;
+use crate::storage::Retention;
 use crate::workload::SplitMix64;
 
 /// How often each fault strikes: chances per thousand in each step of ten milliseconds.
@@ -60,6 +61,7 @@ pub struct Plan {
     /// How long a sync takes, at least and at most.
     pub sync_us: (u64, u64),
     pub segment_bytes: u64,
+    pub retention: Retention,
     /// Whether power cuts tear most of what was not synced, and the log into lines instead of sectors.
     pub lines: bool,
     pub odd_clocks: bool,
@@ -121,7 +123,7 @@ impl Plan {
             submit: 50 + rng.below(900),
         };
         let slow_disks = rng.one_in(4);
-        let (timeouts, limits, coordinators) = (timeouts(rng), limits(rng), 1 + rng.below(4));
+        let (timeouts, mut limits, coordinators) = (timeouts(rng), limits(rng), 1 + rng.below(4));
         let sync_us = (50, 100 + rng.below(if slow_disks { 30_000 } else { 1_000 }));
         // Small, so that segments change often; larger than any value that these clients bring about.
         let segment_bytes = 32_768 << rng.below(3);
@@ -144,6 +146,7 @@ impl Plan {
             1 => slow_us.min(5_000),
             _ => FAST_US,
         };
+        let retention = snapshots(rng, &mut limits);
         Plan {
             topology,
             timeouts,
@@ -153,6 +156,7 @@ impl Plan {
             swarm,
             sync_us,
             segment_bytes,
+            retention,
             lines,
             odd_clocks,
             reads,
@@ -196,7 +200,19 @@ fn limits(rng: &mut SplitMix64) -> Limits {
         session_window: 8 + rng.below(40),
         group_max: 1 + rng.below(8) as usize,
         frame_bytes,
+        ..Limits::default()
     }
+}
+
+/// Snapshots so often that servers take many of them, in half of the runs, and so little log that many a server needs
+/// one; in the others none.
+fn snapshots(rng: &mut SplitMix64, limits: &mut Limits) -> Retention {
+    if rng.one_in(2) {
+        return Retention::default();
+    }
+    limits.snapshot_slots = 1 << rng.below(4);
+    limits.piece_bytes = 8 << rng.below(8);
+    Retention { snapshot_bytes: 1_000 + rng.below(60_000), audit_bytes: rng.below(2) * 40_000 }
 }
 
 /// In half of the runs nothing, in the others something below `most`.

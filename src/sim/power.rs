@@ -35,6 +35,8 @@ impl World {
         self.coverage.see_if(server.running.is_some(), Seen::Crashed);
         // Until it has run again, the mark may be older than the log.
         server.power_lost = power || server.power_lost && server.running.is_none();
+        let writing = server.running.as_ref().is_some_and(|running| running.wal.has_work());
+        self.coverage.see_if(writing, Seen::DiedWritingSnapshot);
         server.running = None;
         server.failed = false;
         server.dies_before_release = false;
@@ -111,7 +113,7 @@ impl World {
 
     /// Starts a server from its disk; false if it does not come up.
     pub fn start(&mut self, id: NodeId) -> bool {
-        let Options { topology, timeouts, limits, .. } = self.options;
+        let Options { topology, timeouts, limits, retention, .. } = self.options;
         let (now, random) = (self.now, self.rng.next_u64());
         let server = self.servers.get_mut(&id).expect("a server of this topology");
         assert!(server.running.is_none(), "{id} runs already");
@@ -120,9 +122,11 @@ impl World {
         let mut sights = Vec::new();
         let started = Wal::open(server.disk.clone(), expected).and_then(|(wal, recovered)| {
             sights.extend(recovered.torn.is_some().then_some(Seen::TornTailCut));
+            sights.extend(recovered.snapshot.is_some().then_some(Seen::StartedFromSnapshot));
+            sights.extend((!recovered.damaged.is_empty()).then_some(Seen::SnapshotDamaged));
             sights.extend((!recovered.votes.is_empty()).then_some(Seen::Restarted));
             let shard = drive::restore(id, topology, (timeouts, limits), local, random, &wal, recovered)?;
-            Ok(Running { shard, wal })
+            Ok(Running { shard, wal: wal.with_retention(retention) })
         });
         sights.into_iter().for_each(|sight| self.coverage.see(sight));
         match (started, server.ailment) {
@@ -196,7 +200,8 @@ impl World {
         }
         let disk = &server.disk.inner;
         let names = disk.list().expect("a memory disk lists its files");
-        let segments: Vec<String> = names.into_iter().filter(|name| name.ends_with(".seg")).collect();
+        let log = |name: &String| name.ends_with(".seg") || name.ends_with(".snap");
+        let segments: Vec<String> = names.into_iter().filter(log).collect();
         let name = &segments[self.rng.below(segments.len() as u64) as usize];
         let mut content = disk.contents(name).expect("it was just listed");
         let written = content.iter().rposition(|b| *b != 0).map_or(0, |last| last as u64 + 1);

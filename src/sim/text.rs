@@ -80,6 +80,9 @@ pub fn message(message: &Message) -> String {
             format!("HeartbeatReply {} round {} position={}", m.ballot, m.round, m.position)
         }
         Message::Fetch(m) => format!("Fetch from {}", m.from),
+        Message::Snapshot(cut) => format!("Snapshot(slot {}, {} pieces)", cut.slot, cut.pieces()),
+        Message::GetPiece { slot, n } => format!("GetPiece({slot}, {n})"),
+        Message::Piece { slot, n, bytes } => format!("Piece({slot}, {n}, {bytes:?})"),
         Message::Entries(m) => format!(
             "Entries {} {}",
             slots(m.first, m.entries.len()),

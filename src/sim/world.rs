@@ -12,10 +12,10 @@ use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::disk::DoomedLog;
 use crate::sim::network::{Network, Packet, Place, Weather};
 use crate::sim::server::{Outbox, Running, Sent, Server};
-use crate::sim::sights::Before;
+use crate::sim::sights::{Before, Log};
 use crate::sim::text;
 use crate::sim::trace::{Trace, TraceHash, keep_recent};
-use crate::storage::{Identity, Wal};
+use crate::storage::{Identity, Retention, Wal};
 use crate::txn;
 use crate::txn::message::{Refusal, Request, Response};
 use crate::types::{AccountId, ClientId, NodeId, Slot, Time, TxnId};
@@ -41,6 +41,7 @@ pub struct Options {
     /// How long a sync takes.
     pub sync_us: (u64, u64),
     pub segment_bytes: u64,
+    pub retention: Retention,
     /// Whether power cuts tear most of what was not synced, and the log into lines instead of sectors.
     pub lines: bool,
     /// Whether every clock starts at another time.
@@ -375,10 +376,13 @@ impl World {
         server.spinning = if inputs.is_empty() { server.spinning + 1 } else { 0 };
         if running.shard.next_deadline() <= local {
             inputs.push(Input::Timer { random });
-        } else if inputs.is_empty() && !running.shard.has_backlog() {
+        } else if inputs.is_empty() && !running.shard.has_backlog() && !running.wal.has_work() {
             server.spinning = 0;
             let at = clock.global(running.shard.next_deadline(), now);
             return self.wake(Place::Server(id), at);
+        }
+        if running.wal.has_work() {
+            server.spinning = 0;
         }
         let before = Before::of(running, &server.disk);
         let mut outbox = Outbox::new(now, sync_us);
@@ -392,7 +396,7 @@ impl World {
         let dies = server.dies_before_release && outbox.syncs > 0;
         server.busy_until = outbox.at;
         let mut wake = clock.global(running.shard.next_deadline(), now);
-        if running.shard.has_backlog() {
+        if running.shard.has_backlog() || running.wal.has_work() {
             wake = now;
         }
         if wake > now {
@@ -400,7 +404,8 @@ impl World {
         }
         assert!(server.spinning < SPIN_LIMIT, "{id} spins: its deadline {wake:?} never moves at {now:?}");
         let wake = wake.max(outbox.at);
-        self.see_turn(id, &before, reads, &outbox, done.as_ref().err());
+        let after = Log::of(&running.wal);
+        self.see_turn(id, &before, &after, reads, &outbox, done.as_ref().err());
         for (at, syncs, sent) in outbox.sent {
             if !dies || syncs == 0 {
                 self.dispatch(at, id, sent);

@@ -1,6 +1,6 @@
 //! The writer: groups of records into zero-filled segments, one write and one sync per group (S1).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use zerocopy::IntoBytes;
@@ -11,14 +11,16 @@ use super::format::{
     BLOCK, Block, HEADER, IDENTITY, IDENTITY_NEW, Kind, LAST, MARK, MARK_BYTES, Mark, Position, RecordHeader,
     record_bytes, segment_name, segment_name_new, segment_number,
 };
+use super::retention::Retention;
+use super::snapshot::{Pieces, Snapshot, Start, Writing};
 use super::{Identity, StableLog, StorageError};
 use crate::config::limits;
-use crate::types::{Ballot, Record, Slot, Value};
+use crate::types::{Ballot, Cut, Record, Slot, Value};
 
 /// Zeros written ahead in one call of [`Wal::prepare_ahead`].
 const PIECE: u64 = 128 * 1024;
 /// Zeros written ahead between two syncs: bounds what the last sync of a segment in the making still has to write.
-const SYNC_EVERY: u64 = 1024 * 1024;
+pub(super) const SYNC_EVERY: u64 = 1024 * 1024;
 static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
 
 /// The write-ahead log of one server. Reading needs `&self`; whoever writes owns it.
@@ -38,6 +40,15 @@ pub struct Wal<D: Disk> {
     pub(super) mark: D::File,
     /// The segment in the making.
     filling: Option<Filling<D::File>>,
+    /// For each segment the first place in it at which one group ends and the next begins.
+    pub(super) boundaries: BTreeMap<u32, Start>,
+    /// The snapshots to start from, the newest last: at most two.
+    pub(super) snapshots: Vec<Snapshot>,
+    /// The snapshot in the making.
+    pub(super) writing: Option<Writing<D::File>>,
+    /// The segment before which no other is any more.
+    pub(super) oldest: u32,
+    pub(super) retention: Retention,
     /// The group in the making: for each segment that it touches, a run of records.
     chunks: Vec<Chunk>,
     /// Where in the last chunk its last record begins.
@@ -45,7 +56,7 @@ pub struct Wal<D: Disk> {
     /// A buffer kept from group to group.
     spare: Vec<u8>,
     /// What made the log unusable, for good.
-    failed: Option<(io::ErrorKind, String)>,
+    pub(super) failed: Option<(io::ErrorKind, String)>,
 }
 
 #[derive(Debug)]
@@ -107,16 +118,16 @@ pub fn is_formatted<D: Disk>(disk: &D) -> io::Result<bool> {
 }
 
 /// A sync that fails has lost pages, also when it was for lack of space: it must not look like something to try again.
-fn sync<F: DiskFile>(file: &mut F) -> io::Result<()> {
+pub(super) fn sync<F: DiskFile>(file: &mut F) -> io::Result<()> {
     file.sync_data().map_err(final_error)
 }
 
-fn final_error(e: io::Error) -> io::Error {
+pub(super) fn final_error(e: io::Error) -> io::Error {
     if is_full(&e) { io::Error::other(e.to_string()) } else { e }
 }
 
 /// Whether a running log is only out of space: nothing is broken, the same write may be tried again.
-fn is_full(e: &io::Error) -> bool {
+pub(super) fn is_full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
@@ -166,7 +177,9 @@ impl<D: Disk> Wal<D> {
             .and_then(|()| disk.sync_dir())
             .map_err(io_error(IDENTITY, "rename"))?;
 
-        let tail = Tail { group: 0, end, active: first.file, ready: VecDeque::new(), mark };
+        let boundaries = BTreeMap::from([(1, Start { group: 0, at: end })]);
+        let (ready, snapshots) = (VecDeque::new(), Vec::new());
+        let tail = Tail { group: 0, end, active: first.file, ready, mark, boundaries, snapshots, oldest: 1 };
         Ok(Wal::new(disk, identity, segment_bytes, Contents::default(), tail))
     }
 
@@ -187,12 +200,22 @@ impl<D: Disk> Wal<D> {
             active: tail.active,
             ready: tail.ready,
             mark: tail.mark,
+            boundaries: tail.boundaries,
+            snapshots: tail.snapshots,
+            writing: None,
+            oldest: tail.oldest,
+            retention: Retention::default(),
             filling: None,
             chunks: Vec::new(),
             last_record: 0,
             spare: Vec::new(),
             failed: None,
         }
+    }
+
+    /// The same with another idea of when to take snapshots and what to keep.
+    pub fn with_retention(self, retention: Retention) -> Wal<D> {
+        Wal { retention, ..self }
     }
 
     /// The directory it lies in.
@@ -336,6 +359,7 @@ impl<D: Disk> Wal<D> {
             self.spare = bytes;
         }
         self.group = group;
+        self.boundaries.entry(self.end.segment).or_insert(Start { group, at: self.end });
         // S1: before any answer leaves, so that not even a lost page of the log goes unnoticed. Not synced: a mark
         // that is older than the log only means that less is known to be beyond suspicion.
         let mark = Mark { group, end: self.end, promised: self.contents.promised };
@@ -365,11 +389,16 @@ impl<D: Disk> Wal<D> {
     /// As for [`Wal::commit`]: out of space is not final, all else is.
     pub fn prepare_ahead(&mut self) -> io::Result<bool> {
         self.check()?;
-        if !self.ready.is_empty() || self.end.offset < self.segment_bytes / 2 {
-            return Ok(false);
+        if self.ready.is_empty() && self.end.offset >= self.segment_bytes / 2 {
+            self.fill()?;
+            return Ok(true);
         }
-        self.fill()?;
-        Ok(true)
+        self.write_snapshot()
+    }
+
+    /// Whether [`Wal::prepare_ahead`] has more to do than an idle server should put off.
+    pub fn has_work(&self) -> bool {
+        self.writing.is_some()
     }
 
     /// Bytes that can be appended without asking the file system for space.
@@ -437,7 +466,7 @@ impl<D: Disk> Wal<D> {
         Ok(out)
     }
 
-    fn check(&self) -> io::Result<()> {
+    pub(super) fn check(&self) -> io::Result<()> {
         match &self.failed {
             None => Ok(()),
             Some((kind, message)) => Err(io::Error::new(*kind, message.clone())),
@@ -445,7 +474,7 @@ impl<D: Disk> Wal<D> {
     }
 
     /// From now on every call fails, with this message: what is on disk is no longer known.
-    fn poison(&mut self, what: String, e: io::Error) -> io::Error {
+    pub(super) fn poison(&mut self, what: String, e: io::Error) -> io::Error {
         let e = final_error(e);
         let message = format!("{what}: {e}; this server must stop (a failed write or sync is never retried)");
         self.failed = Some((e.kind(), message.clone()));
@@ -469,6 +498,22 @@ impl<D: Disk> StableLog for Wal<D> {
     fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
         Wal::read(self, from, max_bytes)
     }
+
+    fn wants_snapshot(&self) -> bool {
+        Wal::wants_snapshot(self)
+    }
+
+    fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {
+        Wal::begin_snapshot(self, source, foreign)
+    }
+
+    fn snapshot(&self) -> Option<Cut> {
+        Wal::snapshot(self)
+    }
+
+    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+        Wal::read_piece(self, slot, n)
+    }
 }
 
 /// Where a log is continued.
@@ -478,6 +523,9 @@ pub(super) struct Tail<F> {
     pub active: F,
     pub ready: VecDeque<F>,
     pub mark: F,
+    pub boundaries: BTreeMap<u32, Start>,
+    pub snapshots: Vec<Snapshot>,
+    pub oldest: u32,
 }
 
 /// Reads and verifies the value that the index says stands at `at`.
