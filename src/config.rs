@@ -211,6 +211,8 @@ pub struct Limits {
     pub group_max: usize,
     /// Bytes of blocks in one frame of a coordinator, unless a single block is larger.
     pub frame_bytes: usize,
+    /// Servers compare the digests of their states after every slot that this divides (P4).
+    pub digest_slots: u64,
 }
 
 impl Default for Limits {
@@ -226,6 +228,7 @@ impl Default for Limits {
             session_window: limits::SESSION_WINDOW,
             group_max: limits::GROUP_MAX,
             frame_bytes: limits::VALUE_BYTES,
+            digest_slots: limits::DIGEST_SLOTS,
         }
     }
 }
@@ -259,6 +262,9 @@ pub mod limits {
     pub const PEER_BUFFER_BYTES: usize = PEER_FRAME_BYTES;
     /// Bytes waiting to be written to one client before it is no longer read.
     pub const CLIENT_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+    /// Slots from one comparison of digests to the next: as many as a leader has in flight, so that they cost next to
+    /// nothing under load.
+    pub const DIGEST_SLOTS: u64 = 64;
     /// Size of a WAL segment file.
     pub const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 }

@@ -11,7 +11,7 @@
 use crate::bank::{Bank, Effects};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::{self, Message, ReadLog, Replica};
-use crate::shard::{self, Input, Output, Shard};
+use crate::shard::{self, Divergence, Input, Output, Shard};
 use crate::storage::{CommitStats, Recovered, StableLog, StorageError};
 use crate::txn::message::{Request, Response};
 use crate::types::{ClientId, NodeId, Slot, Time};
@@ -32,7 +32,8 @@ pub trait Ports {
     fn shard_event(&mut self, event: shard::Event);
 }
 
-/// Runs one turn. After an error the server must stop for good: what reached the disk is not known.
+/// Runs one turn. After an error the server must stop for good: what reached the disk is not known, or
+/// ([`divergence`]) its state is not that of the others.
 pub fn turn(
     now: Time,
     shard: &mut Shard,
@@ -46,7 +47,7 @@ pub fn turn(
     }
     loop {
         shard.step(now, Input::TurnEnd, &mut out);
-        let Output { paxos: core, replies, remote, connect, events } = std::mem::take(&mut out);
+        let Output { paxos: core, replies, remote, connect, events, stop } = std::mem::take(&mut out);
         for (to, message) in &core.now {
             ports.peer(*to, message);
         }
@@ -55,6 +56,11 @@ pub fn turn(
         connect.into_iter().for_each(|to| ports.connect(to));
         core.events.into_iter().for_each(|event| ports.paxos_event(event));
         events.into_iter().for_each(|event| ports.shard_event(event));
+        if let Some(divergence) = stop {
+            // P4: its last words are for its peers; nothing is written any more.
+            ports.flush();
+            return Err(std::io::Error::other(divergence));
+        }
 
         if !core.records.is_empty() {
             ports.flush();
@@ -83,6 +89,11 @@ pub fn turn(
             return Ok(());
         }
     }
+}
+
+/// What an error of [`turn`] says of the server's state, if it is not its disk that failed (P4).
+pub fn divergence(error: &std::io::Error) -> Option<&Divergence> {
+    error.get_ref()?.downcast_ref()
 }
 
 fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {
@@ -133,10 +144,20 @@ pub fn restore(
     let id = topology.shard_of_server(me);
     let mut bank = Bank::new(topology, id).with_session_window(limits.session_window);
     let mut effects = Effects::default();
-    replay(wal, recovered.decided, |slot, value| bank.apply(slot, value, &mut effects))?;
+    let mut agreed = None;
+    replay(wal, recovered.decided, |slot, value| {
+        bank.apply(slot, value, &mut effects);
+        if slot.0.is_multiple_of(limits.digest_slots) {
+            agreed = Some((slot, bank.digest()));
+        }
+    })?;
     let votes = recovered.votes.into_iter().map(|(_, ballot, value)| (ballot, value)).collect();
     let servers = topology.servers_of(id).collect();
     let restored = (recovered.promised, recovered.decided, votes);
     let replica = Replica::new(me, servers, timeouts, now, random, restored);
-    Ok(Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits))
+    let mut shard = Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits);
+    if let Some((slot, digest)) = agreed {
+        shard.remember_digest(slot, digest);
+    }
+    Ok(shard)
 }

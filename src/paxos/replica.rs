@@ -212,6 +212,7 @@ impl Replica {
             }
             Message::Fetch(m) => self.on_fetch(from, m, out),
             Message::Entries(m) => self.on_entries(now, from, m, out),
+            Message::Digests(_) => {}
         }
     }
 

@@ -196,6 +196,7 @@ fn limits(rng: &mut SplitMix64) -> Limits {
         session_window: 8 + rng.below(40),
         group_max: 1 + rng.below(8) as usize,
         frame_bytes,
+        digest_slots: Limits::default().digest_slots,
     }
 }
 
