@@ -38,6 +38,8 @@ pub struct Swarm {
     /// The disk of a stopped server is replaced by an empty one, or a bit of it flips.
     pub wipe: u64,
     pub damage: u64,
+    /// A server starts again and reads a bit of its log wrongly.
+    pub mislead: u64,
     /// A coordinator dies, and another one takes its place.
     pub death: u64,
     /// A coordinator stands still.
@@ -115,13 +117,14 @@ impl Plan {
             jump: on(rng, 20),
             wipe: if rng.one_in(8) { 5 } else { 0 },
             damage: if rng.one_in(8) { 20 } else { 0 },
+            mislead: 0,
             death: on(rng, 12),
             pause: on(rng, 10),
             mend: 1 + rng.below(20),
             submit: 50 + rng.below(900),
         };
         let slow_disks = rng.one_in(4);
-        let (timeouts, limits, coordinators) = (timeouts(rng), limits(rng), 1 + rng.below(4));
+        let (timeouts, mut limits, coordinators) = (timeouts(rng), limits(rng), 1 + rng.below(4));
         let sync_us = (50, 100 + rng.below(if slow_disks { 30_000 } else { 1_000 }));
         // Small, so that segments change often; larger than any value that these clients bring about.
         let segment_bytes = 32_768 << rng.below(3);
@@ -144,6 +147,11 @@ impl Plan {
             1 => slow_us.min(5_000),
             _ => FAST_US,
         };
+        let digest_slots = 1 + rng.below(6);
+        if limits != Limits::default() {
+            limits.digest_slots = digest_slots;
+        }
+        swarm.mislead = if rng.one_in(4) { 10 } else { 0 };
         Plan {
             topology,
             timeouts,

@@ -104,6 +104,8 @@ impl World {
                 }
             }
             shard::Event::ReadWaits { .. } => self.coverage.see(Seen::ReadWaited),
+            shard::Event::DigestConfirmed { .. } => self.coverage.see(Seen::DigestConfirmed),
+            shard::Event::DigestsDiffer { .. } => self.coverage.see(Seen::DigestsDiffer),
             _ => {}
         }
     }
