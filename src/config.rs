@@ -211,10 +211,10 @@ pub struct Limits {
     pub group_max: usize,
     /// Bytes of blocks in one frame of a coordinator, unless a single block is larger.
     pub frame_bytes: usize,
-    /// Snapshots are taken after slots that this divides.
-    pub snapshot_slots: u64,
     /// Bytes of a piece of a snapshot; a multiple of 8.
     pub piece_bytes: u32,
+    /// Servers compare the digests of their states after every slot that this divides (P4), and take snapshots there.
+    pub digest_slots: u64,
 }
 
 impl Default for Limits {
@@ -230,8 +230,8 @@ impl Default for Limits {
             session_window: limits::SESSION_WINDOW,
             group_max: limits::GROUP_MAX,
             frame_bytes: limits::VALUE_BYTES,
-            snapshot_slots: limits::SNAPSHOT_SLOTS,
             piece_bytes: limits::PIECE_BYTES,
+            digest_slots: limits::DIGEST_SLOTS,
         }
     }
 }
@@ -265,10 +265,11 @@ pub mod limits {
     pub const PEER_BUFFER_BYTES: usize = PEER_FRAME_BYTES;
     /// Bytes waiting to be written to one client before it is no longer read.
     pub const CLIENT_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+    /// Slots from one comparison of digests to the next: as many as a leader has in flight, so that they cost next to
+    /// nothing under load.
+    pub const DIGEST_SLOTS: u64 = 64;
     /// Size of a WAL segment file.
     pub const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
-    /// Slots whose number this divides are those after which servers take snapshots.
-    pub const SNAPSHOT_SLOTS: u64 = 64;
     /// Bytes of a piece of a snapshot.
     pub const PIECE_BYTES: u32 = 256 * 1024;
     /// Bytes of log behind a snapshot after which the next one is begun: what a restart reads is about twice this.

@@ -11,7 +11,7 @@
 use crate::bank::{Bank, Effects, Image, Incoming};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::{self, Message, ReadLog, Replica};
-use crate::shard::{self, Input, Output, Shard};
+use crate::shard::{self, Divergence, Input, Output, Shard};
 use crate::storage::{CommitStats, Pieces, Recovered, StableLog, StorageError};
 use crate::txn::message::{Request, Response};
 use crate::types::{ClientId, Cut, NodeId, ShardId, Slot, Time, Value};
@@ -32,7 +32,8 @@ pub trait Ports {
     fn shard_event(&mut self, event: shard::Event);
 }
 
-/// Runs one turn. After an error the server must stop for good: what reached the disk is not known.
+/// Runs one turn. After an error the server must stop for good: what reached the disk is not known, or
+/// ([`divergence`]) its state is not that of the others.
 pub fn turn(
     now: Time,
     shard: &mut Shard,
@@ -52,7 +53,7 @@ pub fn turn(
     }
     loop {
         shard.step(now, Input::TurnEnd, &mut out);
-        let Output { paxos: core, replies, remote, connect, snapshot, pieces, events } =
+        let Output { paxos: core, replies, remote, connect, snapshot, pieces, events, stop } =
             std::mem::take(&mut out);
         for (to, message) in &core.now {
             ports.peer(*to, message);
@@ -62,6 +63,11 @@ pub fn turn(
         connect.into_iter().for_each(|to| ports.connect(to));
         core.events.into_iter().for_each(|event| ports.paxos_event(event));
         events.into_iter().for_each(|event| ports.shard_event(event));
+        if let Some(divergence) = stop {
+            // P4: its last words are for its peers; nothing is written any more.
+            ports.flush();
+            return Err(std::io::Error::other(divergence));
+        }
 
         if !core.records.is_empty() {
             ports.flush();
@@ -99,6 +105,11 @@ pub fn turn(
             return Ok(());
         }
     }
+}
+
+/// What an error of [`turn`] says of the server's state, if it is not its disk that failed (P4).
+pub fn divergence(error: &std::io::Error) -> Option<&Divergence> {
+    error.get_ref()?.downcast_ref()
 }
 
 fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {
@@ -143,9 +154,19 @@ fn load(
     incoming.finish(topology, id).map_err(damaged)
 }
 
-/// Applies every decided value of a log that a bank does not know yet.
-fn replay(bank: &mut Bank, decided: Slot, wal: &impl StableLog) -> Result<(), StorageError> {
+/// Applies every decided value of a log that a bank does not know yet. Returns the last agreed slot, and its digest.
+fn replay(
+    bank: &mut Bank,
+    decided: Slot,
+    digest_slots: u64,
+    wal: &impl StableLog,
+) -> Result<Option<(Slot, u64)>, StorageError> {
     let mut effects = Effects::default();
+    let agreed = |bank: &Bank| {
+        let slot = bank.applied();
+        (slot > Slot::ZERO && slot.0.is_multiple_of(digest_slots)).then(|| (slot, bank.digest()))
+    };
+    let mut last = agreed(bank);
     while bank.applied() < decided {
         let next = bank.applied().next();
         let entries = wal.read(next, limits::CATCH_UP_BYTES).map_err(io_error)?;
@@ -156,10 +177,11 @@ fn replay(bank: &mut Bank, decided: Slot, wal: &impl StableLog) -> Result<(), St
         for (slot, _, value) in entries {
             if slot <= decided {
                 bank.apply(slot, &value, &mut effects);
+                last = agreed(bank).or(last);
             }
         }
     }
-    Ok(())
+    Ok(last)
 }
 
 /// Puts a server together from its log: the bank from its snapshot and by applying what was decided after it, the replica from promise and votes.
@@ -174,11 +196,15 @@ pub fn restore(
 ) -> Result<Shard, StorageError> {
     let id = topology.shard_of_server(me);
     let mut bank = load(topology, id, recovered.snapshot, wal)?.with_session_window(limits.session_window);
-    replay(&mut bank, recovered.decided, wal)?;
+    let agreed = replay(&mut bank, recovered.decided, limits.digest_slots, wal)?;
     let votes = recovered.votes.into_iter().map(|(_, ballot, value)| (ballot, value)).collect();
     let servers = topology.servers_of(id).collect();
     let restored = (recovered.promised, recovered.decided, votes);
     let replica = Replica::new(me, servers, timeouts, now, random, restored);
     let shard = Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits);
-    Ok(shard.with_snapshot(recovered.snapshot))
+    let mut shard = shard.with_snapshot(recovered.snapshot);
+    if let Some((slot, digest)) = agreed {
+        shard.remember_digest(slot, digest);
+    }
+    Ok(shard)
 }

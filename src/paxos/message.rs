@@ -1,8 +1,10 @@
 //! What the servers of one cluster say to each other.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Ballot, Cut, Slot, Value};
+use crate::types::{Ballot, Cut, NodeId, Slot, Value};
 
 /// A message between two servers of a cluster. The sender is known from the connection.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -30,6 +32,7 @@ pub enum Message {
         n: u64,
         bytes: Value,
     },
+    Digests(Digests),
 }
 
 impl Message {
@@ -132,4 +135,14 @@ pub struct Fetch {
 pub struct Entries {
     pub first: Slot,
     pub entries: Vec<(Ballot, Value)>,
+}
+
+/// "After this slot these servers reported these digests of their states, as far as I know" (P4). No part of Paxos: a
+/// replica takes it for a sign of life, and who fills it in also judges it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Digests {
+    pub slot: Slot,
+    pub reports: BTreeMap<NodeId, u64>,
+    /// Whether the sender wants to be told what the receiver knows.
+    pub asks: bool,
 }

@@ -215,6 +215,7 @@ impl Replica {
             Message::Snapshot(_) | Message::GetPiece { .. } | Message::Piece { .. } => {
                 out.events.push(Event::Ignored { from, what: "a snapshot where there is no state" });
             }
+            Message::Digests(_) => {}
         }
     }
 

@@ -102,7 +102,8 @@ struct TurnLog {
     won: Vec<Won>,
 }
 
-/// Runs a server until it is stopped. An error means that it stopped for good: its disk failed.
+/// Runs a server until it is stopped. An error means that it stopped for good: its disk failed, or its state differs
+/// from that of others.
 pub fn run(setup: Setup) -> io::Result<()> {
     let Setup { context, shard, wal, clock, mut poll, mut listener, control, status, admin } = setup;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
@@ -131,7 +132,10 @@ pub fn run(setup: Setup) -> io::Result<()> {
     };
     let result = node.run(&mut poll);
     if let Err(e) = &result {
-        log::error!("{me} stops for good, its disk failed: {e}");
+        match drive::divergence(e) {
+            Some(divergence) => log::error!("{me} stops for good: {divergence}"),
+            None => log::error!("{me} stops for good, its disk failed: {e}"),
+        }
         node.status.lock().stopped = Some(e.to_string());
     }
     result
@@ -495,6 +499,12 @@ impl Ports for NodePorts<'_> {
             SnapshotInstalled { slot } => log::info!("{} goes on from the snapshot of slot {slot}", self.me),
             SnapshotRefused { from, slot, why } => {
                 log::error!("{}: the snapshot of slot {slot} that {from} sent is refused: {why}", self.me)
+            }
+            DigestsDiffer { slot } => {
+                log::warn!(
+                    "{}: others have another state after slot {slot}; it waits for a majority",
+                    self.me
+                )
             }
             Malformed { client, what } => {
                 log::warn!("{}: {client} sent a malformed request: {what}", self.me)

@@ -37,7 +37,29 @@ pub struct ReadPiece {
     pub n: u64,
 }
 
+/// Agreed slots for which a cut waits to be confirmed before a later one takes its place.
+const CUT_PATIENCE: u64 = 8;
+
 impl Shard {
+    /// Cuts a snapshot after an agreed slot, if one is wanted and none waits.
+    pub(super) fn cut_snapshot(&mut self, slot: Slot) {
+        let patience = CUT_PATIENCE * self.limits.digest_slots;
+        let waits = self.snapshot_cut.as_ref().is_some_and(|cut| slot.0 < cut.cut().slot.0 + patience);
+        if self.snapshot_wanted && !waits {
+            self.snapshot_cut = Some(self.bank.image(self.limits.piece_bytes));
+        }
+    }
+
+    /// Hands out a cut once a majority has confirmed its digest (P4): what others are sent, and what the log in front of
+    /// it is given up for, is a state that a majority has.
+    pub(super) fn begin_snapshot(&mut self, out: &mut Output) {
+        let confirmed = self.comparison.confirmed().map_or(Slot::ZERO, |(slot, _)| slot);
+        if let Some(image) = self.snapshot_cut.take_if(|image| image.cut().slot <= confirmed) {
+            self.snapshot_wanted = false;
+            out.snapshot.get_or_insert((image, false));
+        }
+    }
+
     /// Offers the newest snapshot to those whose entries are gone.
     pub(super) fn offer_snapshots(&mut self, out: &mut Output) {
         for to in std::mem::take(&mut out.paxos.gone) {
@@ -149,6 +171,7 @@ impl Shard {
 
     fn install(&mut self, now: Time, bank: Bank, out: &mut Output) {
         let slot = bank.applied();
+        self.comparison.applied(slot, bank.digest());
         self.bank = bank;
         self.replica.install(now, slot, &mut out.paxos);
         out.events.push(Event::SnapshotInstalled { slot });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::bank::Image;
 use crate::paxos::{self, Message, Purpose};
-use crate::shard::ReadPiece;
+use crate::shard::{Divergence, ReadPiece};
 use crate::txn;
 use crate::txn::message::{Request, Response};
 use crate::types::{AccountId, Ballot, ClientId, Cut, NodeId, Slot, TxnId, Value};
@@ -62,6 +62,8 @@ pub struct Output {
     /// Pieces of snapshots to be read from disk and handed back.
     pub pieces: Vec<ReadPiece>,
     pub events: Vec<Event>,
+    /// The server must stop for good once `paxos.now` has left; nothing else may leave.
+    pub stop: Option<Divergence>,
 }
 
 /// What happened, beside what the replica reports.
@@ -86,6 +88,14 @@ pub enum Event {
     Malformed {
         client: ClientId,
         what: String,
+    },
+    /// A majority has the same digest as this server after an agreed slot (P4).
+    DigestConfirmed {
+        slot: Slot,
+    },
+    /// Others have another one, and there is no majority yet.
+    DigestsDiffer {
+        slot: Slot,
     },
     /// This server lags so far behind that another one sends it a snapshot.
     SnapshotBegun {

@@ -233,6 +233,10 @@ impl Run {
                 continue;
             }
             self.world.disarm(id);
+            // Where no comparison is due, there may never be one.
+            if self.world.servers[&id].misled && !self.world.must_stop(id) {
+                self.world.crash(id);
+            }
             if self.world.servers[&id].running.is_some() {
                 self.world.recover(id);
             } else {

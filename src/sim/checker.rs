@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::bank::command::{self, Command};
 use crate::bank::{Bank, Effects, Status};
 use crate::config::Topology;
-use crate::shard::Shard;
+use crate::shard::{Divergence, Shard};
 use crate::sim::acceptances::Acceptances;
 use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::text;
@@ -47,6 +47,17 @@ struct ShardLog {
     history: BTreeMap<AccountId, Vec<(Slot, u64, bool)>>,
 }
 
+/// What is known about a server that is looked at.
+#[derive(Clone, Copy)]
+pub struct Observed {
+    /// It was just restored from its disk.
+    pub restored: bool,
+    /// What it wrote is durable, unless it is about to die of a disk that failed.
+    pub durable: bool,
+    /// Its state was made wrong on purpose.
+    pub misled: bool,
+}
+
 pub struct Checker {
     topology: Topology,
     logs: Vec<ShardLog>,
@@ -61,6 +72,8 @@ pub struct Checker {
     arrivals: BTreeMap<(NodeId, ClientId, u64), Slot>,
     /// Debits that are applied minus credits that are applied, over transactions between shards.
     in_transit: i128,
+    /// Servers whose state was right and that stopped over the digests of a slot.
+    stopped: BTreeMap<(ShardId, Slot), BTreeSet<NodeId>>,
     pub committed: u64,
     pub coverage: Coverage,
 }
@@ -89,6 +102,7 @@ impl Checker {
             unknown: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             in_transit: 0,
+            stopped: BTreeMap::new(),
             committed: 0,
             coverage: Coverage::default(),
         }
@@ -99,17 +113,11 @@ impl Checker {
         Slot(self.logs[shard.index()].values.len() as u64)
     }
 
-    /// A server ended a turn, or was just restored from its disk. What it wrote is durable, unless it is about to die of
-    /// a disk that failed.
+    /// A server ended a turn, or was just restored from its disk.
     ///
     /// `read` gives a decided value that is no longer in the server's memory, from its log.
-    pub fn observe(
-        &mut self,
-        server: &Shard,
-        restored: bool,
-        durable: bool,
-        read: impl Fn(Slot) -> Option<Value>,
-    ) {
+    pub fn observe(&mut self, server: &Shard, observed: Observed, read: impl Fn(Slot) -> Option<Value>) {
+        let Observed { restored, durable, misled } = observed;
         if durable {
             self.acceptances.observe(server);
         }
@@ -156,9 +164,43 @@ impl Checker {
                 }
             }
         }
-        let bank = server.bank();
-        let digest = self.logs[shard.index()].digests[bank.applied().0 as usize];
-        assert_eq!(bank.digest(), digest, "P4: the digest of {me} after slot {}", bank.applied());
+        if !misled {
+            let (applied, digest) = (server.bank().applied(), server.bank().digest());
+            assert_eq!(digest, self.digest(shard, applied), "P4: the digest of {me} after slot {applied}");
+            if let Some((slot, digest)) = server.confirmed_digest() {
+                assert_eq!(
+                    digest,
+                    self.digest(shard, slot),
+                    "P4: {me} takes it for confirmed at slot {slot}"
+                );
+            }
+        }
+    }
+
+    fn digest(&self, shard: ShardId, slot: Slot) -> u64 {
+        self.logs[shard.index()].digests[slot.0 as usize]
+    }
+
+    /// Whether a server's state is not what it must be.
+    pub fn is_wrong(&self, server: &Shard) -> bool {
+        let shard = self.topology.shard_of_server(server.id());
+        server.bank().digest() != self.digest(shard, server.bank().applied())
+    }
+
+    /// A server stops because its digest differs from others. `misled` if its state was wrong, `others` if that of another
+    /// server of its cluster ever was.
+    pub fn stops(&mut self, divergence: &Divergence, misled: bool, others: bool) {
+        assert!(misled || others, "P4: nobody's state was wrong: {divergence}");
+        self.coverage.see_if(misled && divergence.outvoted, Seen::Outvoted);
+        self.coverage.see_if(!divergence.outvoted, Seen::StoppedInDispute);
+        if !misled {
+            assert!(!divergence.outvoted, "P4: its state was right: {divergence}");
+            let shard = self.topology.shard_of_server(divergence.server);
+            let stopped = self.stopped.entry((shard, divergence.slot)).or_default();
+            stopped.insert(divergence.server);
+            let few = stopped.len() < self.topology.majority();
+            assert!(few, "P4: a majority was right, and all of it stopped: {stopped:?}, {divergence}");
+        }
     }
 
     fn decide(&mut self, shard: ShardId, slot: Slot, value: &Value) {

@@ -64,6 +64,7 @@ sights! {
     CutOffAndBack "a server was cut off and came back",
     DiskWiped "a server refused to start from a wiped disk (S3)",
     DiskDamaged "a server refused to start from a damaged record (S2)",
+    Misled "a server started with a wrong state",
     // Snapshots.
     SnapshotTaken "a server finished a snapshot of its own state",
     SegmentRetired "a snapshot let a segment of the log go",
@@ -92,6 +93,11 @@ sights! {
     ReadFromDisk "entries for a follower were read from disk",
     StaleBallot "a message of an old ballot was refused",
     LeaderBusy "a leader with a full queue sent a request away",
+    // Digests (P4).
+    DigestConfirmed "a majority reported the same digest",
+    DigestsDiffer "a server heard of another digest than its own, and had to wait",
+    Outvoted "a server with a wrong state stopped, outvoted by a majority",
+    StoppedInDispute "a server stopped because no majority told who is right",
     // Transactions.
     FenceFirst "a fence beat the prepare",
     FenceAfterYes "a fence found a YES and left it",

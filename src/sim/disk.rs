@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
+use crate::bank::command::{self, Command};
 use crate::storage::{CommitStats, Disk, DiskFile, MemDisk, MemFile, Pieces, StableLog, Wal};
 use crate::types::{Ballot, Cut, Record, Slot, Value};
 
@@ -51,6 +52,77 @@ impl StableLog for DoomedLog<'_> {
 
     fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {
         self.wal.begin_snapshot(source, foreign)
+    }
+
+    fn snapshot(&self) -> Option<Cut> {
+        self.wal.snapshot()
+    }
+
+    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+        self.wal.read_piece(slot, n)
+    }
+}
+
+/// The log as a server reads it whose memory fails it: of one decided value a bit is wrong. The disk is sound.
+pub struct MisreadLog<'a> {
+    pub wal: &'a Wal<SimDisk>,
+    pub misread: Option<(Slot, Value)>,
+}
+
+impl<'a> MisreadLog<'a> {
+    /// Misreads an amount in the last value up to `last` that has one.
+    pub fn new(wal: &'a Wal<SimDisk>, last: Slot) -> MisreadLog<'a> {
+        let wrong = |slot| {
+            let (_, _, value) = wal.read(slot, 0).ok()?.into_iter().next()?;
+            Some((slot, with_other_amount(&value)?))
+        };
+        MisreadLog { wal, misread: (1..=last.0).rev().find_map(|slot| wrong(Slot(slot))) }
+    }
+}
+
+fn with_other_amount(value: &Value) -> Option<Value> {
+    let record = command::blocks(&value.0).flatten().find_map(|block| match block {
+        Command::Transfers { records, .. } | Command::Prepare { records, .. } => records.first(),
+        _ => None,
+    });
+    let transfer = record?.get();
+    let bytes = [transfer.from.0.to_le_bytes(), transfer.to.0.to_le_bytes(), transfer.amount.to_le_bytes()];
+    let bytes = bytes.concat();
+    let at = value.0.windows(bytes.len()).position(|window| window == bytes)?;
+    let mut wrong = value.0.to_vec();
+    wrong[at + 16] ^= 1;
+    Some(Value::from_slice(&wrong))
+}
+
+impl StableLog for MisreadLog<'_> {
+    fn append(&mut self, record: &Record) {
+        panic!("a server that starts writes nothing, and here comes {record:?}");
+    }
+
+    fn set_decided(&mut self, _: Slot) {}
+
+    fn commit(&mut self) -> io::Result<CommitStats> {
+        panic!("a server that starts writes nothing");
+    }
+
+    fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
+        let mut entries = self.wal.read(from, max_bytes)?;
+        for (slot, _, value) in &mut entries {
+            if let Some((wrong, misread)) = &self.misread
+                && wrong == slot
+            {
+                *value = misread.clone();
+            }
+        }
+        Ok(entries)
+    }
+
+    fn wants_snapshot(&self) -> bool {
+        false
+    }
+
+    fn begin_snapshot(&mut self, _: Box<dyn Pieces>, _: bool) -> io::Result<()> {
+        panic!("a server that starts writes nothing");
     }
 
     fn snapshot(&self) -> Option<Cut> {

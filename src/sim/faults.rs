@@ -12,6 +12,7 @@ impl Run {
         self.harm_clocks();
         self.harm_network();
         self.harm_coordinators();
+        self.harm_memories();
     }
 
     fn harm_servers(&mut self) {
@@ -72,6 +73,13 @@ impl Run {
                     self.world.wipe(id);
                 }
             }
+        }
+    }
+
+    fn harm_memories(&mut self) {
+        if self.plan.swarm.mislead > 0 && self.chance(self.plan.swarm.mislead) {
+            let id = self.any_server();
+            self.world.mislead(id);
         }
     }
 

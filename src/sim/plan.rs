@@ -39,6 +39,8 @@ pub struct Swarm {
     /// The disk of a stopped server is replaced by an empty one, or a bit of it flips.
     pub wipe: u64,
     pub damage: u64,
+    /// A server starts again and reads a bit of its log wrongly.
+    pub mislead: u64,
     /// A coordinator dies, and another one takes its place.
     pub death: u64,
     /// A coordinator stands still.
@@ -117,6 +119,7 @@ impl Plan {
             jump: on(rng, 20),
             wipe: if rng.one_in(8) { 5 } else { 0 },
             damage: if rng.one_in(8) { 20 } else { 0 },
+            mislead: 0,
             death: on(rng, 12),
             pause: on(rng, 10),
             mend: 1 + rng.below(20),
@@ -146,6 +149,11 @@ impl Plan {
             1 => slow_us.min(5_000),
             _ => FAST_US,
         };
+        let digest_slots = 1 + rng.below(6);
+        if limits != Limits::default() {
+            limits.digest_slots = digest_slots;
+        }
+        swarm.mislead = if rng.one_in(4) { 10 } else { 0 };
         let retention = snapshots(rng, &mut limits);
         Plan {
             topology,
@@ -210,7 +218,7 @@ fn snapshots(rng: &mut SplitMix64, limits: &mut Limits) -> Retention {
     if rng.one_in(2) {
         return Retention::default();
     }
-    limits.snapshot_slots = 1 << rng.below(4);
+    limits.digest_slots = limits.digest_slots.min(1 << rng.below(4));
     limits.piece_bytes = 8 << rng.below(8);
     Retention { snapshot_bytes: 1_000 + rng.below(60_000), audit_bytes: rng.below(2) * 40_000 }
 }

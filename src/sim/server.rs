@@ -75,6 +75,14 @@ pub struct Server {
     pub lost: bool,
     /// What it has told others that it keeps (P1).
     pub told: Told,
+    /// It will misread its log when it starts next.
+    pub misreads: bool,
+    /// It did, and has not started since.
+    pub misled: bool,
+    /// A slot after which its state was wrong for that.
+    pub wrong_at: Option<Slot>,
+    /// Whether it ever misread its log.
+    pub ever_misled: bool,
     /// Turns in a row that nothing but a deadline in the past brought about.
     pub spinning: u32,
 }
@@ -99,6 +107,10 @@ impl Server {
             ailment: None,
             lost: false,
             told: Told::default(),
+            misreads: false,
+            misled: false,
+            wrong_at: None,
+            ever_misled: false,
             spinning: 0,
         }
     }

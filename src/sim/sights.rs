@@ -128,6 +128,8 @@ impl World {
             shard::Event::SnapshotRefused { from, slot, why } => {
                 panic!("P4: {id} refuses the snapshot of slot {slot} that {from} sent: {why}")
             }
+            shard::Event::DigestConfirmed { .. } => self.coverage.see(Seen::DigestConfirmed),
+            shard::Event::DigestsDiffer { .. } => self.coverage.see(Seen::DigestsDiffer),
             _ => {}
         }
     }

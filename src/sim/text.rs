@@ -88,6 +88,10 @@ pub fn message(message: &Message) -> String {
             slots(m.first, m.entries.len()),
             entries(m.entries.iter().map(|(_, value)| value))
         ),
+        Message::Digests(m) => {
+            let reports: Vec<String> = m.reports.iter().map(|(id, d)| format!(" {id} {d:016x}")).collect();
+            format!("Digests slot {}{}", m.slot, reports.concat())
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::{Limits, Timeouts, Topology};
 use crate::drive;
 use crate::shard::Input;
-use crate::sim::checker::Checker;
+use crate::sim::checker::{Checker, Observed};
 use crate::sim::clients::{Asked, Client};
 use crate::sim::clock::Clock;
 use crate::sim::coverage::{Coverage, Seen};
@@ -390,7 +390,17 @@ impl World {
         let done = drive::turn(local, &mut running.shard, &mut log, inputs, &mut outbox);
         let struck = log.struck && done.is_err();
         let reads = server.disk.reads();
-        self.checker.observe(&running.shard, false, done.is_ok(), |slot| running.value(slot));
+        let misled = server.misled;
+        let observed = Observed { restored: false, durable: done.is_ok(), misled };
+        self.checker.observe(&running.shard, observed, |slot| running.value(slot));
+        // What was misread may have no effect, or only later, as the amount of a prepared transfer has.
+        if misled && self.checker.is_wrong(&running.shard) {
+            server.wrong_at.get_or_insert(running.shard.bank().applied());
+        }
+        if misled && running.shard.replica().is_leader() {
+            // Out of bounds: it would tell clients what is wrong before anybody can have noticed.
+            return self.crash(id);
+        }
         let done = done.and_then(|()| running.wal.prepare_ahead().map(drop));
 
         let dies = server.dies_before_release && outbox.syncs > 0;
@@ -413,6 +423,12 @@ impl World {
         }
         if let Err(e) = done {
             self.note(|| format!("{id} stops: {e}"));
+            if let Some(divergence) = drive::divergence(&e) {
+                let topology = self.options.topology;
+                let mut members = topology.servers_of(topology.shard_of_server(id));
+                let others = members.any(|m| m != id && self.servers[&m].ever_misled);
+                self.checker.stops(divergence, misled, others);
+            }
             self.coverage.see_if(struck, Seen::DiedOverwriting);
             if struck { self.tear(id) } else { self.crash(id) }
         } else if dies {
@@ -493,6 +509,9 @@ impl World {
             if shard.bank().applied() != all {
                 let (id, applied) = (server.id, shard.bank().applied());
                 return Err(format!("P4: {id} has applied {applied} of {all} slots"));
+            }
+            if self.must_stop(server.id) {
+                return Err(format!("P4: the state of {} is wrong, and it goes on", server.id));
             }
         }
         // Until somebody leads, nobody knows what votes there are, and what they will lock.
