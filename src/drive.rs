@@ -131,7 +131,7 @@ pub fn restore(
     recovered: Recovered,
 ) -> Result<Shard, StorageError> {
     let id = topology.shard_of_server(me);
-    let mut bank = Bank::new(topology, id).with_session_window(limits.session_window);
+    let mut bank = Bank::new(topology, id).with_limits(&limits);
     let mut effects = Effects::default();
     replay(wal, recovered.decided, |slot, value| bank.apply(slot, value, &mut effects))?;
     let votes = recovered.votes.into_iter().map(|(_, ballot, value)| (ballot, value)).collect();

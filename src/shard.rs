@@ -17,6 +17,10 @@ use crate::txn::message::{Refusal, Request, Response};
 use crate::txn::{self, Coordinator};
 use crate::types::{AccountId, Ballot, ClientId, NodeId, Reason, ShardId, Slot, Time, TxnId, Value};
 
+mod idle;
+
+use idle::Idle;
+
 /// The client under whose name this server's own recoverer asks its own shard. Drivers number clients from 1.
 const MYSELF: ClientId = ClientId(0);
 
@@ -138,6 +142,7 @@ pub struct Shard {
     reads: Vec<Pending>,
     /// When to finish each undecided YES that this leader holds.
     doubts: BTreeMap<TxnId, Time>,
+    idle: Idle,
     recoverer: Coordinator,
     random: u64,
 }
@@ -169,6 +174,7 @@ impl Shard {
             pending: BTreeMap::new(),
             reads: Vec::new(),
             doubts: BTreeMap::new(),
+            idle: Idle::default(),
             recoverer,
             random: u64::from(me.0),
         }
@@ -203,7 +209,10 @@ impl Shard {
         let doubts = self.doubts.values().min().copied();
         let reads = self.reads.iter().map(|r| r.deadline).min();
         let recovery = self.recoverer.next_deadline();
-        [doubts, reads, recovery].into_iter().flatten().fold(self.replica.next_deadline(), Time::min)
+        [doubts, reads, recovery, self.idle.next_look()]
+            .into_iter()
+            .flatten()
+            .fold(self.replica.next_deadline(), Time::min)
     }
 
     /// The single entry point.
@@ -226,6 +235,7 @@ impl Shard {
             Input::Resume => self.replica.resume(now, &mut out.paxos),
             Input::TurnEnd => {
                 self.recover_doubts(now, out);
+                self.retire_sessions(now, out);
                 self.recovery_step(now, txn::Input::TurnEnd, out);
                 self.propose_queue(now, out);
                 self.begin_reads(out);
@@ -433,8 +443,10 @@ impl Shard {
         }
         self.leading = leading;
         self.doubts.clear();
+        self.idle = Idle::default();
         self.recovery_step(now, txn::Input::Abandon, out);
         if leading.is_some() {
+            self.idle = Idle::begin(now, self.timeouts.session_idle(), &self.bank);
             let holds: Vec<TxnId> = self.bank.holds().keys().copied().collect();
             holds.into_iter().for_each(|id| self.arm(now, id));
         }
@@ -457,6 +469,10 @@ impl Shard {
                 }
                 // Afterwards, since one slot may hold both a prepare and its outcome.
                 effects.settled.iter().for_each(|id| _ = self.doubts.remove(id));
+                self.idle.used(now, &effects.used);
+                if effects.crowded {
+                    self.idle.crowded(now, self.timeouts.session_idle(), &self.bank);
+                }
             }
             let Some(batch) = self.pending.remove(&slot) else { continue };
             let mut results = std::mem::take(&mut effects.results).into_iter();
@@ -530,6 +546,13 @@ impl Shard {
             out.events.push(Event::Recovering { id });
             self.arm(now, id);
             self.recovery_step(now, txn::Input::Recover { id, participants, home: self.shard }, out);
+        }
+    }
+
+    /// Begins the expiry of sessions that nobody uses (T7).
+    fn retire_sessions(&mut self, now: Time, out: &mut Output) {
+        for (session, live) in self.idle.due(now, self.timeouts.session_idle(), &self.limits, &self.bank) {
+            self.recovery_step(now, txn::Input::Retire { session, live }, out);
         }
     }
 

@@ -66,11 +66,28 @@ pub struct SessionState {
     ring: VecDeque<u8>,
     /// Registers beyond the window: fences and outcomes may set them, transfers and prepares may not.
     beside: BTreeMap<u64, u8>,
+    /// What is empty is a NO and stays one (T7).
+    closed: bool,
 }
 
 impl SessionState {
     pub fn new(window: u64) -> SessionState {
-        SessionState { mark: 1, window, ring: VecDeque::new(), beside: BTreeMap::new() }
+        SessionState { mark: 1, window, ring: VecDeque::new(), beside: BTreeMap::new(), closed: false }
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Every register that is not empty.
+    pub fn registers(&self) -> impl Iterator<Item = (u64, Register)> + '_ {
+        let ring = (self.mark..).zip(&self.ring).filter(|(_, code)| **code != 0);
+        let beside = self.beside.iter().map(|(seq, code)| (*seq, code));
+        ring.chain(beside).map(|(seq, code)| (seq, Register::from_code(*code)))
     }
 
     pub fn mark(&self) -> u64 {
@@ -137,6 +154,10 @@ impl SessionState {
             }
         }
         self.refill();
+        // What one burst needed is not kept for as long as the session lives.
+        if self.ring.capacity() > 256 && self.ring.len() < self.ring.capacity() / 4 {
+            self.ring.shrink_to(self.ring.len() * 2);
+        }
     }
 
     /// Moves registers that have come into the window from beside the ring into it.
@@ -178,6 +199,19 @@ mod tests {
             let kept = self.registers.split_off(&self.mark);
             std::mem::replace(&mut self.registers, kept).into_iter().collect()
         }
+    }
+
+    /// What ARCHITECTURE.md says that an idle session costs.
+    #[test]
+    fn an_idle_session_takes_little_memory() {
+        assert!(size_of::<(crate::types::Session, SessionState)>() <= 96);
+        let mut state = SessionState::new(SESSION_WINDOW);
+        for seq in 1..=SESSION_WINDOW {
+            state.set(seq, Register::Committed);
+        }
+        state.advance(SESSION_WINDOW - 9, |_, _| ());
+        assert!(state.ring.capacity() <= 256, "{}", state.ring.capacity());
+        assert_eq!((state.registers().count(), state.get(SESSION_WINDOW)), (10, Register::Committed));
     }
 
     /// Where something happens: around the mark, and around the end of the window and of the next ones.
