@@ -182,10 +182,10 @@ impl Timeouts {
                 self.election_timeout_ms, self.heartbeat_interval_ms
             ));
         }
-        if self.session_idle_timeout_ms > 1000 * 86_400_000 {
-            let ms = self.session_idle_timeout_ms;
+        let idle = self.session_idle_timeout_ms;
+        if idle != 0 && !(1000..=86_400_000_000).contains(&idle) {
             return Err(format!(
-                "session_idle_timeout_ms {ms}: must be 0 (never) to 86400000000 (a thousand days)"
+                "session_idle_timeout_ms {idle}: must be 1000 to 86400000000, or 0 (sessions never expire)"
             ));
         }
         for (name, ms) in [

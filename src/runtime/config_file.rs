@@ -146,6 +146,7 @@ mod tests {
             ("_cluster = 3", "_cluster = 2", None, "--servers 2"),
             ("0001020304", "00010203", None, "32 hexadecimal"),
             ("[servers]", "[timeouts]\nelection_timeout_ms = 3\n[servers]", None, "[timeouts] election"),
+            ("[servers]", "[timeouts]\nsession_idle_timeout_ms = 9\n[servers]", None, "or 0 (sessions never"),
         ] {
             let (at, what) = parse(&GOOD.replacen(from, to, 1)).expect_err("an unsound file");
             assert!(what.contains(part) && !what.contains('\n'), "{what}");
