@@ -132,6 +132,8 @@ pub struct Timeouts {
     pub read_timeout_ms: u64,
     /// Silence after which a client counts a server as unreachable.
     pub unreachable_timeout_ms: u64,
+    /// How long a session may stay unused before the shard that issued it lets it expire (T7); 0 stands for ever.
+    pub session_idle_timeout_ms: u64,
 }
 
 impl Default for Timeouts {
@@ -142,6 +144,7 @@ impl Default for Timeouts {
             in_doubt_timeout_ms: 1000,
             read_timeout_ms: 5000,
             unreachable_timeout_ms: 1500,
+            session_idle_timeout_ms: 600_000,
         }
     }
 }
@@ -167,11 +170,22 @@ impl Timeouts {
         Duration::from_millis(self.unreachable_timeout_ms)
     }
 
+    /// `None` if sessions never expire.
+    pub fn session_idle(&self) -> Option<Duration> {
+        (self.session_idle_timeout_ms > 0).then(|| Duration::from_millis(self.session_idle_timeout_ms))
+    }
+
     pub fn validate(&self) -> Result<(), String> {
         if self.heartbeat_interval_ms == 0 || self.election_timeout_ms < 3 * self.heartbeat_interval_ms {
             return Err(format!(
                 "election_timeout_ms {}: must be at least three heartbeat intervals ({} ms each, at least 1)",
                 self.election_timeout_ms, self.heartbeat_interval_ms
+            ));
+        }
+        let idle = self.session_idle_timeout_ms;
+        if idle != 0 && !(1000..=86_400_000_000).contains(&idle) {
+            return Err(format!(
+                "session_idle_timeout_ms {idle}: must be 1000 to 86400000000, or 0 (sessions never expire)"
             ));
         }
         for (name, ms) in [
@@ -207,6 +221,8 @@ pub struct Limits {
     pub recoveries: usize,
     /// Sequences above its mark that a session may use on one shard.
     pub session_window: u64,
+    /// Sessions that one shard issues and has not let expire.
+    pub sessions: usize,
     /// Transactions in one block.
     pub group_max: usize,
     /// Bytes of blocks in one frame of a coordinator, unless a single block is larger.
@@ -228,6 +244,7 @@ impl Default for Limits {
             waiting_reads: limits::WAITING_READS,
             recoveries: limits::RECOVERIES,
             session_window: limits::SESSION_WINDOW,
+            sessions: limits::SESSIONS,
             group_max: limits::GROUP_MAX,
             frame_bytes: limits::VALUE_BYTES,
             piece_bytes: limits::PIECE_BYTES,
@@ -259,6 +276,8 @@ pub mod limits {
     pub const CATCH_UP_BYTES: usize = 512 * 1024;
     /// Sequence numbers above its mark that a session may use on one shard.
     pub const SESSION_WINDOW: u64 = 1 << 16;
+    /// Sessions of one shard that have not expired, each known to every shard; an open beyond them is answered *busy*.
+    pub const SESSIONS: usize = 1024;
     /// The most transactions in one block; with 24 bytes each, a slot has room for outcomes ahead of them.
     pub const GROUP_MAX: usize = 8190;
     /// Bytes waiting to be written to one peer before messages to it are dropped.

@@ -195,7 +195,7 @@ pub fn restore(
     recovered: Recovered,
 ) -> Result<Shard, StorageError> {
     let id = topology.shard_of_server(me);
-    let mut bank = load(topology, id, recovered.snapshot, wal)?.with_session_window(limits.session_window);
+    let mut bank = load(topology, id, recovered.snapshot, wal)?.with_limits(&limits);
     let agreed = replay(&mut bank, recovered.decided, limits.digest_slots, wal)?;
     let votes = recovered.votes.into_iter().map(|(_, ballot, value)| (ballot, value)).collect();
     let servers = topology.servers_of(id).collect();

@@ -18,6 +18,7 @@ use crate::types::{AccountId, Ballot, ClientId, Cut, NodeId, Reason, ShardId, Sl
 
 mod catch_up;
 mod digests;
+mod idle;
 mod io;
 mod recovery;
 
@@ -27,6 +28,7 @@ pub use io::{Event, Input, Output};
 
 use digests::Comparison;
 pub use digests::Divergence;
+use idle::Idle;
 
 /// The client under whose name this server's own recoverer asks its own shard. Drivers number clients from 1.
 const MYSELF: ClientId = ClientId(0);
@@ -83,6 +85,7 @@ pub struct Shard {
     reads: Vec<Pending>,
     /// When to finish each undecided YES that this leader holds.
     doubts: BTreeMap<TxnId, Time>,
+    idle: Idle,
     recoverer: Coordinator,
     random: u64,
     snapshot_wanted: bool,
@@ -125,6 +128,7 @@ impl Shard {
             pending: BTreeMap::new(),
             reads: Vec::new(),
             doubts: BTreeMap::new(),
+            idle: Idle::default(),
             recoverer,
             random: u64::from(me.0),
             snapshot_wanted: false,
@@ -185,8 +189,9 @@ impl Shard {
         let doubts = self.doubts.values().min().copied();
         let reads = self.reads.iter().map(|r| r.deadline).min();
         let recovery = self.recoverer.next_deadline();
-        let digests = self.comparison.next_deadline();
-        [doubts, reads, recovery, digests].into_iter().flatten().fold(self.replica.next_deadline(), Time::min)
+        let (digests, idle) = (self.comparison.next_deadline(), self.idle.next_look());
+        let mine = [doubts, reads, recovery, digests, idle];
+        mine.into_iter().flatten().fold(self.replica.next_deadline(), Time::min)
     }
 
     /// The single entry point.
@@ -222,6 +227,7 @@ impl Shard {
             }
             Input::TurnEnd => {
                 self.recover_doubts(now, out);
+                self.retire_sessions(now, out);
                 self.recovery_step(now, txn::Input::TurnEnd, out);
                 self.propose_queue(now, out);
                 self.begin_reads(out);
@@ -441,8 +447,10 @@ impl Shard {
         }
         self.leading = leading;
         self.doubts.clear();
+        self.idle = Idle::default();
         self.recovery_step(now, txn::Input::Abandon, out);
         if leading.is_some() {
+            self.idle = Idle::begin(now, self.timeouts.session_idle(), &self.bank);
             let holds: Vec<TxnId> = self.bank.holds().keys().copied().collect();
             holds.into_iter().for_each(|id| self.arm(now, id));
         }
@@ -466,6 +474,10 @@ impl Shard {
                 }
                 // Afterwards, since one slot may hold both a prepare and its outcome.
                 effects.settled.iter().for_each(|id| _ = self.doubts.remove(id));
+                self.idle.used(now, &effects.used);
+                if effects.crowded {
+                    self.idle.crowded(now, self.timeouts.session_idle(), &self.bank);
+                }
             }
             // After the same slots everywhere, so that a server that is sent one can get it from any other.
             if slot.0.is_multiple_of(self.limits.digest_slots) {

@@ -3,7 +3,7 @@
 //! `UPDATE_GOLDENFILES=1 cargo test --test golden` writes the logs anew; read what changed before you keep it.
 //!
 //! Commands (times as `5ms` or `2s`; places are servers `S1`… and coordinators `K1`…):
-//! `world` (`clusters=`, `servers=`, `accounts=`, `balance=`, `seed=`), `client`, `transfer K A B X`, `read K A`,
+//! `world` (`clusters=`, `servers=`, `accounts=`, `balance=`, `seed=`, `idle=` in milliseconds), `client`, `transfer K A B X`, `read K A`,
 //! `run TIME`, `until TEXT` (at most 10 s), `crash S`, `restart S`, `fail S`, `recover S`, `cut A B`, `oneway A B`, `mend`,
 //! `hold A B`, `release`, `kill K`, `pause K`, `resume K`, `fuse S N` (the power goes before the N+1st write or sync),
 //! `before-release S` (dies after the next sync, before anything leaves), `show KIND…` of `syncs probes heartbeats`,
@@ -63,10 +63,12 @@ impl Runner {
             initial_balance: number("balance", 10)?,
         };
         let seed = number("seed", 1)?;
+        let usual = Timeouts::default();
+        let session_idle_timeout_ms = number("idle", usual.session_idle_timeout_ms)?;
         args.reject_next()?;
         self.world = Some(World::new(Options {
             topology,
-            timeouts: Timeouts::default(),
+            timeouts: Timeouts { session_idle_timeout_ms, ..usual },
             limits: Limits::default(),
             seed,
             weather: Weather::CALM,

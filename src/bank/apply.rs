@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::bank::balances::Balances;
 use crate::bank::command::{self, Command, Range, TransferRecord};
+use crate::bank::image::Parts;
 use crate::bank::session::{Register, SessionState};
 use crate::bank::{BlockResult, Status};
-use crate::config::Topology;
-use crate::config::limits::SESSION_WINDOW;
+use crate::config::limits::{SESSION_WINDOW, SESSIONS};
+use crate::config::{Limits, Topology};
 use crate::types::{AccountId, Reason, Session, ShardId, Slot, Transfer, TxnId, Value};
 
 /// An undecided YES: what is held until the outcome arrives. The balance still includes it (B2).
@@ -38,6 +39,10 @@ pub struct Effects {
     pub prepared: Vec<TxnId>,
     /// Transactions that are in doubt no longer.
     pub settled: Vec<TxnId>,
+    /// Sessions of this shard that were opened, or used.
+    pub used: Vec<Session>,
+    /// An open found no room.
+    pub crowded: bool,
     /// Whether to collect `committed`.
     history: bool,
     /// Scratch space for the statuses of a block.
@@ -55,6 +60,8 @@ impl Effects {
         self.committed.clear();
         self.prepared.clear();
         self.settled.clear();
+        self.used.clear();
+        self.crowded = false;
     }
 }
 
@@ -70,6 +77,9 @@ pub struct Bank {
     pub(super) holds: BTreeMap<TxnId, Hold>,
     pub(super) sessions: BTreeMap<Session, SessionState>,
     session_window: u64,
+    sessions_max: usize,
+    /// By issuing shard: below this number a session that is not known here has expired (T7).
+    pub(super) floors: BTreeMap<ShardId, u64>,
     /// The number of the next session that this shard issues.
     pub(super) next_session: u64,
     digest: u64,
@@ -108,6 +118,8 @@ const HOLD: u64 = 2;
 const REGISTER: u64 = 3;
 const MARK: u64 = 4;
 const ISSUED: u64 = 5;
+const FLOOR: u64 = 6;
+const CLOSED: u64 = 7;
 
 impl Bank {
     /// The shard as it is opened: every account holds the initial balance.
@@ -124,6 +136,8 @@ impl Bank {
             holds: BTreeMap::new(),
             sessions: BTreeMap::new(),
             session_window: SESSION_WINDOW,
+            sessions_max: SESSIONS,
+            floors: BTreeMap::new(),
             next_session: 1,
             digest: 0,
             applied: Slot::ZERO,
@@ -142,10 +156,10 @@ impl Bank {
         shard: ShardId,
         applied: Slot,
         balances: Balances,
-        (next_session, sessions, holds): (u64, BTreeMap<Session, SessionState>, BTreeMap<TxnId, Hold>),
+        parts: Parts,
     ) -> Result<Bank, String> {
         let first_account = *topology.accounts_of(shard).start();
-        let session_window = SESSION_WINDOW;
+        let Parts { next_session, floors, sessions, holds } = parts;
         let mut bank = Bank {
             topology,
             shard,
@@ -154,7 +168,9 @@ impl Bank {
             locks: BTreeMap::new(),
             holds,
             sessions,
-            session_window,
+            session_window: SESSION_WINDOW,
+            sessions_max: SESSIONS,
+            floors,
             next_session,
             digest: 0,
             applied,
@@ -182,18 +198,24 @@ impl Bank {
             add(share(BALANCE, account, balance));
         }
         self.holds.iter().for_each(|(id, hold)| add(hold_share(*id, hold)));
+        self.floors.iter().for_each(|(issuer, floor)| add(share(FLOOR, u64::from(issuer.0), *floor)));
         for (session, state) in &self.sessions {
             add(share(MARK, session.0, state.mark()));
-            state.registers(|seq, register| add(register_share(TxnId { session: *session, seq }, register)));
+            if state.is_closed() {
+                add(share(CLOSED, session.0, 0));
+            }
+            for (seq, register) in state.registers() {
+                add(register_share(TxnId { session: *session, seq }, register));
+            }
         }
         digest
     }
 
-    /// The same with another window than the usual one.
-    pub fn with_session_window(self, session_window: u64) -> Bank {
+    /// The same with other bounds than the usual ones.
+    pub fn with_limits(self, limits: &Limits) -> Bank {
         let mut sessions = self.sessions;
-        sessions.values_mut().for_each(|state| state.set_window(session_window));
-        Bank { session_window, sessions, ..self }
+        sessions.values_mut().for_each(|state| state.set_window(limits.session_window));
+        Bank { session_window: limits.session_window, sessions_max: limits.sessions, sessions, ..self }
     }
 
     /// The last slot that was applied.
@@ -240,9 +262,14 @@ impl Bank {
     fn apply_block(&mut self, slot: Slot, command: Command<'_>, effects: &mut Effects) {
         let mut statuses = std::mem::take(&mut effects.statuses);
         statuses.clear();
+        effects.used.extend(command.used().filter(|session| session.shard() == self.shard));
         let common = match command {
             Command::Open => {
-                effects.results.push(BlockResult::Opened(self.open()));
+                let opened = self.open();
+                effects.crowded |= opened.is_none();
+                effects.used.extend(opened);
+                let none = || BlockResult::pack(Status::Done, &[Status::Busy]);
+                effects.results.push(opened.map_or_else(none, BlockResult::Opened));
                 effects.statuses = statuses;
                 return;
             }
@@ -272,86 +299,17 @@ impl Bank {
                 }
                 Status::Yes
             }
+            Command::Close { session } => {
+                statuses.push(self.close(session));
+                Status::Done
+            }
+            Command::Expire { session, live } => {
+                statuses.push(self.expire(session, live.iter().map(|n| n.get())));
+                Status::Done
+            }
         };
         effects.results.push(BlockResult::pack(common, &statuses));
         effects.statuses = statuses;
-    }
-
-    fn open(&mut self) -> Session {
-        let session = Session::new(self.shard, self.next_session);
-        self.swap_share(ISSUED, 0, Some(self.next_session), Some(self.next_session + 1));
-        self.next_session += 1;
-        self.create(session);
-        session
-    }
-
-    fn create(&mut self, session: Session) {
-        let state = SessionState::new(self.session_window);
-        self.swap_share(MARK, session.0, None, Some(state.mark()));
-        self.sessions.insert(session, state);
-    }
-
-    /// Makes sure that a session exists if it may: one of another shard opens with its first mention, one of this shard
-    /// only through `open`, because its number would otherwise be issued twice.
-    fn knows(&mut self, session: Session) -> bool {
-        if !self.sessions.contains_key(&session) {
-            if session.shard() == self.shard {
-                return false;
-            }
-            self.create(session);
-        }
-        true
-    }
-
-    fn state(&mut self, session: Session) -> &mut SessionState {
-        self.sessions.get_mut(&session).expect("B3: `knows` was asked first")
-    }
-
-    fn advance_mark(&mut self, session: Session, mark: u64) -> Status {
-        if !self.knows(session) {
-            return Status::Expired;
-        }
-        let state = self.sessions.get_mut(&session).expect("B3: `knows` was asked first");
-        let before = state.mark();
-        let mut digest = self.digest;
-        state.advance(mark, |seq, register| {
-            if register != Register::Empty {
-                let id = TxnId { session, seq };
-                digest = digest.wrapping_sub(register_share(id, register));
-            }
-        });
-        let after = state.mark();
-        self.digest = digest;
-        self.swap_share(MARK, session.0, Some(before), Some(after));
-        Status::Done
-    }
-
-    /// The answer to a mention of `id` that may set its register, if it is not up to this mention to set it.
-    fn recorded(&mut self, id: TxnId, within_window: bool) -> Option<Status> {
-        if !self.knows(id.session) {
-            return Some(Status::Expired);
-        }
-        let state = self.state(id.session);
-        if id.seq < state.mark() {
-            return Some(Status::Finished);
-        }
-        if within_window && !state.in_window(id.seq) {
-            return Some(Status::Busy);
-        }
-        state.get(id.seq).status()
-    }
-
-    /// Sets a register that is empty, or turns an undecided YES into its outcome; nothing else is ever written (T1).
-    fn record(&mut self, id: TxnId, register: Register) {
-        let before = self.state(id.session).set(id.seq, register);
-        match (before, register) {
-            (Register::Empty, _) => {}
-            (Register::Yes, Register::YesCommitted | Register::YesAborted) => {
-                self.digest = self.digest.wrapping_sub(register_share(id, before));
-            }
-            _ => panic!("T1: the register of {id} is {before:?} and would become {register:?}"),
-        }
-        self.digest = self.digest.wrapping_add(register_share(id, register));
     }
 
     fn abort(&mut self, id: TxnId, reason: Reason) -> Status {
@@ -449,8 +407,8 @@ impl Bank {
             }
             (Some(Status::YesCommitted), true)
             | (Some(Status::YesAborted), false)
-            | (Some(Status::Aborted(_)), false) => Status::Done,
-            (Some(status @ (Status::Finished | Status::Expired)), _) => status,
+            | (Some(Status::Aborted(_) | Status::Closed), false) => Status::Done,
+            (Some(status @ (Status::Finished | Status::Expired | Status::Busy)), _) => status,
             // T2: no commit without this shard's YES, and no second, different decision.
             (None, true) | (Some(_), _) => Status::Invalid,
         }
@@ -524,5 +482,6 @@ fn each(range: Range, records: &[TransferRecord]) -> impl Iterator<Item = (TxnId
     range.seqs().zip(records).map(move |(seq, r)| (TxnId { session: range.session, seq }, r.get()))
 }
 
+mod sessions;
 #[cfg(test)]
 mod tests;

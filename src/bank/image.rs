@@ -35,6 +35,7 @@ pub struct Image {
 #[derive(Serialize, Deserialize)]
 enum Part {
     NextSession(u64),
+    Floor(ShardId, u64),
     Session(Session, SessionImage),
     Hold(TxnId, Hold),
 }
@@ -45,6 +46,16 @@ pub(super) struct SessionImage {
     pub mark: u64,
     pub ring: Value,
     pub beside: Vec<(u64, u8)>,
+    pub closed: bool,
+}
+
+/// What a bank has beside its balances.
+#[derive(Default)]
+pub(super) struct Parts {
+    pub next_session: u64,
+    pub floors: BTreeMap<ShardId, u64>,
+    pub sessions: BTreeMap<Session, SessionState>,
+    pub holds: BTreeMap<TxnId, Hold>,
 }
 
 /// A guard for memory: no rest is ever as long.
@@ -81,9 +92,12 @@ impl Bank {
     pub fn image(&self, piece_bytes: u32) -> Image {
         assert!(piece_bytes > 0 && piece_bytes.is_multiple_of(8), "balances are not cut apart");
         let mut rest = Vec::new();
+        let floors = self.floors.iter().map(|(issuer, floor)| Part::Floor(*issuer, *floor));
         let sessions = self.sessions.iter().map(|(session, state)| Part::Session(*session, state.image()));
         let holds = self.holds.iter().map(|(id, hold)| Part::Hold(*id, hold.clone()));
-        for part in [Part::NextSession(self.next_session)].into_iter().chain(sessions).chain(holds) {
+        for part in
+            [Part::NextSession(self.next_session)].into_iter().chain(floors).chain(sessions).chain(holds)
+        {
             let start = rest.len();
             rest.extend_from_slice(&[0; 4]);
             codec::encode(&part, &mut rest);
@@ -151,23 +165,26 @@ impl Incoming {
         let numbers =
             dense.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of eight bytes")));
         let balances = Balances::collect(accounts, numbers).expect("as many as accounts");
-        let (mut next_session, mut sessions, mut holds) = (None, BTreeMap::new(), BTreeMap::new());
+        let mut parts = Parts::default();
         let mut rest = rest;
         while let Some((bytes, behind)) = rest.split_first_chunk::<4>() {
             let bytes = u32::from_le_bytes(*bytes) as usize;
             let part = behind.get(..bytes).ok_or("it ends in the middle of a part")?;
             match codec::decode(part)? {
-                Part::NextSession(number) => next_session = Some(number),
+                Part::NextSession(number) => parts.next_session = number,
+                Part::Floor(issuer, floor) => _ = parts.floors.insert(issuer, floor),
                 Part::Session(session, image) => {
                     let state = SessionState::from_image(image).map_err(|e| format!("{session}: {e}"))?;
-                    sessions.insert(session, state);
+                    parts.sessions.insert(session, state);
                 }
-                Part::Hold(id, hold) => _ = holds.insert(id, hold),
+                Part::Hold(id, hold) => _ = parts.holds.insert(id, hold),
             }
             rest = &behind[bytes..];
         }
-        let next_session = next_session.filter(|_| rest.is_empty()).ok_or("it ends too early")?;
-        let bank = Bank::from_parts(topology, shard, cut.slot, balances, (next_session, sessions, holds))?;
+        if parts.next_session == 0 || !rest.is_empty() {
+            return Err("it ends too early".into());
+        }
+        let bank = Bank::from_parts(topology, shard, cut.slot, balances, parts)?;
         if bank.digest() != cut.digest {
             return Err(format!("P4: its digest is {:016x}, not {:016x}", bank.digest(), cut.digest));
         }

@@ -151,7 +151,7 @@ impl Shard {
         let Some(Transfer { incoming, .. }) = self.transfer.take() else { return };
         match incoming.finish(self.topology, self.shard) {
             Ok(bank) => {
-                let bank = bank.with_session_window(self.limits.session_window);
+                let bank = bank.with_limits(&self.limits);
                 out.snapshot = Some((bank.image(self.limits.piece_bytes), true));
                 self.installing = Some(bank);
             }

@@ -25,6 +25,13 @@ impl Shard {
         }
     }
 
+    /// Begins the expiry of sessions that nobody uses (T7).
+    pub(super) fn retire_sessions(&mut self, now: Time, out: &mut Output) {
+        for (session, live) in self.idle.due(now, self.timeouts.session_idle(), &self.limits, &self.bank) {
+            self.recovery_step(now, txn::Input::Retire { session, live }, out);
+        }
+    }
+
     pub(super) fn recovery_step(&mut self, now: Time, input: txn::Input, out: &mut Output) {
         let mut asked = txn::Output::default();
         self.recoverer.step(now, input, &mut asked);

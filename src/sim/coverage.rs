@@ -115,6 +115,17 @@ sights! {
     BeyondWindow "a shard answered that a sequence lies beyond its window",
     SessionRenewed "a coordinator left a session whose window was stuck",
     Finished "a shard answered that it has forgotten",
+    // The end of sessions.
+    SessionClosed "a session was closed",
+    SessionExpired "a session expired",
+    ExpiryWaits "an expiry was put off because of an undecided YES",
+    ClosedRefused "a transaction came after its session was closed, and was refused",
+    AfterExpiry "a transaction was mentioned after its session had expired",
+    ClosedToldLive "a living client heard that its session is closed",
+    ExpiredToldLive "a living client heard that its session has expired",
+    Renamed "a transaction got another name in a new session",
+    Forgotten "a client asked about a transaction that every shard had forgotten",
+    NoRoom "an open found no room for one more session",
 }
 
 const COUNT: usize = Seen::ALL.len();

@@ -75,6 +75,8 @@ pub struct Plan {
     pub steady_us: u64,
 }
 
+/// Where sessions that nobody uses expire at all, they do so after less than this.
+pub const FORGETFUL_MS: u64 = 10_000;
 /// What a message takes at most in a fast network.
 pub const FAST_US: u64 = 600;
 
@@ -126,7 +128,7 @@ impl Plan {
             submit: 50 + rng.below(900),
         };
         let slow_disks = rng.one_in(4);
-        let (timeouts, mut limits, coordinators) = (timeouts(rng), limits(rng), 1 + rng.below(4));
+        let (mut timeouts, mut limits, coordinators) = (timeouts(rng), limits(rng), 1 + rng.below(4));
         let sync_us = (50, 100 + rng.below(if slow_disks { 30_000 } else { 1_000 }));
         // Small, so that segments change often; larger than any value that these clients bring about.
         let segment_bytes = 32_768 << rng.below(3);
@@ -149,6 +151,12 @@ impl Plan {
             1 => slow_us.min(5_000),
             _ => FAST_US,
         };
+        if rng.one_in(2) {
+            // Long enough for a client that opens a session to use it in the steady network; no shorter.
+            timeouts.session_idle_timeout_ms = 150 + rng.below(1_500) + steady_us / 50;
+            let few = 1 + rng.below(6) as usize;
+            limits.sessions = if rng.one_in(2) { few } else { limits.sessions };
+        }
         let digest_slots = 1 + rng.below(6);
         if limits != Limits::default() {
             limits.digest_slots = digest_slots;
@@ -187,6 +195,7 @@ fn timeouts(rng: &mut SplitMix64) -> Timeouts {
         in_doubt_timeout_ms: 20 + rng.below(1500),
         read_timeout_ms: 100 + rng.below(5000),
         unreachable_timeout_ms: 100 + rng.below(2000),
+        ..Timeouts::default()
     }
 }
 
@@ -206,6 +215,7 @@ fn limits(rng: &mut SplitMix64) -> Limits {
         waiting_reads: 2 + rng.below(20) as usize,
         recoveries: 1 + rng.below(4) as usize,
         session_window: 8 + rng.below(40),
+        sessions: Limits::default().sessions,
         group_max: 1 + rng.below(8) as usize,
         frame_bytes,
         ..Limits::default()

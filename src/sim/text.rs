@@ -36,6 +36,12 @@ fn block(command: Command<'_>) -> String {
         }
         Command::Fence { range } if range.count == 1 => format!("fence {}", first(range)),
         Command::Fence { range } => format!("fence {} to {}", first(range), range.seqs().end - 1),
+        Command::Close { session } => format!("close {session}"),
+        Command::Expire { session, live: [] } => format!("expire {session}"),
+        Command::Expire { session, live } => {
+            let live: Vec<String> = live.iter().map(|n| n.get().to_string()).collect();
+            format!("expire {session}, live are {}", live.join(" "))
+        }
     }
 }
 

@@ -105,7 +105,7 @@ impl World {
             servers: BTreeMap::new(),
             clients: BTreeMap::new(),
             departed: Vec::new(),
-            checker: Checker::new(topology, limits.session_window),
+            checker: Checker::new(topology, &limits),
             coverage: Coverage::default(),
             hash: TraceHash::default(),
             log: Vec::new(),
@@ -499,7 +499,7 @@ impl World {
     /// Whether everything that was begun is finished, or what is not. Only servers that are up are asked.
     pub fn at_rest(&self) -> Result<(), String> {
         for (id, client) in &self.clients {
-            if let Some(asked) = client.asked.values().find(|a| !a.is_answered()) {
+            if let Some(asked) = client.asked.values().find(|a| self.is_waiting(*id, a)) {
                 return Err(format!("K{id} waits for {:?}, has {:?}", asked.op, asked.outcomes));
             }
         }

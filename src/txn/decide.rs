@@ -1,9 +1,10 @@
 //! What follows from the votes: decisions, definite aborts, fences, and the recovery of somebody else's transactions.
 
 use crate::bank::Status;
-use crate::txn::coordinator::{Coordinator, Event, Life, Outcome, Output};
+use crate::txn::coordinator::{Coordinator, Life};
 use crate::txn::group::{Group, Told, Verdict};
 use crate::txn::link::{Reach, UnitId, Work};
+use crate::txn::port::{Event, Outcome, Output};
 use crate::types::{Reason, ShardId, Time, TxnId};
 
 impl Coordinator {
@@ -30,10 +31,19 @@ impl Coordinator {
         let verdict = |i| group.verdict(i).expect("T2: all votes give a decision");
         let verdicts: Vec<Verdict> = (0..group.range.count as usize).map(verdict).collect();
         for (i, verdict) in verdicts.iter().enumerate() {
-            self.tell(gid, i, outcome_of(*verdict), out);
+            if self.may_repeat(gid, i) {
+                self.repeat(gid, i);
+            } else {
+                self.tell(gid, i, outcome_of(*verdict), out);
+            }
         }
         let group = self.groups.get_mut(&gid).expect("it was just read");
-        if group.participants.len() == 1 {
+        let forgotten = verdicts.contains(&Verdict::Forgotten);
+        if forgotten {
+            let id = TxnId { session: group.range.session, seq: group.range.first };
+            out.events.push(Event::Forgotten { id, count: group.range.count });
+        }
+        if group.participants.len() == 1 || forgotten {
             self.finish(gid);
         } else if group.commits.is_none() {
             group.commits = Some(verdicts.iter().map(|v| *v == Verdict::Commit).collect());
@@ -131,6 +141,8 @@ impl Coordinator {
         let recoveries: Vec<u64> =
             self.groups.iter().filter(|(_, g)| g.home.is_some()).map(|(gid, _)| *gid).collect();
         recoveries.into_iter().for_each(|gid| self.drop_recovery(gid, out));
+        let retiring: Vec<_> = self.retiring.keys().copied().collect();
+        retiring.into_iter().for_each(|session| self.drop_retirement(session, out));
     }
 
     fn drop_recovery(&mut self, gid: u64, out: &mut Output) {
@@ -158,6 +170,7 @@ impl Coordinator {
                 Work::Open => {
                     self.links[index].remove(id);
                 }
+                Work::Close { session } | Work::Expire { session } => self.drop_retirement(session, out),
                 Work::Read { tag, .. } => {
                     self.links[index].remove(id);
                     let first_sent = self.first_sent.remove(&tag);
@@ -186,7 +199,7 @@ impl Coordinator {
         }
     }
 
-    fn tell(&mut self, gid: u64, i: usize, outcome: Outcome, out: &mut Output) {
+    pub(super) fn tell(&mut self, gid: u64, i: usize, outcome: Outcome, out: &mut Output) {
         let group = self.groups.get_mut(&gid).expect("T3: a group is told before it finishes");
         let Some(tag) = group.tags.get(i).copied() else { return };
         let told = if outcome == Outcome::Unknown { Told::Unknown } else { Told::Final };
@@ -203,5 +216,6 @@ fn outcome_of(verdict: Verdict) -> Outcome {
     match verdict {
         Verdict::Commit => Outcome::Committed,
         Verdict::Abort(reason) => Outcome::Aborted(reason),
+        Verdict::Forgotten => Outcome::Unknown,
     }
 }

@@ -34,6 +34,8 @@ pub enum Work {
     Outcome { group: u64 },
     Open,
     Fence { group: u64 },
+    Close { session: Session },
+    Expire { session: Session },
     Execute { group: u64 },
     Read { tag: u64, account: AccountId },
 }
@@ -42,7 +44,7 @@ impl Work {
     pub fn group(self) -> Option<u64> {
         match self {
             Work::Outcome { group } | Work::Fence { group } | Work::Execute { group } => Some(group),
-            Work::Open | Work::Read { .. } => None,
+            Work::Open | Work::Close { .. } | Work::Expire { .. } | Work::Read { .. } => None,
         }
     }
 }
