@@ -291,10 +291,6 @@ pub mod limits {
     pub const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
     /// Bytes of a piece of a snapshot.
     pub const PIECE_BYTES: u32 = 256 * 1024;
-    /// Bytes of log behind a snapshot after which the next one is begun: what a restart reads is about twice this.
-    pub const SNAPSHOT_LOG_BYTES: u64 = 64 * 1024 * 1024;
-    /// Bytes of log kept that no restart needs.
-    pub const AUDIT_BYTES: u64 = 1024 * 1024 * 1024;
 }
 
 #[cfg(test)]

@@ -27,8 +27,8 @@ pub(super) struct Contents {
 
 impl Contents {
     /// A log that goes on behind a snapshot.
-    pub fn behind(slot: Slot, promised: Ballot) -> Contents {
-        Contents { promised, decided: slot, present: slot, base: slot, ..Contents::default() }
+    pub fn behind(slot: Slot) -> Contents {
+        Contents { decided: slot, present: slot, base: slot, ..Contents::default() }
     }
 
     /// A snapshot that came from elsewhere stands for everything up to `slot`.

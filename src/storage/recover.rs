@@ -16,7 +16,7 @@ use super::snapshot::{self, Snapshot, Start};
 use super::wal::{Tail, Wal, io_error};
 use super::{Expected, Identity, Recovered, StorageError};
 use crate::config::Topology;
-use crate::types::Slot;
+use crate::types::{Ballot, Slot};
 
 fn damaged_file(file: &str, offset: impl Into<Option<u64>>, what: impl Into<String>) -> StorageError {
     StorageError::Damaged { file: file.to_string(), offset: offset.into(), what: what.into() }
@@ -40,7 +40,7 @@ impl<D: Disk> Wal<D> {
         let (snapshots, damaged) = open_snapshots(&disk, &names, &identity)?;
         let newest = snapshots.last().copied();
         let (contents, start) = match newest {
-            Some(Snapshot { cut, start, promised }) => (Contents::behind(cut.slot, promised), start),
+            Some(Snapshot { cut, start, .. }) => (Contents::behind(cut.slot), start),
             None => (Contents::default(), Start { group: 0, at: Position::start_of(1) }),
         };
         if !(oldest..=segments).contains(&start.at.segment) {
@@ -70,7 +70,9 @@ impl<D: Disk> Wal<D> {
         let (stop, why) = scan.follow()?;
         let torn = scan.judge_rest(stop, why)?;
         scan.make_durable(start)?;
-        let Scan { contents, group, end, boundaries, .. } = scan;
+        let Scan { mut contents, group, end, boundaries, .. } = scan;
+        // Only now: it was in force when the snapshot was finished, after some of the groups that were just read.
+        contents.raise_promise(newest.map_or(Ballot::ZERO, |snapshot| snapshot.promised));
 
         // The mark, too, before anybody is answered: S1 must hold for the groups of the life before this one.
         let mut mark_file = disk.open(MARK).map_err(io_error(MARK, "open"))?;

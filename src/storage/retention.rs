@@ -6,7 +6,6 @@ use super::disk::Disk;
 use super::format::{Position, segment_name};
 use super::snapshot::{self, Pieces, Snapshot, Start, Writing};
 use super::wal::{Wal, is_full, sync};
-use crate::config::limits;
 use crate::types::{Cut, Slot};
 
 /// When a snapshot is due, and how much of the log is kept that no restart needs.
@@ -18,9 +17,10 @@ pub struct Retention {
     pub audit_bytes: u64,
 }
 
+/// No snapshots: the history of committed transactions is computed from the whole log, and is stored nowhere else yet.
 impl Default for Retention {
     fn default() -> Retention {
-        Retention { snapshot_bytes: limits::SNAPSHOT_LOG_BYTES, audit_bytes: limits::AUDIT_BYTES }
+        Retention { snapshot_bytes: u64::MAX, audit_bytes: u64::MAX }
     }
 }
 

@@ -55,7 +55,7 @@ proptest! {
         let piece = if large { 65_536 } else { 8 * words };
         let mut bank = Bank::new(topology, D1);
         let (own, foreign) = (Session::new(D1, 1), Session::new(ShardId(2), 7));
-        let session = |n: u64| if n % 3 == 0 { foreign } else { own };
+        let session = |n: u64| if n.is_multiple_of(3) { foreign } else { own };
         let apply = |bank: &mut Bank, session, step| apply(bank, topology.accounts, session, step);
         apply(&mut bank, own, (0, 1, 0));
         steps.iter().for_each(|step| apply(&mut bank, session(step.2), *step));
