@@ -211,6 +211,8 @@ pub struct Limits {
     pub group_max: usize,
     /// Bytes of blocks in one frame of a coordinator, unless a single block is larger.
     pub frame_bytes: usize,
+    /// Bytes of a log without space that new work may not have: see [`limits::RESERVE_BYTES`].
+    pub reserve_bytes: u64,
 }
 
 impl Default for Limits {
@@ -226,6 +228,7 @@ impl Default for Limits {
             session_window: limits::SESSION_WINDOW,
             group_max: limits::GROUP_MAX,
             frame_bytes: limits::VALUE_BYTES,
+            reserve_bytes: limits::RESERVE_BYTES,
         }
     }
 }
@@ -259,6 +262,11 @@ pub mod limits {
     pub const PEER_BUFFER_BYTES: usize = PEER_FRAME_BYTES;
     /// Bytes waiting to be written to one client before it is no longer read.
     pub const CLIENT_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+    /// Where the disk is full, this much of the log is kept for what frees locks: fences, outcomes, and what is in flight
+    /// when the reserve begins. A quarter of it is for promises alone.
+    pub const RESERVE_BYTES: u64 = 1024 * 1024;
+    /// What a record takes in the log beyond its value, at most.
+    pub const RECORD_BYTES: u64 = 64;
     /// Size of a WAL segment file.
     pub const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 }

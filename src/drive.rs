@@ -1,5 +1,6 @@
 //! Persist, then release: the order of one turn, written once, for the mio thread and for the simulator.
 //!
+//! 0. Secure space for all that the turn may want to write, or tell the core how much there is.
 //! 1. Step every input of the turn, then `TurnEnd` (the leader closes its batch).
 //! 2. Send what promises nothing: proposals, heartbeats, replies about decided slots.
 //! 3. Append the records as one group and sync **once** (P1).
@@ -10,6 +11,7 @@
 
 use crate::bank::{Bank, Effects};
 use crate::config::{Limits, Timeouts, Topology, limits};
+use crate::paxos::room::record_bytes;
 use crate::paxos::{self, Message, ReadLog, Replica};
 use crate::shard::{self, Input, Output, Shard};
 use crate::storage::{CommitStats, Recovered, StableLog, StorageError};
@@ -41,6 +43,8 @@ pub fn turn(
     ports: &mut impl Ports,
 ) -> std::io::Result<()> {
     let mut out = Output::default();
+    let inputs: Vec<Input> = inputs.into_iter().collect();
+    secure_room(now, shard, wal, inputs.iter().map(Input::demand).sum(), &mut out)?;
     for input in inputs {
         shard.step(now, input, &mut out);
     }
@@ -63,6 +67,9 @@ pub fn turn(
             wal.set_decided(shard.replica().decided());
             let stats = wal.commit()?;
             ports.synced(&stats);
+            let own = core.after.iter().filter(|(to, _)| *to == shard.id());
+            let demand = own.flat_map(|(_, message)| message.values()).map(record_bytes).sum();
+            secure_room(now, shard, wal, demand, &mut out)?;
         }
 
         let mut more = false;
@@ -83,6 +90,21 @@ pub fn turn(
             return Ok(());
         }
     }
+}
+
+/// Space before work: afterwards either everything fits that the core may want to write, or the core knows what does and
+/// wants no more. So no group of records is ever left half written, or unwritten, for lack of space.
+fn secure_room(
+    now: Time,
+    shard: &mut Shard,
+    wal: &mut impl StableLog,
+    demand: u64,
+    out: &mut Output,
+) -> std::io::Result<()> {
+    let again = shard.replica().asks_for_space(now);
+    let room = wal.secure(shard.demand() + demand, again)?;
+    shard.step(now, Input::Room(room), out);
+    Ok(())
 }
 
 fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {

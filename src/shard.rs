@@ -45,6 +45,9 @@ pub enum Input {
     Timer {
         random: u64,
     },
+    /// How many bytes of records are certain to fit into the log; `None` while the disk gives space. Before a turn, and
+    /// after each group of records that was written.
+    Room(Option<u64>),
     /// The server was cut off and its timers stood still; now it is back.
     Resume,
     /// Everything that this turn of the driver's loop brought has been stepped.
@@ -223,10 +226,12 @@ impl Shard {
                     self.replica.timer(now, random, &mut out.paxos);
                 }
             }
+            Input::Room(room) => self.replica.set_room(now, room, &mut out.paxos),
             Input::Resume => self.replica.resume(now, &mut out.paxos),
             Input::TurnEnd => {
                 self.recover_doubts(now, out);
                 self.recovery_step(now, txn::Input::TurnEnd, out);
+                self.refuse_for_space(now, out);
                 self.propose_queue(now, out);
                 self.begin_reads(out);
                 self.replica.turn_end(now, &mut out.paxos);
@@ -553,5 +558,6 @@ impl Shard {
     }
 }
 
+mod space;
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,10 @@ impl StableLog for DoomedLog<'_> {
         self.wal.set_decided(slot);
     }
 
+    fn secure(&mut self, bytes: u64, again: bool) -> io::Result<Option<u64>> {
+        self.wal.secure(bytes, again)
+    }
+
     fn commit(&mut self) -> io::Result<CommitStats> {
         self.wal.commit()
     }

@@ -61,7 +61,13 @@ pub trait StableLog {
     fn append(&mut self, record: &Record);
     /// See [`Wal::set_decided`].
     fn set_decided(&mut self, slot: Slot);
-    /// See [`Wal::commit`].
+    /// See [`Wal::secure`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`StableLog::commit`]. A full disk is none.
+    fn secure(&mut self, bytes: u64, again: bool) -> io::Result<Option<u64>>;
+    /// See [`Wal::commit`]. Room for the records was secured.
     ///
     /// # Errors
     ///
@@ -111,7 +117,13 @@ impl fmt::Display for StorageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StorageError::Io { file, doing, source } => {
-                write!(f, "{file}: cannot {doing}: {source}; check the disk and the directory's permissions")
+                let todo = match source.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                        "the disk is full, free some space and start again"
+                    }
+                    _ => "check the disk and the directory's permissions",
+                };
+                write!(f, "{file}: cannot {doing}: {source}; {todo}")
             }
             StorageError::NotFormatted => {
                 write!(

@@ -44,6 +44,8 @@ pub struct Wal<D: Disk> {
     last_record: usize,
     /// A buffer kept from group to group.
     spare: Vec<u8>,
+    /// The disk had no space for a segment, and since then none was made.
+    full: bool,
     /// What made the log unusable, for good.
     failed: Option<(io::ErrorKind, String)>,
 }
@@ -191,6 +193,7 @@ impl<D: Disk> Wal<D> {
             chunks: Vec::new(),
             last_record: 0,
             spare: Vec::new(),
+            full: false,
             failed: None,
         }
     }
@@ -360,16 +363,51 @@ impl<D: Disk> Wal<D> {
     /// Fills the next segment with zeros, one piece a call, once the active one is half full, so that no turn pays for
     /// a whole segment. True if there was something to do. To be called once a turn, or when idle.
     ///
+    /// A full disk is left alone, until [`Wal::secure`] asks it again.
+    ///
     /// # Errors
     ///
-    /// As for [`Wal::commit`]: out of space is not final, all else is.
+    /// All are final; a full disk is none.
     pub fn prepare_ahead(&mut self) -> io::Result<bool> {
         self.check()?;
-        if !self.ready.is_empty() || self.end.offset < self.segment_bytes / 2 {
+        if self.full || !self.ready.is_empty() || self.end.offset < self.segment_bytes / 2 {
             return Ok(false);
         }
-        self.fill()?;
-        Ok(true)
+        match self.fill() {
+            Ok(()) => Ok(true),
+            Err(e) if is_full(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes room for `bytes` of records, or says how many fit in any case, however they are cut, if the disk is full.
+    /// `None`: they fit. A disk that was full is asked only if `again` is set.
+    ///
+    /// # Errors
+    ///
+    /// All are final; a full disk is none.
+    pub fn secure(&mut self, bytes: u64, again: bool) -> io::Result<Option<u64>> {
+        self.check()?;
+        let mut asks = again || !self.full;
+        while asks && (self.full || self.certain_room() < bytes) {
+            match self.fill() {
+                Ok(()) => {}
+                Err(e) if is_full(&e) => asks = false,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(self.full.then(|| self.certain_room()))
+    }
+
+    /// What fits in any case: at the end of each segment a record may be left over that goes to the next one.
+    fn certain_room(&self) -> u64 {
+        let blank = self.segment_bytes - BLOCK - HEADER;
+        let largest = record_bytes(limits::VALUE_BYTES).min(blank / 2);
+        let tail = self.tail();
+        match (self.end.segment + self.ready.len() as u32).saturating_sub(tail.segment) {
+            0 => (self.segment_bytes - HEADER).saturating_sub(tail.offset),
+            untouched => blank + u64::from(untouched - 1) * (blank - largest),
+        }
     }
 
     /// Bytes that can be appended without asking the file system for space.
@@ -384,7 +422,10 @@ impl<D: Disk> Wal<D> {
         let number = self.end.segment + 1 + self.ready.len() as u32;
         match self.fill_step(number) {
             Ok(()) => Ok(()),
-            Err(e) if is_full(&e) => Err(e),
+            Err(e) if is_full(&e) => {
+                self.full = true;
+                Err(e)
+            }
             Err(e) => Err(self.poison(format!("{}: zeros ahead", segment_name_new(number)), e)),
         }
     }
@@ -404,6 +445,7 @@ impl<D: Disk> Wal<D> {
         };
         if done {
             self.ready.push_back(filling.file);
+            self.full = false;
             // Once a segment is seldom enough to cost nothing and often enough that the mark is never far behind.
             sync(&mut self.mark)?;
         } else {
@@ -460,6 +502,10 @@ impl<D: Disk> StableLog for Wal<D> {
 
     fn set_decided(&mut self, slot: Slot) {
         Wal::set_decided(self, slot);
+    }
+
+    fn secure(&mut self, bytes: u64, again: bool) -> io::Result<Option<u64>> {
+        Wal::secure(self, bytes, again)
     }
 
     fn commit(&mut self) -> io::Result<CommitStats> {

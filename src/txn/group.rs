@@ -37,6 +37,8 @@ pub struct Group {
     pub first_sent: Option<Time>,
     /// Nothing of this group is executed any more; registers are fenced instead.
     pub fencing: bool,
+    /// It is fenced because a participant has no space, not because one has no majority.
+    pub full: bool,
     /// The shard in whose name somebody else's transactions are recovered.
     pub home: Option<ShardId>,
 }
@@ -55,6 +57,7 @@ impl Group {
             participants,
             first_sent: None,
             fencing: false,
+            full: false,
             home: None,
         }
     }
@@ -80,6 +83,7 @@ impl Group {
         }
         match reason {
             // With a vote missing, a reason of higher precedence may still come; the abort itself is certain.
+            Some(Reason::NoQuorum) if self.full => Some(Verdict::Abort(Reason::StorageFull)),
             Some(reason) => Some(Verdict::Abort(reason)),
             None if missing => None,
             None => Some(Verdict::Commit),

@@ -1,6 +1,7 @@
 //! Schedules that once broke the coordinator, told frame by frame.
 
 mod answers;
+mod space;
 
 use std::time::Duration;
 
