@@ -13,6 +13,8 @@
 //! After a failed write or sync the log is poisoned: the kernel may have marked the page clean, so a second sync that
 //! succeeds proves nothing. Recovery for the same reason writes again what it finds above the mark.
 //!
+//! A full disk is no failure: [`Wal::secure`] finds it out before anything is written, and says what still fits.
+//!
 //! Deliberately absent: clocks (the simulator runs this code; callers measure), threads, repair of damage, snapshots,
 //! and retiring of old segments.
 
