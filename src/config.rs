@@ -231,6 +231,8 @@ pub struct Limits {
     pub piece_bytes: u32,
     /// Servers compare the digests of their states after every slot that this divides (P4), and take snapshots there.
     pub digest_slots: u64,
+    /// Bytes of a log without space that new work may not have: see [`limits::RESERVE_BYTES`].
+    pub reserve_bytes: u64,
 }
 
 impl Default for Limits {
@@ -249,6 +251,7 @@ impl Default for Limits {
             frame_bytes: limits::VALUE_BYTES,
             piece_bytes: limits::PIECE_BYTES,
             digest_slots: limits::DIGEST_SLOTS,
+            reserve_bytes: limits::RESERVE_BYTES,
         }
     }
 }
@@ -287,6 +290,11 @@ pub mod limits {
     /// Slots from one comparison of digests to the next: as many as a leader has in flight, so that they cost next to
     /// nothing under load.
     pub const DIGEST_SLOTS: u64 = 64;
+    /// Where the disk is full, this much of the log is kept for what frees locks: fences, outcomes, and what is in flight
+    /// when the reserve begins. A quarter of it is for promises alone.
+    pub const RESERVE_BYTES: u64 = 1024 * 1024;
+    /// What a record takes in the log beyond its value, at most.
+    pub const RECORD_BYTES: u64 = 64;
     /// Size of a WAL segment file.
     pub const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
     /// Bytes of a piece of a snapshot.

@@ -1,5 +1,6 @@
 //! Persist, then release: the order of one turn, written once, for the mio thread and for the simulator.
 //!
+//! 0. Secure space for all that the turn may want to write, or tell the core how much there is.
 //! 1. Step every input of the turn, then `TurnEnd` (the leader closes its batch).
 //! 2. Send what promises nothing: proposals, heartbeats, replies about decided slots.
 //! 3. Append the records as one group and sync **once** (P1).
@@ -10,6 +11,7 @@
 
 use crate::bank::{Bank, Effects, Image, Incoming};
 use crate::config::{Limits, Timeouts, Topology, limits};
+use crate::paxos::room::record_bytes;
 use crate::paxos::{self, Message, ReadLog, Replica};
 use crate::shard::{self, Divergence, Input, Output, Shard};
 use crate::storage::{CommitStats, Pieces, Recovered, StableLog, StorageError};
@@ -42,8 +44,12 @@ pub fn turn(
     ports: &mut impl Ports,
 ) -> std::io::Result<()> {
     let mut out = Output::default();
+    let inputs: Vec<Input> = inputs.into_iter().collect();
+    secure_room(now, shard, wal, inputs.iter().map(Input::demand).sum(), &mut out)?;
     if let Some(cut) = wal.snapshot().filter(|cut| shard.snapshot_saved() != Some(*cut)) {
         shard.step(now, Input::SnapshotSaved(cut), &mut out);
+    } else if shard.is_installing() && !wal.writes_snapshot() {
+        shard.step(now, Input::SnapshotLost, &mut out);
     }
     if wal.wants_snapshot() {
         shard.step(now, Input::SnapshotWanted, &mut out);
@@ -76,6 +82,9 @@ pub fn turn(
             wal.set_decided(shard.replica().decided());
             let stats = wal.commit()?;
             ports.synced(&stats);
+            let own = core.after.iter().filter(|(to, _)| *to == shard.id());
+            let demand = own.flat_map(|(_, message)| message.values()).map(record_bytes).sum();
+            secure_room(now, shard, wal, demand, &mut out)?;
         }
         if let Some((image, foreign)) = snapshot {
             // After the sync: the log must hold what comes behind the snapshot.
@@ -110,6 +119,21 @@ pub fn turn(
 /// What an error of [`turn`] says of the server's state, if it is not its disk that failed (P4).
 pub fn divergence(error: &std::io::Error) -> Option<&Divergence> {
     error.get_ref()?.downcast_ref()
+}
+
+/// Space before work: afterwards either everything fits that the core may want to write, or the core knows what does and
+/// wants no more. So no group of records is ever left half written, or unwritten, for lack of space.
+fn secure_room(
+    now: Time,
+    shard: &mut Shard,
+    wal: &mut impl StableLog,
+    demand: u64,
+    out: &mut Output,
+) -> std::io::Result<()> {
+    let again = shard.replica().asks_for_space(now);
+    let room = wal.secure(shard.demand() + demand, again)?;
+    shard.step(now, Input::Room(room), out);
+    Ok(())
 }
 
 fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {

@@ -21,6 +21,7 @@ mod digests;
 mod idle;
 mod io;
 mod recovery;
+mod space;
 
 pub use catch_up::ReadPiece;
 use catch_up::Transfer;
@@ -144,6 +145,11 @@ impl Shard {
         Shard { snapshot_saved, ..self }
     }
 
+    /// Whether a snapshot that another server sent is complete, and not durable yet.
+    pub fn is_installing(&self) -> bool {
+        self.installing.is_some()
+    }
+
     /// The newest snapshot that is known to be durable.
     pub fn snapshot_saved(&self) -> Option<Cut> {
         self.snapshot_saved
@@ -218,8 +224,10 @@ impl Shard {
                     self.replica.timer(now, random, &mut out.paxos);
                 }
             }
+            Input::Room(room) => self.replica.set_room(now, room, &mut out.paxos),
             Input::SnapshotWanted => self.snapshot_wanted = true,
             Input::SnapshotSaved(cut) => self.on_snapshot_saved(now, cut, out),
+            Input::SnapshotLost => self.installing = None,
             Input::PieceRead { read, bytes } => self.send_piece(read, bytes, out),
             Input::Resume => {
                 self.comparison.resume();
@@ -229,6 +237,7 @@ impl Shard {
                 self.recover_doubts(now, out);
                 self.retire_sessions(now, out);
                 self.recovery_step(now, txn::Input::TurnEnd, out);
+                self.refuse_for_space(now, out);
                 self.propose_queue(now, out);
                 self.begin_reads(out);
                 self.replica.turn_end(now, &mut out.paxos);

@@ -222,18 +222,22 @@ pub enum Reason {
     UnknownAccount = 3,
     /// A participant lacked a majority, and the transaction is known to have no effect anywhere, for ever.
     NoQuorum = 4,
+    /// A participant's servers have no space left for their logs, and the transaction is known to have no effect anywhere,
+    /// for ever.
+    StorageFull = 5,
     /// An account is locked by a cross-shard transaction in progress.
-    LockContention = 5,
+    LockContention = 6,
     /// The sender's balance is below the amount.
-    InsufficientBalance = 6,
+    InsufficientBalance = 7,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 6] = [
+    pub const ALL: [Reason; 7] = [
         Reason::InvalidAmount,
         Reason::SameAccount,
         Reason::UnknownAccount,
         Reason::NoQuorum,
+        Reason::StorageFull,
         Reason::LockContention,
         Reason::InsufficientBalance,
     ];
@@ -249,6 +253,7 @@ impl Reason {
             Reason::SameAccount => "same-account",
             Reason::UnknownAccount => "unknown-account",
             Reason::NoQuorum => "no-quorum",
+            Reason::StorageFull => "storage-full",
             Reason::LockContention => "lock-contention",
             Reason::InsufficientBalance => "insufficient-balance",
         }

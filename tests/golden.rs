@@ -3,11 +3,13 @@
 //! `UPDATE_GOLDENFILES=1 cargo test --test golden` writes the logs anew; read what changed before you keep it.
 //!
 //! Commands (times as `5ms` or `2s`; places are servers `S1`… and coordinators `K1`…):
-//! `world` (`clusters=`, `servers=`, `accounts=`, `balance=`, `seed=`, `idle=` in milliseconds), `client`, `transfer K A B X`, `read K A`,
-//! `run TIME`, `until TEXT` (at most 10 s), `crash S`, `restart S`, `fail S`, `recover S`, `cut A B`, `oneway A B`, `mend`,
-//! `hold A B`, `release`, `kill K`, `pause K`, `resume K`, `fuse S N` (the power goes before the N+1st write or sync),
-//! `before-release S` (dies after the next sync, before anything leaves), `show KIND…` of `syncs probes heartbeats`,
-//! `status`, `balances`. Parentheses silence a command.
+//! `world` (`clusters=`, `servers=`, `accounts=`, `balance=`, `seed=`, `idle=` in milliseconds,
+//! `reserve=` bytes), `client`, `transfer K A B X`,
+//! `read K A`, `run TIME`, `until TEXT` (at most 10 s), `crash S`, `restart S`, `fail S`, `recover S`, `cut A B`,
+//! `oneway A B`, `mend`, `hold A B`, `release`, `kill K`, `pause K`, `resume K`, `fuse S N` (the power goes before the N+1st
+//! write or sync), `before-release S` (dies after the next sync, before anything leaves), `full S` and `space S` (its disk
+//! gives no more space than it has given, or does again), `show KIND…` of `syncs probes heartbeats`, `status`, `balances`.
+//! Parentheses silence a command.
 
 use std::error::Error;
 use std::path::Path;
@@ -65,11 +67,12 @@ impl Runner {
         let seed = number("seed", 1)?;
         let usual = Timeouts::default();
         let session_idle_timeout_ms = number("idle", usual.session_idle_timeout_ms)?;
+        let limits = Limits { reserve_bytes: number("reserve", 8192)?, ..Limits::default() };
         args.reject_next()?;
         self.world = Some(World::new(Options {
             topology,
             timeouts: Timeouts { session_idle_timeout_ms, ..usual },
-            limits: Limits::default(),
+            limits,
             seed,
             weather: Weather::CALM,
             sync_us: (100, 100),
@@ -186,6 +189,8 @@ impl goldenscript::Runner for Runner {
                 let (id, n) = (server(next()?)?, next()?.parse()?);
                 self.world()?.arm(id, Harm::Fuse(n));
             }
+            "full" => self.world()?.fill_disk(server(next()?)?, 0),
+            "space" => self.world()?.free_disk(server(next()?)?),
             "before-release" => self.world()?.arm(server(next()?)?, Harm::BeforeRelease),
             "cut" | "oneway" | "hold" => {
                 let (a, b) = (place(next()?)?, place(next()?)?);

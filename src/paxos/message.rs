@@ -45,6 +45,16 @@ impl Message {
             _ => None,
         }
     }
+
+    /// The values that it carries.
+    pub fn values(&self) -> Box<dyn Iterator<Item = &Value> + '_> {
+        match self {
+            Message::Accept(m) => Box::new(m.values.iter()),
+            Message::Promise(m) => Box::new(m.votes.iter().map(|(_, value)| value)),
+            Message::Entries(m) => Box::new(m.entries.iter().map(|(_, value)| value)),
+            _ => Box::new(std::iter::empty()),
+        }
+    }
 }
 
 /// "Would you follow me if I campaigned?" Changes nothing at the receiver.
@@ -52,12 +62,15 @@ impl Message {
 pub struct PreVote {
     /// Tells apart the attempts of one server, so that an answer counts only as long as what it answers is fresh.
     pub attempt: u64,
+    /// Whether the asker's log has room for new work. One without leads only where nobody else could.
+    pub has_room: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct PreVoteReply {
     pub attempt: u64,
-    /// Yes, unless a leader other than the asker was heard within the election time-out.
+    /// Yes, unless a leader other than the asker was heard within the election time-out, or this server has room in its
+    /// log and the asker has none.
     pub granted: bool,
     /// The highest ballot that the answering server has promised; the campaign must go above it.
     pub promised: Ballot,
@@ -122,6 +135,8 @@ pub struct HeartbeatReply {
     pub round: u64,
     /// As in [`Accepted`]; it tells a leader what was lost on the way.
     pub position: Slot,
+    /// Bytes of records that this server would still accept, if its disk is full.
+    pub room: Option<u64>,
 }
 
 /// A candidate asks for decided entries that it lacks.

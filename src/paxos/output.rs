@@ -68,6 +68,16 @@ pub enum Event {
         to: NodeId,
         from: Slot,
     },
+    /// The disk is full; this much still fits into the log.
+    SpaceShort {
+        room: u64,
+    },
+    /// The disk gives space again.
+    SpaceBack,
+    /// Something was dropped for lack of room, as if it had been lost.
+    NoRoom {
+        what: &'static str,
+    },
     /// A message that fits nothing this server is doing.
     Ignored {
         from: NodeId,

@@ -36,10 +36,15 @@ pub enum Input {
     },
     /// The server was cut off and its timers stood still; now it is back.
     Resume,
+    /// How many bytes of records are certain to fit into the log; `None` while the disk gives space. Before a turn, and
+    /// after each group of records that was written.
+    Room(Option<u64>),
     /// So much log lies behind the last snapshot that another one is due.
     SnapshotWanted,
     /// A snapshot is durable.
     SnapshotSaved(Cut),
+    /// There was no space for the snapshot that another server sent.
+    SnapshotLost,
     /// What [`ReadPiece`] asked for, if it is there.
     PieceRead {
         read: ReadPiece,

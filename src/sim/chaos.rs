@@ -227,6 +227,7 @@ impl Run {
         for id in topology.servers() {
             self.world.skew(id, 1_000_000);
             self.world.slow_disk(id, 1);
+            self.world.free_disk(id);
             if away.contains(&id) {
                 if self.world.servers[&id].is_up() {
                     self.world.fail(id);

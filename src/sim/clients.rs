@@ -194,6 +194,7 @@ impl World {
         let (op, since) = (asked.op, asked.since);
         match (&op, &outcome) {
             (_, Outcome::Aborted(Reason::NoQuorum)) => self.coverage.see(Seen::NoQuorum),
+            (_, Outcome::Aborted(Reason::StorageFull)) => self.coverage.see(Seen::StorageFull),
             (Op::Read(_), Outcome::Aborted(Reason::LockContention)) => self.coverage.see(Seen::ReadGaveUp),
             (_, Outcome::Aborted(Reason::LockContention)) => self.coverage.see(Seen::LockContention),
             (_, Outcome::Aborted(Reason::InsufficientBalance)) => {

@@ -38,6 +38,10 @@ impl StableLog for DoomedLog<'_> {
         self.wal.set_decided(slot);
     }
 
+    fn secure(&mut self, bytes: u64, again: bool) -> io::Result<Option<u64>> {
+        self.wal.secure(bytes, again)
+    }
+
     fn commit(&mut self) -> io::Result<CommitStats> {
         self.wal.commit()
     }
@@ -48,6 +52,10 @@ impl StableLog for DoomedLog<'_> {
 
     fn wants_snapshot(&self) -> bool {
         self.wal.wants_snapshot()
+    }
+
+    fn writes_snapshot(&self) -> bool {
+        self.wal.has_work()
     }
 
     fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {
@@ -117,7 +125,15 @@ impl StableLog for MisreadLog<'_> {
         Ok(entries)
     }
 
+    fn secure(&mut self, _: u64, _: bool) -> io::Result<Option<u64>> {
+        panic!("a server that starts writes nothing");
+    }
+
     fn wants_snapshot(&self) -> bool {
+        false
+    }
+
+    fn writes_snapshot(&self) -> bool {
         false
     }
 

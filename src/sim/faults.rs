@@ -62,6 +62,9 @@ impl Run {
             let slowness = 10 + self.world.rng.below(100);
             self.world.slow_disk(id, slowness);
         }
+        if self.plan.swarm.full > 0 && self.chance(self.plan.swarm.full) {
+            self.fill_disks();
+        }
         let (wipe, damage) = (self.chance(self.plan.swarm.wipe), self.chance(self.plan.swarm.damage));
         if wipe || damage {
             let id = self.any_server();
@@ -80,6 +83,17 @@ impl Run {
         if self.plan.swarm.mislead > 0 && self.chance(self.plan.swarm.mislead) {
             let id = self.any_server();
             self.world.mislead(id);
+        }
+    }
+
+    /// One disk fills up, or those of a whole cluster: whatever else lies there takes all space but a little.
+    fn fill_disks(&mut self) {
+        let id = self.any_server();
+        let topology = self.world.options.topology;
+        let all = self.world.rng.one_in(2);
+        for server in topology.servers_of(topology.shard_of_server(id)).filter(|s| all || *s == id) {
+            let spare = self.below(2 * self.plan.segment_bytes);
+            self.world.fill_disk(server, spare);
         }
     }
 
@@ -166,6 +180,9 @@ impl Run {
             }
             if self.chance(self.plan.swarm.mend) {
                 self.world.slow_disk(id, 1);
+            }
+            if self.plan.swarm.full > 0 && self.chance(self.plan.swarm.mend) {
+                self.world.free_disk(id);
             }
         }
         if self.chance(self.plan.swarm.mend) {

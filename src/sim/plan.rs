@@ -36,6 +36,8 @@ pub struct Swarm {
     pub skew: u64,
     /// A clock jumps ahead or back.
     pub jump: u64,
+    /// A disk fills up, or all disks of a cluster.
+    pub full: u64,
     /// The disk of a stopped server is replaced by an empty one, or a bit of it flips.
     pub wipe: u64,
     pub damage: u64,
@@ -119,6 +121,7 @@ impl Plan {
             slow_disk: on(rng, 8),
             skew: on(rng, 20),
             jump: on(rng, 20),
+            full: 0,
             wipe: if rng.one_in(8) { 5 } else { 0 },
             damage: if rng.one_in(8) { 20 } else { 0 },
             mislead: 0,
@@ -162,6 +165,20 @@ impl Plan {
             limits.digest_slots = digest_slots;
         }
         swarm.mislead = if rng.one_in(4) { 10 } else { 0 };
+        let mut segment_bytes = segment_bytes;
+        limits.reserve_bytes = segment_bytes / 8;
+        if rng.one_in(4) {
+            swarm.full = 5 + rng.below(25);
+            // Disks are full only for who needs another segment: small ones, and a reserve of a few slots.
+            segment_bytes = 12_288 + 4_096 * rng.below(3);
+            limits = Limits {
+                reserve_bytes: 1_000 + rng.below(2_000),
+                batch_bytes: limits.batch_bytes.min(1_500),
+                frame_bytes: limits.frame_bytes.min(1_500),
+                group_max: limits.group_max.min(20),
+                ..limits
+            };
+        }
         let retention = snapshots(rng, &mut limits);
         Plan {
             topology,

@@ -297,6 +297,21 @@ impl World {
         self.server(id).disk_slowness = slowness;
     }
 
+    /// Something else fills its disk up, so that no more than `spare` bytes are left.
+    pub fn fill_disk(&mut self, id: NodeId, spare: u64) {
+        let disk = &self.server(id).disk.inner;
+        disk.set_capacity(Some(disk.used() + spare));
+        self.note(|| format!("the disk of {id} is full but for {spare} bytes"));
+    }
+
+    pub fn free_disk(&mut self, id: NodeId) {
+        let server = self.server(id);
+        if server.disk.inner.is_bounded() {
+            server.disk.inner.set_capacity(None);
+            self.note(|| format!("the disk of {id} has space again"));
+        }
+    }
+
     /// Its clock runs at `rate` millionths of true time from now on.
     pub fn skew(&mut self, id: NodeId, rate: u64) {
         let now = self.now;

@@ -71,6 +71,8 @@ pub struct Server {
     /// Whether the power was cut since it last ran.
     pub power_lost: bool,
     pub ailment: Option<Ailment>,
+    /// It refused or dropped something for lack of space, and has had none since.
+    pub starved: bool,
     /// It refused to start, and will not be asked again.
     pub lost: bool,
     /// What it has told others that it keeps (P1).
@@ -105,6 +107,7 @@ impl Server {
             jumped: None,
             power_lost: false,
             ailment: None,
+            starved: false,
             lost: false,
             told: Told::default(),
             misreads: false,

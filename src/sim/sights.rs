@@ -10,6 +10,7 @@ use crate::sim::server::{Outbox, Running, Sent};
 use crate::sim::world::World;
 use crate::storage::Wal;
 use crate::txn;
+use crate::txn::message::{Refusal, Response};
 use crate::types::{Cut, NodeId};
 
 /// A server before a turn, as far as the turn's rarities depend on it.
@@ -89,13 +90,32 @@ impl World {
         self.coverage.see_if(campaigns && refuse.promised > refuse.ballot, Seen::PreparedAgain);
     }
 
-    pub(super) fn see_paxos(&mut self, event: &paxos::Event) {
+    /// A server answers a client.
+    pub(super) fn see_refusal(&mut self, id: NodeId, response: &Response) {
+        if matches!(response, Response::Refused { why: Refusal::StorageFull, .. }) {
+            self.coverage.see(Seen::NewWorkRefused);
+            self.server(id).starved = true;
+        }
+    }
+
+    pub(super) fn see_paxos(&mut self, id: NodeId, event: &paxos::Event) {
+        match event {
+            paxos::Event::NoRoom { what: "a proposal" } => self.server(id).starved = true,
+            paxos::Event::SpaceBack if std::mem::take(&mut self.server(id).starved) => {
+                self.coverage.see(Seen::SpaceBack);
+            }
+            _ => {}
+        }
         let sight = match event {
             paxos::Event::PreVoteRefused { .. } => Seen::PreVoteRefused,
             paxos::Event::Leading { decided, phase1_end, .. } if phase1_end > decided => Seen::OldTail,
             paxos::Event::LostLeadership { why, .. } if why.contains("majority was not heard") => {
                 Seen::CheckQuorum
             }
+            paxos::Event::LostLeadership { why, .. } if why.contains("those of a majority have") => {
+                Seen::HandedOver
+            }
+            paxos::Event::NoRoom { what: "a proposal" } => Seen::NotAccepted,
             paxos::Event::CaughtUp { .. } => Seen::CaughtUp,
             paxos::Event::Resending { .. } => Seen::Resent,
             _ => return,

@@ -145,6 +145,7 @@ pub fn response(response: &Response) -> String {
             Refusal::NotLeader(None) => "Refused, no leader".into(),
             Refusal::NoQuorum => "Refused, no quorum".into(),
             Refusal::Busy => "Refused, busy".into(),
+            Refusal::StorageFull => "Refused, no space".into(),
             Refusal::Malformed(what) => format!("Refused, malformed: {what}"),
         },
         Response::Unsure { .. } => "Unsure".into(),

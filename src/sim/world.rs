@@ -422,6 +422,7 @@ impl World {
             }
         }
         if let Err(e) = done {
+            assert!(e.kind() != std::io::ErrorKind::StorageFull, "S1: {id} stops for lack of space: {e}");
             self.note(|| format!("{id} stops: {e}"));
             if let Some(divergence) = drive::divergence(&e) {
                 let topology = self.options.topology;
@@ -459,6 +460,7 @@ impl World {
                 }
                 let busy = matches!(response, Response::Refused { why: Refusal::Busy, .. });
                 self.coverage.see_if(busy, Seen::LeaderBusy);
+                self.see_refusal(id, &response);
                 let probe = self.probes.contains(&(client, response.number()));
                 let what = if probe { "Probe: " } else { "" };
                 self.note(|| format!("{id} → {to}  {what}{}", text::response(&response)));
@@ -476,7 +478,7 @@ impl World {
             }
             Sent::Connect(to) => self.connect(me, to),
             Sent::Paxos(event) => {
-                self.see_paxos(&event);
+                self.see_paxos(id, &event);
                 self.note(|| format!("{id} {event:?}"));
             }
             Sent::Shard(event) => {

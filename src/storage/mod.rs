@@ -16,6 +16,8 @@
 //! *Snapshots* bound what a restart reads and what the disk holds: see `snapshot.rs`. Segments that lie before the older
 //! of two snapshots are no part of recovery any more; they are kept as an audit log up to a limit.
 //!
+//! A full disk is no failure: [`Wal::secure`] finds it out before anything is written, and says what still fits.
+//!
 //! Deliberately absent: clocks (the simulator runs this code; callers measure), threads, and repair of damage.
 
 use std::fmt;
@@ -24,6 +26,7 @@ use std::io;
 use crate::config::Topology;
 use crate::types::{Ballot, Cut, NodeId, Record, Slot, Value};
 
+mod ahead;
 mod contents;
 mod disk;
 mod format;
@@ -67,7 +70,13 @@ pub trait StableLog {
     fn append(&mut self, record: &Record);
     /// See [`Wal::set_decided`].
     fn set_decided(&mut self, slot: Slot);
-    /// See [`Wal::commit`].
+    /// See [`Wal::secure`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`StableLog::commit`]. A full disk is none.
+    fn secure(&mut self, bytes: u64, again: bool) -> io::Result<Option<u64>>;
+    /// See [`Wal::commit`]. Room for the records was secured.
     ///
     /// # Errors
     ///
@@ -81,6 +90,8 @@ pub trait StableLog {
     fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>>;
     /// See [`Wal::wants_snapshot`].
     fn wants_snapshot(&self) -> bool;
+    /// Whether a snapshot is in the making. One that finds the disk full is given up.
+    fn writes_snapshot(&self) -> bool;
     /// See [`Wal::begin_snapshot`].
     ///
     /// # Errors
@@ -137,7 +148,13 @@ impl fmt::Display for StorageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StorageError::Io { file, doing, source } => {
-                write!(f, "{file}: cannot {doing}: {source}; check the disk and the directory's permissions")
+                let todo = match source.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                        "the disk is full, free some space and start again"
+                    }
+                    _ => "check the disk and the directory's permissions",
+                };
+                write!(f, "{file}: cannot {doing}: {source}; {todo}")
             }
             StorageError::NotFormatted => {
                 write!(

@@ -79,7 +79,10 @@ impl<D: Disk> Wal<D> {
                 Ok(true)
             }
             // A snapshot can wait for space; what is there stays as good as it is.
-            Err(e) if is_full(&e) => self.abandon_snapshot().and(Err(e)),
+            Err(e) if is_full(&e) => match self.abandon_snapshot() {
+                Ok(()) => Ok(false),
+                Err(e) => Err(self.poison(snapshot::name(slot), e)),
+            },
             Err(e) => Err(self.poison(snapshot::name(slot), e)),
         }
     }

@@ -39,7 +39,7 @@ pub struct Wal<D: Disk> {
     pub(super) ready: VecDeque<D::File>,
     pub(super) mark: D::File,
     /// The segment in the making.
-    filling: Option<Filling<D::File>>,
+    pub(super) filling: Option<Filling<D::File>>,
     /// For each segment the first place in it at which one group ends and the next begins.
     pub(super) boundaries: BTreeMap<u32, Start>,
     /// The snapshots to start from, the newest last: at most two.
@@ -55,6 +55,8 @@ pub struct Wal<D: Disk> {
     last_record: usize,
     /// A buffer kept from group to group.
     spare: Vec<u8>,
+    /// The disk had no space for a segment, and since then none was made.
+    pub(super) full: bool,
     /// What made the log unusable, for good.
     pub(super) failed: Option<(io::ErrorKind, String)>,
 }
@@ -80,8 +82,8 @@ pub struct CommitStats {
 /// durable, so a segment that is short or has no header is damage, never an accident of timing.
 #[derive(Debug)]
 pub(super) struct Filling<F> {
-    number: u32,
-    file: F,
+    pub(super) number: u32,
+    pub(super) file: F,
     filled: u64,
 }
 
@@ -91,7 +93,12 @@ impl<F: DiskFile> Filling<F> {
     }
 
     /// One piece of work; true when the segment is ready for use.
-    fn step<D: Disk<File = F>>(&mut self, disk: &D, identity: Identity, size: u64) -> io::Result<bool> {
+    pub(super) fn step<D: Disk<File = F>>(
+        &mut self,
+        disk: &D,
+        identity: Identity,
+        size: u64,
+    ) -> io::Result<bool> {
         if self.filled < size {
             let piece = PIECE.min(size - self.filled);
             self.file.write_at(&ZEROS[..piece as usize], self.filled)?;
@@ -209,6 +216,7 @@ impl<D: Disk> Wal<D> {
             chunks: Vec::new(),
             last_record: 0,
             spare: Vec::new(),
+            full: false,
             failed: None,
         }
     }
@@ -283,7 +291,7 @@ impl<D: Disk> Wal<D> {
     }
 
     /// Where the next record goes.
-    fn tail(&self) -> Position {
+    pub(super) fn tail(&self) -> Position {
         match self.chunks.last() {
             Some(Chunk { start, bytes }) => {
                 Position { segment: start.segment, offset: start.offset + bytes.len() as u64 }
@@ -381,66 +389,6 @@ impl<D: Disk> Wal<D> {
         bytes[..HEADER as usize].copy_from_slice(header.as_bytes());
     }
 
-    /// Fills the next segment with zeros, one piece a call, once the active one is half full, so that no turn pays for
-    /// a whole segment. True if there was something to do. To be called once a turn, or when idle.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Wal::commit`]: out of space is not final, all else is.
-    pub fn prepare_ahead(&mut self) -> io::Result<bool> {
-        self.check()?;
-        if self.ready.is_empty() && self.end.offset >= self.segment_bytes / 2 {
-            self.fill()?;
-            return Ok(true);
-        }
-        self.write_snapshot()
-    }
-
-    /// Whether [`Wal::prepare_ahead`] has more to do than an idle server should put off.
-    pub fn has_work(&self) -> bool {
-        self.writing.is_some()
-    }
-
-    /// Bytes that can be appended without asking the file system for space.
-    pub fn room(&self) -> u64 {
-        let blank = self.segment_bytes - BLOCK - HEADER;
-        let tail = self.tail();
-        let untouched = (self.end.segment + self.ready.len() as u32).saturating_sub(tail.segment);
-        (self.segment_bytes - HEADER).saturating_sub(tail.offset) + u64::from(untouched) * blank
-    }
-
-    fn fill(&mut self) -> io::Result<()> {
-        let number = self.end.segment + 1 + self.ready.len() as u32;
-        match self.fill_step(number) {
-            Ok(()) => Ok(()),
-            Err(e) if is_full(&e) => Err(e),
-            Err(e) => Err(self.poison(format!("{}: zeros ahead", segment_name_new(number)), e)),
-        }
-    }
-
-    fn fill_step(&mut self, number: u32) -> io::Result<()> {
-        let mut filling = match self.filling.take() {
-            Some(filling) => filling,
-            None => Filling::create(&self.disk, number)?,
-        };
-        assert_eq!(filling.number, number, "segments are made in order");
-        let done = match filling.step(&self.disk, self.identity, self.segment_bytes) {
-            Ok(done) => done,
-            Err(e) => {
-                self.filling = Some(filling);
-                return Err(e);
-            }
-        };
-        if done {
-            self.ready.push_back(filling.file);
-            // Once a segment is seldom enough to cost nothing and often enough that the mark is never far behind.
-            sync(&mut self.mark)?;
-        } else {
-            self.filling = Some(filling);
-        }
-        Ok(())
-    }
-
     /// The values of consecutive slots on disk from `from` on, each with the ballot of its latest record: at least one
     /// if there is one, ending before a gap and before more than `max_bytes` of values. Checksums are verified again.
     pub fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
@@ -491,6 +439,10 @@ impl<D: Disk> StableLog for Wal<D> {
         Wal::set_decided(self, slot);
     }
 
+    fn secure(&mut self, bytes: u64, again: bool) -> io::Result<Option<u64>> {
+        Wal::secure(self, bytes, again)
+    }
+
     fn commit(&mut self) -> io::Result<CommitStats> {
         Wal::commit(self)
     }
@@ -501,6 +453,10 @@ impl<D: Disk> StableLog for Wal<D> {
 
     fn wants_snapshot(&self) -> bool {
         Wal::wants_snapshot(self)
+    }
+
+    fn writes_snapshot(&self) -> bool {
+        self.has_work()
     }
 
     fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {

@@ -7,18 +7,19 @@ use crate::txn::coordinator::{Coordinator, Life};
 use crate::txn::group::Group;
 use crate::txn::link::{Link, Reach, Work};
 use crate::txn::port::{Event, Outcome, Output};
-use crate::types::{Reason, Session, ShardId, Time, Transfer};
+use crate::types::{Session, ShardId, Time, Transfer};
 
 impl Coordinator {
     /// Gives every waiting transfer its sequence and its place in a block.
     pub(super) fn form_groups(&mut self, now: Time, out: &mut Output) {
         let waiting = std::mem::take(&mut self.waiting);
-        let (dead, alive): (Vec<_>, Vec<_>) = waiting
-            .into_iter()
-            .partition(|(_, _, parts)| parts.iter().any(|p| self.links[p.index()].reach == Reach::NoQuorum));
-        for (tag, ..) in dead {
-            // T8: nothing of it was sent.
-            self.answer(tag, Outcome::Aborted(Reason::NoQuorum), None, out);
+        let mut alive = Vec::new();
+        for (tag, transfer, participants) in waiting {
+            match self.obstacle(now, &participants) {
+                // T8: nothing of it was sent.
+                Some(why) => self.answer(tag, Outcome::Aborted(why), None, out),
+                None => alive.push((tag, transfer, participants)),
+            }
         }
         let Life::Open(session) = self.life else {
             if !alive.is_empty() {
@@ -112,8 +113,8 @@ impl Coordinator {
         }
         let (behind, first) = self.links.split_at(self.open_from);
         let links = || first.iter().chain(behind);
-        let usable = |l: &&Link| l.reach != Reach::NoQuorum;
-        let with_leader = links().find(|l| l.leader().is_some());
+        let usable = |l: &&Link| l.reach != Reach::NoQuorum && l.full_until <= now;
+        let with_leader = links().find(|l| l.leader().is_some() && l.full_until <= now);
         let Some(shard) = with_leader.or(links().find(usable)).map(|l| l.shard) else { return };
         self.life = Life::Opening(shard);
         self.search_if_idle(now, shard);

@@ -326,6 +326,9 @@ impl Coordinator {
     }
 
     fn on_refused(&mut self, now: Time, index: usize, sent: Sent, why: Refusal, out: &mut Output) {
+        if why == Refusal::StorageFull {
+            return self.on_storage_full(now, index, sent, out);
+        }
         let from = sent.to;
         if let Refusal::Malformed(what) = why {
             out.events.push(Event::Protocol { from, what: format!("it calls a request malformed: {what}") });
@@ -348,7 +351,7 @@ impl Coordinator {
     }
 
     /// A request is not going to be answered; its units wait to be sent again.
-    fn give_up(&mut self, now: Time, index: usize, sent: Sent, refused: bool, out: &mut Output) {
+    pub(super) fn give_up(&mut self, now: Time, index: usize, sent: Sent, refused: bool, out: &mut Output) {
         out.events.push(Event::Retrying { shard: self.links[index].shard, units: sent.units.len() });
         if sent.ahead > 0 {
             // The mark may not have arrived, and without it the shard's window does not move.
@@ -368,7 +371,7 @@ impl Coordinator {
         if group.fencing && matches!(work, Work::Execute { .. }) {
             // T8: once it was given up as unknown it is fenced, never executed.
             self.links[index].replace(id, Work::Fence { group: gid });
-        } else if group.commits.is_none() && self.lacks_participant(group) {
+        } else if group.commits.is_none() && self.obstacle_of(now, group).is_some() {
             self.evaluate(now, gid, out);
         }
     }

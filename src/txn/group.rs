@@ -39,6 +39,8 @@ pub struct Group {
     pub first_sent: Option<Time>,
     /// Nothing of this group is executed any more; registers are fenced instead.
     pub fencing: bool,
+    /// It is fenced because a participant has no space, not because one has no majority.
+    pub full: bool,
     /// The shard in whose name somebody else's transactions are recovered.
     pub home: Option<ShardId>,
 }
@@ -57,6 +59,7 @@ impl Group {
             participants,
             first_sent: None,
             fencing: false,
+            full: false,
             home: None,
         }
     }
@@ -76,7 +79,8 @@ impl Group {
         };
         // With a vote missing, a reason of higher precedence may still come; the abort itself is certain.
         if let Some(reason) = votes().filter_map(no).min() {
-            return Some(Verdict::Abort(reason));
+            let full = self.full && reason == Reason::NoQuorum;
+            return Some(Verdict::Abort(if full { Reason::StorageFull } else { reason }));
         }
         if !self.all_voted() {
             return None;

@@ -66,4 +66,6 @@ pub enum Refusal {
     Busy,
     /// The blocks are malformed, or belong to another shard.
     Malformed(String),
+    /// The disks of a majority have no space for it. What frees locks, and every read, is served on.
+    StorageFull,
 }

@@ -25,6 +25,7 @@ impl Coordinator {
             return;
         }
         let mut frame = Frame::default();
+        let full = self.links[index].full_until > now;
         let mut sessions = self.links[index].open_sessions();
         if let Life::Open(session) = self.life {
             sessions.insert(session);
@@ -33,7 +34,8 @@ impl Coordinator {
         for session in sessions {
             let mark = self.mark(index, session);
             let told = self.links[index].told_marks.entry(session).or_insert(1);
-            if mark > *told {
+            // What is left of a full log is not for memory to be freed.
+            if mark > *told && !full {
                 *told = mark;
                 command::put_mark(&mut frame.blocks, session, mark);
                 frame.ahead += 1;

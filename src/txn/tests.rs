@@ -2,6 +2,7 @@
 
 mod answers;
 mod sessions;
+mod space;
 
 use std::time::Duration;
 

@@ -144,6 +144,11 @@ impl StableLog for ModelLog {
         self.known = self.known.max(slot.min(last));
     }
 
+    /// A disk of the model is never full.
+    fn secure(&mut self, _: u64, _: bool) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
     fn commit(&mut self) -> io::Result<CommitStats> {
         let Some(staged) = self.staged.take() else { return Ok(CommitStats::default()) };
         let commit = self.synced.len().saturating_sub(1) as u8;
@@ -176,6 +181,10 @@ impl StableLog for ModelLog {
 
     /// The model's logs are short.
     fn wants_snapshot(&self) -> bool {
+        false
+    }
+
+    fn writes_snapshot(&self) -> bool {
         false
     }
 
