@@ -41,6 +41,11 @@ pub struct ReadPiece {
 const CUT_PATIENCE: u64 = 8;
 
 impl Shard {
+    /// The server that sends this one a snapshot.
+    pub fn receives_from(&self) -> Option<NodeId> {
+        self.transfer.as_ref().map(|transfer| transfer.from)
+    }
+
     /// Cuts a snapshot after an agreed slot, if one is wanted and none waits.
     pub(super) fn cut_snapshot(&mut self, slot: Slot) {
         let patience = CUT_PATIENCE * self.limits.digest_slots;

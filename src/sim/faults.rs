@@ -22,6 +22,7 @@ impl Run {
                 self.world.crash(id);
             }
         }
+        self.harm_sender();
         if self.chance(self.plan.swarm.fail) {
             let id = self.any_server();
             self.world.fail(id);
@@ -38,6 +39,15 @@ impl Run {
                     self.world.network.cut(Place::Server(peer), Place::Server(id));
                 }
             }
+        }
+    }
+
+    /// Who sends a snapshot dies on the way, now and then.
+    fn harm_sender(&mut self) {
+        let running = self.world.servers.values().filter_map(|server| server.running.as_ref());
+        let Some(sender) = running.filter_map(|running| running.shard.receives_from()).next() else { return };
+        if self.world.servers[&sender].running.is_some() && self.chance(100) {
+            self.world.crash(sender);
         }
     }
 

@@ -246,8 +246,9 @@ fn snapshots(rng: &mut SplitMix64, limits: &mut Limits) -> Retention {
         return Retention::default();
     }
     limits.digest_slots = limits.digest_slots.min(1 << rng.below(4));
-    limits.piece_bytes = 8 << rng.below(8);
-    Retention { snapshot_bytes: 1_000 + rng.below(60_000), audit_bytes: rng.below(2) * 40_000 }
+    // Pieces so small that a transfer takes long.
+    limits.piece_bytes = if rng.one_in(4) { 64 << rng.below(4) } else { 8 };
+    Retention { snapshot_bytes: 1_000 + rng.below(30_000), audit_bytes: rng.below(2) * 40_000 }
 }
 
 /// In half of the runs nothing, in the others something below `most`.

@@ -12,7 +12,7 @@ use super::format::{
     record_bytes, segment_name, segment_name_new, segment_number,
 };
 use super::retention::Retention;
-use super::snapshot::{Pieces, Snapshot, Start, Writing};
+use super::snapshot::{self, Pieces, Snapshot, Start, Writing};
 use super::{Identity, StableLog, StorageError};
 use crate::config::limits;
 use crate::types::{Ballot, Cut, Record, Slot, Value};
@@ -152,7 +152,10 @@ impl<D: Disk> Wal<D> {
         }
         let names = disk.list().map_err(io_error(".", "list the directory"))?;
         let unfinished = names.iter().any(|name| name == IDENTITY_NEW);
-        let ours = |name: &str| name == MARK || segment_number(name.trim_end_matches(".new")).is_some();
+        let ours = |name: &str| {
+            let name = name.trim_end_matches(".new");
+            name == MARK || segment_number(name).is_some() || snapshot::slot_of(name).is_some()
+        };
         for name in &names {
             if name == IDENTITY || !unfinished && ours(name) {
                 return Err(StorageError::AlreadyFormatted { file: name.clone() });
