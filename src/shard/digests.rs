@@ -4,7 +4,8 @@
 //! applying one, a server *reports* its digest to the others. Everybody keeps, for the latest agreed slots, a *view*: who
 //! reported what. A report carries the whole view of its sender, so that what one server knows gets around where a link
 //! is cut. The view of the latest agreed slot is sent again at a heartbeat's pace, with a question for theirs, to all who
-//! have not shown the same one; once all who are up have, there is silence.
+//! have not shown the same one; once all who are up have, there is silence. A view in which digests differ goes to all
+//! whenever it grows: under load the next agreed slot comes before the heartbeat.
 //!
 //! What a view of a cluster of n servers says to a server whose own report is in it:
 //!
@@ -50,7 +51,7 @@ struct View {
     reports: Reports,
     /// What each of the others has shown to know.
     shown: BTreeMap<NodeId, Reports>,
-    /// Whether this server's own report has left.
+    /// Whether it went to all since this server's report, or what differs from others, came in.
     sent: bool,
     disputed: Option<Time>,
 }
@@ -84,6 +85,11 @@ impl View {
         } else {
             Finding::Open
         }
+    }
+
+    fn differs(&self) -> bool {
+        let first = self.reports.values().next();
+        self.reports.values().any(|digest| Some(digest) != first)
     }
 
     /// How many of those that reported, this server included, have shown exactly this view.
@@ -203,6 +209,7 @@ impl Comparison {
             return;
         }
         let view = self.views.entry(m.slot).or_default();
+        let known = view.reports.len();
         for (server, digest) in &m.reports {
             if *server == from {
                 // A server that started again may have found that it was wrong.
@@ -212,6 +219,7 @@ impl Comparison {
             }
         }
         view.shown.insert(from, m.reports.clone());
+        view.sent &= view.reports.len() == known || !view.differs();
         if m.asks {
             tell(m.slot, view, [from], false, out);
         }
