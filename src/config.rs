@@ -132,6 +132,8 @@ pub struct Timeouts {
     pub read_timeout_ms: u64,
     /// Silence after which a client counts a server as unreachable.
     pub unreachable_timeout_ms: u64,
+    /// How long a session may stay unused before the shard that issued it lets it expire (T7); 0 stands for ever.
+    pub session_idle_timeout_ms: u64,
 }
 
 impl Default for Timeouts {
@@ -142,6 +144,7 @@ impl Default for Timeouts {
             in_doubt_timeout_ms: 1000,
             read_timeout_ms: 5000,
             unreachable_timeout_ms: 1500,
+            session_idle_timeout_ms: 600_000,
         }
     }
 }
@@ -167,11 +170,22 @@ impl Timeouts {
         Duration::from_millis(self.unreachable_timeout_ms)
     }
 
+    /// `None` if sessions never expire.
+    pub fn session_idle(&self) -> Option<Duration> {
+        (self.session_idle_timeout_ms > 0).then(|| Duration::from_millis(self.session_idle_timeout_ms))
+    }
+
     pub fn validate(&self) -> Result<(), String> {
         if self.heartbeat_interval_ms == 0 || self.election_timeout_ms < 3 * self.heartbeat_interval_ms {
             return Err(format!(
                 "election_timeout_ms {}: must be at least three heartbeat intervals ({} ms each, at least 1)",
                 self.election_timeout_ms, self.heartbeat_interval_ms
+            ));
+        }
+        let idle = self.session_idle_timeout_ms;
+        if idle != 0 && !(1000..=86_400_000_000).contains(&idle) {
+            return Err(format!(
+                "session_idle_timeout_ms {idle}: must be 1000 to 86400000000, or 0 (sessions never expire)"
             ));
         }
         for (name, ms) in [
@@ -207,10 +221,18 @@ pub struct Limits {
     pub recoveries: usize,
     /// Sequences above its mark that a session may use on one shard.
     pub session_window: u64,
+    /// Sessions that one shard issues and has not let expire.
+    pub sessions: usize,
     /// Transactions in one block.
     pub group_max: usize,
     /// Bytes of blocks in one frame of a coordinator, unless a single block is larger.
     pub frame_bytes: usize,
+    /// Bytes of a piece of a snapshot; a multiple of 8.
+    pub piece_bytes: u32,
+    /// Servers compare the digests of their states after every slot that this divides (P4), and take snapshots there.
+    pub digest_slots: u64,
+    /// Bytes of a log without space that new work may not have: see [`limits::RESERVE_BYTES`].
+    pub reserve_bytes: u64,
 }
 
 impl Default for Limits {
@@ -224,8 +246,12 @@ impl Default for Limits {
             waiting_reads: limits::WAITING_READS,
             recoveries: limits::RECOVERIES,
             session_window: limits::SESSION_WINDOW,
+            sessions: limits::SESSIONS,
             group_max: limits::GROUP_MAX,
             frame_bytes: limits::VALUE_BYTES,
+            piece_bytes: limits::PIECE_BYTES,
+            digest_slots: limits::DIGEST_SLOTS,
+            reserve_bytes: limits::RESERVE_BYTES,
         }
     }
 }
@@ -253,14 +279,26 @@ pub mod limits {
     pub const CATCH_UP_BYTES: usize = 512 * 1024;
     /// Sequence numbers above its mark that a session may use on one shard.
     pub const SESSION_WINDOW: u64 = 1 << 16;
+    /// Sessions of one shard that have not expired, each known to every shard; an open beyond them is answered *busy*.
+    pub const SESSIONS: usize = 1024;
     /// The most transactions in one block; with 24 bytes each, a slot has room for outcomes ahead of them.
     pub const GROUP_MAX: usize = 8190;
     /// Bytes waiting to be written to one peer before messages to it are dropped.
     pub const PEER_BUFFER_BYTES: usize = PEER_FRAME_BYTES;
     /// Bytes waiting to be written to one client before it is no longer read.
     pub const CLIENT_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+    /// Slots from one comparison of digests to the next: as many as a leader has in flight, so that they cost next to
+    /// nothing under load.
+    pub const DIGEST_SLOTS: u64 = 64;
+    /// Where the disk is full, this much of the log is kept for what frees locks: fences, outcomes, and what is in flight
+    /// when the reserve begins. A quarter of it is for promises alone.
+    pub const RESERVE_BYTES: u64 = 1024 * 1024;
+    /// What a record takes in the log beyond its value, at most.
+    pub const RECORD_BYTES: u64 = 64;
     /// Size of a WAL segment file.
     pub const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+    /// Bytes of a piece of a snapshot.
+    pub const PIECE_BYTES: u32 = 256 * 1024;
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Persist, then release: the order of one turn, written once, for the mio thread and for the simulator.
 //!
+//! 0. Secure space for all that the turn may want to write, or tell the core how much there is.
 //! 1. Step every input of the turn, then `TurnEnd` (the leader closes its batch).
 //! 2. Send what promises nothing: proposals, heartbeats, replies about decided slots.
 //! 3. Append the records as one group and sync **once** (P1).
@@ -8,13 +9,14 @@
 //!
 //! A leader's followers therefore write at the same time as it does, and nobody's disk is waited for twice.
 
-use crate::bank::{Bank, Effects};
+use crate::bank::{Bank, Effects, Image, Incoming};
 use crate::config::{Limits, Timeouts, Topology, limits};
+use crate::paxos::room::record_bytes;
 use crate::paxos::{self, Message, ReadLog, Replica};
-use crate::shard::{self, Input, Output, Shard};
-use crate::storage::{CommitStats, Recovered, StableLog, StorageError};
+use crate::shard::{self, Divergence, Input, Output, Shard};
+use crate::storage::{CommitStats, Pieces, Recovered, StableLog, StorageError};
 use crate::txn::message::{Request, Response};
-use crate::types::{ClientId, NodeId, Slot, Time};
+use crate::types::{ClientId, Cut, NodeId, ShardId, Slot, Time, Value};
 
 /// What a driver provides. Delivery is never guaranteed: the protocol bears the loss of any message.
 pub trait Ports {
@@ -32,7 +34,8 @@ pub trait Ports {
     fn shard_event(&mut self, event: shard::Event);
 }
 
-/// Runs one turn. After an error the server must stop for good: what reached the disk is not known.
+/// Runs one turn. After an error the server must stop for good: what reached the disk is not known, or
+/// ([`divergence`]) its state is not that of the others.
 pub fn turn(
     now: Time,
     shard: &mut Shard,
@@ -41,12 +44,23 @@ pub fn turn(
     ports: &mut impl Ports,
 ) -> std::io::Result<()> {
     let mut out = Output::default();
+    let inputs: Vec<Input> = inputs.into_iter().collect();
+    secure_room(now, shard, wal, inputs.iter().map(Input::demand).sum(), &mut out)?;
+    if let Some(cut) = wal.snapshot().filter(|cut| shard.snapshot_saved() != Some(*cut)) {
+        shard.step(now, Input::SnapshotSaved(cut), &mut out);
+    } else if shard.is_installing() && !wal.writes_snapshot() {
+        shard.step(now, Input::SnapshotLost, &mut out);
+    }
+    if wal.wants_snapshot() {
+        shard.step(now, Input::SnapshotWanted, &mut out);
+    }
     for input in inputs {
         shard.step(now, input, &mut out);
     }
     loop {
         shard.step(now, Input::TurnEnd, &mut out);
-        let Output { paxos: core, replies, remote, connect, events } = std::mem::take(&mut out);
+        let Output { paxos: core, replies, remote, connect, snapshot, pieces, events, stop } =
+            std::mem::take(&mut out);
         for (to, message) in &core.now {
             ports.peer(*to, message);
         }
@@ -55,6 +69,11 @@ pub fn turn(
         connect.into_iter().for_each(|to| ports.connect(to));
         core.events.into_iter().for_each(|event| ports.paxos_event(event));
         events.into_iter().for_each(|event| ports.shard_event(event));
+        if let Some(divergence) = stop {
+            // P4: its last words are for its peers; nothing is written any more.
+            ports.flush();
+            return Err(std::io::Error::other(divergence));
+        }
 
         if !core.records.is_empty() {
             ports.flush();
@@ -63,6 +82,13 @@ pub fn turn(
             wal.set_decided(shard.replica().decided());
             let stats = wal.commit()?;
             ports.synced(&stats);
+            let own = core.after.iter().filter(|(to, _)| *to == shard.id());
+            let demand = own.flat_map(|(_, message)| message.values()).map(record_bytes).sum();
+            secure_room(now, shard, wal, demand, &mut out)?;
+        }
+        if let Some((image, foreign)) = snapshot {
+            // After the sync: the log must hold what comes behind the snapshot.
+            wal.begin_snapshot(Box::new(image), foreign)?;
         }
 
         let mut more = false;
@@ -79,10 +105,35 @@ pub fn turn(
             shard.step(now, input, &mut out);
             more = true;
         }
+        for read in pieces {
+            let bytes = wal.read_piece(read.slot, read.n)?.map(|bytes| Value(bytes.into()));
+            shard.step(now, Input::PieceRead { read, bytes }, &mut out);
+            more = true;
+        }
         if !more {
             return Ok(());
         }
     }
+}
+
+/// What an error of [`turn`] says of the server's state, if it is not its disk that failed (P4).
+pub fn divergence(error: &std::io::Error) -> Option<&Divergence> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Space before work: afterwards either everything fits that the core may want to write, or the core knows what does and
+/// wants no more. So no group of records is ever left half written, or unwritten, for lack of space.
+fn secure_room(
+    now: Time,
+    shard: &mut Shard,
+    wal: &mut impl StableLog,
+    demand: u64,
+    out: &mut Output,
+) -> std::io::Result<()> {
+    let again = shard.replica().asks_for_space(now);
+    let room = wal.secure(shard.demand() + demand, again)?;
+    shard.step(now, Input::Room(room), out);
+    Ok(())
 }
 
 fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {
@@ -93,34 +144,71 @@ fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {
     Ok(Input::LogRead { purpose, first: from, entries })
 }
 
-/// Feeds every decided value of a log, in order, to `each`.
-pub fn replay(
+impl Pieces for Image {
+    fn cut(&self) -> Cut {
+        Image::cut(self)
+    }
+
+    fn piece(&self, n: u64) -> Vec<u8> {
+        Image::piece(self, n)
+    }
+}
+
+fn io_error(source: std::io::Error) -> StorageError {
+    StorageError::Io { file: "the write-ahead log".into(), doing: "reading it back", source }
+}
+
+/// The bank that a server's newest snapshot holds, or one as it is opened.
+fn load(
+    topology: Topology,
+    id: ShardId,
+    snapshot: Option<Cut>,
     wal: &impl StableLog,
+) -> Result<Bank, StorageError> {
+    let Some(cut) = snapshot else { return Ok(Bank::new(topology, id)) };
+    let file = format!("the snapshot of slot {}", cut.slot);
+    let damaged = |what: String| StorageError::Damaged { file: file.clone(), offset: None, what };
+    let mut incoming = Incoming::new(cut, &topology, id).map_err(damaged)?;
+    while let Some(n) = incoming.wanted() {
+        let piece = wal.read_piece(cut.slot, n).map_err(io_error)?;
+        if !incoming.push(&piece.unwrap_or_default()) {
+            return Err(damaged(format!("piece {n} is missing")));
+        }
+    }
+    incoming.finish(topology, id).map_err(damaged)
+}
+
+/// Applies every decided value of a log that a bank does not know yet. Returns the last agreed slot, and its digest.
+fn replay(
+    bank: &mut Bank,
     decided: Slot,
-    mut each: impl FnMut(Slot, &crate::types::Value),
-) -> Result<(), StorageError> {
-    let mut next = Slot(1);
-    while next <= decided {
-        let entries = wal.read(next, limits::CATCH_UP_BYTES).map_err(|source| StorageError::Io {
-            file: "the write-ahead log".into(),
-            doing: "reading it back",
-            source,
-        })?;
+    digest_slots: u64,
+    wal: &impl StableLog,
+) -> Result<Option<(Slot, u64)>, StorageError> {
+    let mut effects = Effects::default();
+    let agreed = |bank: &Bank| {
+        let slot = bank.applied();
+        (slot > Slot::ZERO && slot.0.is_multiple_of(digest_slots)).then(|| (slot, bank.digest()))
+    };
+    let mut last = agreed(bank);
+    while bank.applied() < decided {
+        let next = bank.applied().next();
+        let entries = wal.read(next, limits::CATCH_UP_BYTES).map_err(io_error)?;
         assert!(
             !entries.is_empty(),
             "S2: recovery vouched for every slot up to {decided}, {next} is missing"
         );
         for (slot, _, value) in entries {
             if slot <= decided {
-                each(slot, &value);
+                bank.apply(slot, &value, &mut effects);
+                last = agreed(bank).or(last);
             }
-            next = slot.next();
         }
     }
-    Ok(())
+    Ok(last)
 }
 
-/// Puts a server together from its log: the bank by applying everything decided, the replica from promise and votes.
+/// Puts a server together from its log: the bank from its snapshot and by applying what was decided after it, the replica from promise and votes.
 pub fn restore(
     me: NodeId,
     topology: Topology,
@@ -131,12 +219,16 @@ pub fn restore(
     recovered: Recovered,
 ) -> Result<Shard, StorageError> {
     let id = topology.shard_of_server(me);
-    let mut bank = Bank::new(topology, id).with_session_window(limits.session_window);
-    let mut effects = Effects::default();
-    replay(wal, recovered.decided, |slot, value| bank.apply(slot, value, &mut effects))?;
+    let mut bank = load(topology, id, recovered.snapshot, wal)?.with_limits(&limits);
+    let agreed = replay(&mut bank, recovered.decided, limits.digest_slots, wal)?;
     let votes = recovered.votes.into_iter().map(|(_, ballot, value)| (ballot, value)).collect();
     let servers = topology.servers_of(id).collect();
     let restored = (recovered.promised, recovered.decided, votes);
     let replica = Replica::new(me, servers, timeouts, now, random, restored);
-    Ok(Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits))
+    let shard = Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits);
+    let mut shard = shard.with_snapshot(recovered.snapshot);
+    if let Some((slot, digest)) = agreed {
+        shard.remember_digest(slot, digest);
+    }
+    Ok(shard)
 }

@@ -30,7 +30,7 @@
 //! * **P1** Promises and acceptances are durable before they are answered, the leader's own vote included.
 //! * **P2** A slot has one value, ever: positions and acknowledgements count within one ballot.
 //! * **P3** A server answers for a slot only from records that it can vouch for.
-//! * **P4** The same prefix of the log gives the same state.
+//! * **P4** The same prefix of the log gives the same state, and a server whose state differs from the others' stops.
 //! * **P5** A read is confirmed by a heartbeat round that began after it arrived.
 //! * **B1** A balance is never negative.
 //! * **B2** Money is conserved: all balances, with the deltas of commits that are not applied yet, keep their sum.

@@ -7,85 +7,32 @@
 //! Deliberately absent: sockets, files, clocks, threads and random numbers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use crate::bank::command::{self, Command};
-use crate::bank::{Bank, Effects, validate};
+use crate::bank::{Bank, Effects, Image, validate};
 use crate::config::{Limits, Timeouts, Topology, limits};
-use crate::paxos::{self, Message, Purpose, Replica, Standing};
+use crate::paxos::{Message, Replica, Standing};
 use crate::txn::message::{Refusal, Request, Response};
 use crate::txn::{self, Coordinator};
-use crate::types::{AccountId, Ballot, ClientId, NodeId, Reason, ShardId, Slot, Time, TxnId, Value};
+use crate::types::{AccountId, Ballot, ClientId, Cut, NodeId, Reason, ShardId, Slot, Time, TxnId, Value};
+
+mod catch_up;
+mod digests;
+mod idle;
+mod io;
+mod recovery;
+mod space;
+
+pub use catch_up::ReadPiece;
+use catch_up::Transfer;
+pub use io::{Event, Input, Output};
+
+use digests::Comparison;
+pub use digests::Divergence;
+use idle::Idle;
 
 /// The client under whose name this server's own recoverer asks its own shard. Drivers number clients from 1.
 const MYSELF: ClientId = ClientId(0);
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Input {
-    /// From another server of the cluster, or from this one to itself.
-    Peer {
-        from: NodeId,
-        message: Message,
-    },
-    Request {
-        client: ClientId,
-        request: Request,
-    },
-    /// The client's connection is gone; answers to it would go nowhere.
-    ClientGone(ClientId),
-    /// What [`paxos::ReadLog`] asked for, as far as the disk holds it.
-    LogRead {
-        purpose: Purpose,
-        first: Slot,
-        entries: Vec<(Ballot, Value)>,
-    },
-    /// For the recoverer: connections to servers of other clusters, and what they answer.
-    Remote(txn::Input),
-    /// The deadline passed.
-    Timer {
-        random: u64,
-    },
-    /// The server was cut off and its timers stood still; now it is back.
-    Resume,
-    /// Everything that this turn of the driver's loop brought has been stepped.
-    TurnEnd,
-}
-
-#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
-pub struct Output {
-    pub paxos: paxos::Output,
-    /// May leave at once: they speak of decided slots, or promise nothing.
-    pub replies: Vec<(ClientId, Response)>,
-    /// The recoverer's requests to servers of other clusters, and the connections it wants.
-    pub remote: Vec<(NodeId, Request)>,
-    pub connect: Vec<NodeId>,
-    pub events: Vec<Event>,
-}
-
-/// What happened, beside what the replica reports.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Event {
-    /// A slot that this leader proposed is decided and applied.
-    Led {
-        slot: Slot,
-        transactions: u64,
-        latency: Duration,
-    },
-    /// This leader finishes a transaction that stayed in doubt too long.
-    Recovering {
-        id: TxnId,
-    },
-    Recovery(txn::Event),
-    /// A read waits for the outcome of a transaction that locks its account (T6).
-    ReadWaits {
-        account: AccountId,
-        id: TxnId,
-    },
-    Malformed {
-        client: ClientId,
-        what: String,
-    },
-}
 
 /// A request that waits for its place in a slot.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -130,6 +77,7 @@ pub struct Shard {
     limits: Limits,
     replica: Replica,
     bank: Bank,
+    comparison: Comparison,
     /// The ballot in which the tables below were filled; they end with it.
     leading: Option<Ballot>,
     queue: VecDeque<Queued>,
@@ -138,8 +86,17 @@ pub struct Shard {
     reads: Vec<Pending>,
     /// When to finish each undecided YES that this leader holds.
     doubts: BTreeMap<TxnId, Time>,
+    idle: Idle,
     recoverer: Coordinator,
     random: u64,
+    snapshot_wanted: bool,
+    /// A snapshot of its own that no majority has confirmed yet.
+    snapshot_cut: Option<Image>,
+    snapshot_saved: Option<Cut>,
+    /// A snapshot that another server sends.
+    transfer: Option<Transfer>,
+    /// One that is complete, and not durable yet.
+    installing: Option<Bank>,
 }
 
 impl Shard {
@@ -155,30 +112,55 @@ impl Shard {
         assert_eq!(bank.applied(), replica.decided(), "P4: a restart applies everything decided");
         let mut recoverer = Coordinator::recoverer(topology, timeouts, now);
         recoverer.step(now, txn::Input::Connected(me), &mut txn::Output::default());
+        let shard = topology.shard_of_server(me);
+        let servers = topology.servers_of(shard).collect();
         Shard {
             me,
-            shard: topology.shard_of_server(me),
+            shard,
             topology,
             timeouts,
             limits: Limits::default(),
             replica,
             bank,
+            comparison: Comparison::new(me, servers, &timeouts, limits::DIGEST_SLOTS),
             leading: None,
             queue: VecDeque::new(),
             queue_bytes: 0,
             pending: BTreeMap::new(),
             reads: Vec::new(),
             doubts: BTreeMap::new(),
+            idle: Idle::default(),
             recoverer,
             random: u64::from(me.0),
+            snapshot_wanted: false,
+            snapshot_cut: None,
+            snapshot_saved: None,
+            transfer: None,
+            installing: None,
         }
+    }
+
+    /// The same with the newest snapshot on its disk.
+    pub fn with_snapshot(self, snapshot_saved: Option<Cut>) -> Shard {
+        Shard { snapshot_saved, ..self }
+    }
+
+    /// Whether a snapshot that another server sent is complete, and not durable yet.
+    pub fn is_installing(&self) -> bool {
+        self.installing.is_some()
+    }
+
+    /// The newest snapshot that is known to be durable.
+    pub fn snapshot_saved(&self) -> Option<Cut> {
+        self.snapshot_saved
     }
 
     /// The same with other bounds than the usual ones; the bank has its own.
     pub fn with_limits(self, limits: Limits) -> Shard {
         let replica = self.replica.with_limits(limits);
         let recoverer = self.recoverer.with_limits(limits);
-        Shard { limits, replica, recoverer, ..self }
+        let comparison = self.comparison.with_every(limits.digest_slots);
+        Shard { limits, replica, recoverer, comparison, ..self }
     }
 
     pub fn id(&self) -> NodeId {
@@ -193,6 +175,16 @@ impl Shard {
         &self.bank
     }
 
+    /// The last agreed slot at which a majority had the same digest as this server, and that digest (P4).
+    pub fn confirmed_digest(&self) -> Option<(Slot, u64)> {
+        self.comparison.confirmed()
+    }
+
+    /// Tells what the digest was after a slot that was applied before this server started; before the first step.
+    pub fn remember_digest(&mut self, slot: Slot, digest: u64) {
+        self.comparison.applied(slot, digest);
+    }
+
     /// Whether requests wait that a following turn could take up at once.
     pub fn has_backlog(&self) -> bool {
         !self.queue.is_empty() && self.replica.can_propose()
@@ -203,14 +195,23 @@ impl Shard {
         let doubts = self.doubts.values().min().copied();
         let reads = self.reads.iter().map(|r| r.deadline).min();
         let recovery = self.recoverer.next_deadline();
-        [doubts, reads, recovery].into_iter().flatten().fold(self.replica.next_deadline(), Time::min)
+        let (digests, idle) = (self.comparison.next_deadline(), self.idle.next_look());
+        let mine = [doubts, reads, recovery, digests, idle];
+        mine.into_iter().flatten().fold(self.replica.next_deadline(), Time::min)
     }
 
     /// The single entry point.
     pub fn step(&mut self, now: Time, input: Input, out: &mut Output) {
         let turn_ends = input == Input::TurnEnd;
         match input {
-            Input::Peer { from, message } => self.replica.message(now, from, message, &mut out.paxos),
+            Input::Peer { from, message } => {
+                if let Message::Digests(digests) = &message {
+                    self.comparison.hear(from, digests, out);
+                }
+                if let Some(message) = self.snapshot_message(now, from, message, out) {
+                    self.replica.message(now, from, message, &mut out.paxos);
+                }
+            }
             Input::Request { client, request } => self.request(now, client, request, out),
             Input::ClientGone(client) => self.forget(client),
             Input::LogRead { purpose, first, entries } => {
@@ -223,20 +224,37 @@ impl Shard {
                     self.replica.timer(now, random, &mut out.paxos);
                 }
             }
-            Input::Resume => self.replica.resume(now, &mut out.paxos),
+            Input::Room(room) => self.replica.set_room(now, room, &mut out.paxos),
+            Input::SnapshotWanted => self.snapshot_wanted = true,
+            Input::SnapshotSaved(cut) => self.on_snapshot_saved(now, cut, out),
+            Input::SnapshotLost => self.installing = None,
+            Input::PieceRead { read, bytes } => self.send_piece(read, bytes, out),
+            Input::Resume => {
+                self.comparison.resume();
+                self.replica.resume(now, &mut out.paxos);
+            }
             Input::TurnEnd => {
                 self.recover_doubts(now, out);
+                self.retire_sessions(now, out);
                 self.recovery_step(now, txn::Input::TurnEnd, out);
+                self.refuse_for_space(now, out);
                 self.propose_queue(now, out);
                 self.begin_reads(out);
                 self.replica.turn_end(now, &mut out.paxos);
             }
         }
+        self.offer_snapshots(out);
         self.follow_leadership(now, out);
         self.apply_decided(now, out);
         if turn_ends {
+            self.comparison.turn_end(now, out);
+            self.begin_snapshot(out);
             // Once a turn: thousands of reads may wait.
             self.answer_reads(now, out);
+            if out.stop.is_some() {
+                out.replies.clear();
+                out.remote.clear();
+            }
         }
     }
 
@@ -245,6 +263,11 @@ impl Shard {
     fn request(&mut self, now: Time, client: ClientId, request: Request, out: &mut Output) {
         let number = request.number();
         let refuse = |why| (client, Response::Refused { request: number, why });
+        // P4: nobody is told anything of a state that others contradict. Who leads is no such thing.
+        if self.comparison.is_silent() && !matches!(request, Request::Probe { .. }) {
+            out.replies.push(refuse(Refusal::Busy));
+            return;
+        }
         if let Request::Read { account, local: true, .. } = request {
             let balance = self.bank.balance(account).ok_or(Reason::UnknownAccount);
             out.replies.push((client, Response::Balance { request: number, balance }));
@@ -433,8 +456,10 @@ impl Shard {
         }
         self.leading = leading;
         self.doubts.clear();
+        self.idle = Idle::default();
         self.recovery_step(now, txn::Input::Abandon, out);
         if leading.is_some() {
+            self.idle = Idle::begin(now, self.timeouts.session_idle(), &self.bank);
             let holds: Vec<TxnId> = self.bank.holds().keys().copied().collect();
             holds.into_iter().for_each(|id| self.arm(now, id));
         }
@@ -451,12 +476,21 @@ impl Shard {
             let slot = self.bank.applied().next();
             let (_, value) = self.replica.entry(slot).expect("P2: a decided slot has its value in the log");
             self.bank.apply(slot, &value.clone(), &mut effects);
+            self.comparison.applied(slot, self.bank.digest());
             if self.leading.is_some() {
                 for id in std::mem::take(&mut effects.prepared) {
                     self.arm(now, id);
                 }
                 // Afterwards, since one slot may hold both a prepare and its outcome.
                 effects.settled.iter().for_each(|id| _ = self.doubts.remove(id));
+                self.idle.used(now, &effects.used);
+                if effects.crowded {
+                    self.idle.crowded(now, self.timeouts.session_idle(), &self.bank);
+                }
+            }
+            // After the same slots everywhere, so that a server that is sent one can get it from any other.
+            if slot.0.is_multiple_of(self.limits.digest_slots) {
+                self.cut_snapshot(slot);
             }
             let Some(batch) = self.pending.remove(&slot) else { continue };
             let mut results = std::mem::take(&mut effects.results).into_iter();
@@ -464,7 +498,12 @@ impl Shard {
             for (client, request, blocks) in batch.waiting {
                 let results: Vec<_> = results.by_ref().take(blocks).collect();
                 transactions += results.iter().map(|r| r.transactions()).sum::<u64>();
-                self.reply(now, client, Response::Done { request, results }, out);
+                // P4, T8: it is decided, but what it did is what others contradict.
+                let response = match self.comparison.is_silent() {
+                    true => Response::Unsure { request },
+                    false => Response::Done { request, results },
+                };
+                self.reply(now, client, response, out);
             }
             out.events.push(Event::Led { slot, transactions, latency: now.since(batch.proposed) });
         }
@@ -477,10 +516,12 @@ impl Shard {
         }
         let confirmed = self.replica.confirmed_round();
         let ready = self.replica.phase1_decided();
+        let silent = self.comparison.is_silent();
         let applied = self.bank.applied();
         for mut read in std::mem::take(&mut self.reads) {
             let request = read.request;
             let in_force = ready && read.round.is_some_and(|r| r <= confirmed) && read.slot <= applied;
+            let in_force = in_force && (read.account.is_none() || !silent);
             let lock = read.account.and_then(|a| self.bank.locked_by(a).map(|id| (a, id)));
             let response = match (in_force, read.account, lock) {
                 (true, None, _) => Response::Leading {
@@ -509,46 +550,6 @@ impl Shard {
                 }
             };
             self.reply(now, read.client, response, out);
-        }
-    }
-
-    // ---- recovery (T4) ----
-
-    fn arm(&mut self, now: Time, id: TxnId) {
-        // Jitter keeps the participants' leaders apart; two recoverers at once are safe, but a waste.
-        self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(id.seq | 1);
-        let timeout = self.timeouts.in_doubt();
-        let jitter = timeout.mul_f64((self.random >> 40) as f64 / (1u64 << 24) as f64);
-        self.doubts.insert(id, now + timeout + jitter);
-    }
-
-    fn recover_doubts(&mut self, now: Time, out: &mut Output) {
-        let due: Vec<TxnId> = self.doubts.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
-        for id in due {
-            let hold = self.bank.holds().get(&id).expect("T5: only undecided transactions are in doubt");
-            let participants = hold.participants;
-            out.events.push(Event::Recovering { id });
-            self.arm(now, id);
-            self.recovery_step(now, txn::Input::Recover { id, participants, home: self.shard }, out);
-        }
-    }
-
-    fn recovery_step(&mut self, now: Time, input: txn::Input, out: &mut Output) {
-        let mut asked = txn::Output::default();
-        self.recoverer.step(now, input, &mut asked);
-        out.events.extend(asked.events.into_iter().map(Event::Recovery));
-        out.connect.extend(asked.connect);
-        for (to, request) in asked.send {
-            if to == self.me {
-                self.request(now, MYSELF, request, out);
-            } else {
-                out.remote.push((to, request));
-            }
-        }
-        // What this server refused itself came out as a reply to a client that does not exist.
-        let own: Vec<_> = out.replies.extract_if(.., |(client, _)| *client == MYSELF).collect();
-        for (client, response) in own {
-            self.reply(now, client, response, out);
         }
     }
 }

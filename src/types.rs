@@ -182,6 +182,33 @@ pub enum Record {
     Decided(Slot),
 }
 
+/// A snapshot without its bytes: which state, and how it is cut into pieces.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Cut {
+    /// The last slot that was applied.
+    pub slot: Slot,
+    /// The digest of the state (P4).
+    pub digest: u64,
+    /// Bytes of the whole.
+    pub bytes: u64,
+    /// Bytes of each piece but the last; a multiple of 8.
+    pub piece_bytes: u32,
+}
+
+impl Cut {
+    /// How many pieces there are.
+    pub fn pieces(&self) -> u64 {
+        self.bytes.div_ceil(u64::from(self.piece_bytes))
+    }
+
+    /// Where the `n`-th piece begins, counted from 0, and how long it is; no bytes beyond the last.
+    pub fn piece(&self, n: u64) -> (u64, usize) {
+        let whole = u64::from(self.piece_bytes);
+        let start = n.saturating_mul(whole).min(self.bytes);
+        (start, (self.bytes - start).min(whole) as usize)
+    }
+}
+
 /// Why a transaction aborted, in order of precedence: where several apply, the first is reported.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -195,18 +222,22 @@ pub enum Reason {
     UnknownAccount = 3,
     /// A participant lacked a majority, and the transaction is known to have no effect anywhere, for ever.
     NoQuorum = 4,
+    /// A participant's servers have no space left for their logs, and the transaction is known to have no effect anywhere,
+    /// for ever.
+    StorageFull = 5,
     /// An account is locked by a cross-shard transaction in progress.
-    LockContention = 5,
+    LockContention = 6,
     /// The sender's balance is below the amount.
-    InsufficientBalance = 6,
+    InsufficientBalance = 7,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 6] = [
+    pub const ALL: [Reason; 7] = [
         Reason::InvalidAmount,
         Reason::SameAccount,
         Reason::UnknownAccount,
         Reason::NoQuorum,
+        Reason::StorageFull,
         Reason::LockContention,
         Reason::InsufficientBalance,
     ];
@@ -222,6 +253,7 @@ impl Reason {
             Reason::SameAccount => "same-account",
             Reason::UnknownAccount => "unknown-account",
             Reason::NoQuorum => "no-quorum",
+            Reason::StorageFull => "storage-full",
             Reason::LockContention => "lock-contention",
             Reason::InsufficientBalance => "insufficient-balance",
         }

@@ -3,11 +3,13 @@
 //! `UPDATE_GOLDENFILES=1 cargo test --test golden` writes the logs anew; read what changed before you keep it.
 //!
 //! Commands (times as `5ms` or `2s`; places are servers `S1`… and coordinators `K1`…):
-//! `world` (`clusters=`, `servers=`, `accounts=`, `balance=`, `seed=`), `client`, `transfer K A B X`, `read K A`,
-//! `run TIME`, `until TEXT` (at most 10 s), `crash S`, `restart S`, `fail S`, `recover S`, `cut A B`, `oneway A B`, `mend`,
-//! `hold A B`, `release`, `kill K`, `pause K`, `resume K`, `fuse S N` (the power goes before the N+1st write or sync),
-//! `before-release S` (dies after the next sync, before anything leaves), `show KIND…` of `syncs probes heartbeats`,
-//! `status`, `balances`. Parentheses silence a command.
+//! `world` (`clusters=`, `servers=`, `accounts=`, `balance=`, `seed=`, `idle=` in milliseconds,
+//! `reserve=` bytes), `client`, `transfer K A B X`,
+//! `read K A`, `run TIME`, `until TEXT` (at most 10 s), `crash S`, `restart S`, `fail S`, `recover S`, `cut A B`,
+//! `oneway A B`, `mend`, `hold A B`, `release`, `kill K`, `pause K`, `resume K`, `fuse S N` (the power goes before the N+1st
+//! write or sync), `before-release S` (dies after the next sync, before anything leaves), `full S` and `space S` (its disk
+//! gives no more space than it has given, or does again), `show KIND…` of `syncs probes heartbeats`, `status`, `balances`.
+//! Parentheses silence a command.
 
 use std::error::Error;
 use std::path::Path;
@@ -15,6 +17,7 @@ use std::path::Path;
 use goldenscript::{Command, Context};
 use shardpaxosbank::config::{Limits, Timeouts, Topology};
 use shardpaxosbank::sim::{Harm, Options, Place, Trace, Weather, World};
+use shardpaxosbank::storage::Retention;
 use shardpaxosbank::txn::Op;
 use shardpaxosbank::types::{AccountId, NodeId, Time, Transfer};
 
@@ -62,15 +65,19 @@ impl Runner {
             initial_balance: number("balance", 10)?,
         };
         let seed = number("seed", 1)?;
+        let usual = Timeouts::default();
+        let session_idle_timeout_ms = number("idle", usual.session_idle_timeout_ms)?;
+        let limits = Limits { reserve_bytes: number("reserve", 8192)?, ..Limits::default() };
         args.reject_next()?;
         self.world = Some(World::new(Options {
             topology,
-            timeouts: Timeouts::default(),
-            limits: Limits::default(),
+            timeouts: Timeouts { session_idle_timeout_ms, ..usual },
+            limits,
             seed,
             weather: Weather::CALM,
             sync_us: (100, 100),
             segment_bytes: 65536,
+            retention: Retention::default(),
             lines: false,
             odd_clocks: false,
             trace: Trace::Keep,
@@ -182,6 +189,8 @@ impl goldenscript::Runner for Runner {
                 let (id, n) = (server(next()?)?, next()?.parse()?);
                 self.world()?.arm(id, Harm::Fuse(n));
             }
+            "full" => self.world()?.fill_disk(server(next()?)?, 0),
+            "space" => self.world()?.free_disk(server(next()?)?),
             "before-release" => self.world()?.arm(server(next()?)?, Harm::BeforeRelease),
             "cut" | "oneway" | "hold" => {
                 let (a, b) = (place(next()?)?, place(next()?)?);

@@ -40,6 +40,7 @@ fn server(number: u16, up: ServerState) -> ServerRow {
         ballot: Ballot::new(3, NodeId(1)),
         decided: Slot(17),
         applied: Slot(16),
+        disk_full: false,
         metrics: ServerMetrics::default(),
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use shardpaxosbank::config::limits::SESSION_WINDOW;
 use shardpaxosbank::config::{Limits, Timeouts, Topology};
 use shardpaxosbank::sim::{Options, Trace, Weather, World};
+use shardpaxosbank::storage::Retention;
 use shardpaxosbank::txn::{Op, Outcome};
 use shardpaxosbank::types::{AccountId, NodeId, Transfer};
 
@@ -25,6 +26,7 @@ fn a_partner_without_a_majority_does_not_use_up_the_window() {
         weather: Weather::CALM,
         sync_us: (100, 100),
         segment_bytes: 4 << 20,
+        retention: Retention::default(),
         lines: false,
         odd_clocks: false,
         trace: Trace::Off,

@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
+use crate::bank::balances::Balances;
 use crate::bank::command::{self, Command, Range, TransferRecord};
+use crate::bank::image::Parts;
 use crate::bank::session::{Register, SessionState};
 use crate::bank::{BlockResult, Status};
-use crate::config::Topology;
-use crate::config::limits::SESSION_WINDOW;
+use crate::config::limits::{SESSION_WINDOW, SESSIONS};
+use crate::config::{Limits, Topology};
 use crate::types::{AccountId, Reason, Session, ShardId, Slot, Transfer, TxnId, Value};
 
 /// An undecided YES: what is held until the outcome arrives. The balance still includes it (B2).
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Hold {
     pub transfer: Transfer,
     pub participants: [ShardId; 2],
@@ -35,6 +39,10 @@ pub struct Effects {
     pub prepared: Vec<TxnId>,
     /// Transactions that are in doubt no longer.
     pub settled: Vec<TxnId>,
+    /// Sessions of this shard that were opened, or used.
+    pub used: Vec<Session>,
+    /// An open found no room.
+    pub crowded: bool,
     /// Whether to collect `committed`.
     history: bool,
     /// Scratch space for the statuses of a block.
@@ -52,6 +60,8 @@ impl Effects {
         self.committed.clear();
         self.prepared.clear();
         self.settled.clear();
+        self.used.clear();
+        self.crowded = false;
     }
 }
 
@@ -62,13 +72,16 @@ pub struct Bank {
     shard: ShardId,
     first_account: u64,
     /// Units by account, from `first_account` on, including what is held from them.
-    balances: Vec<u64>,
+    pub(super) balances: Balances,
     locks: BTreeMap<AccountId, TxnId>,
-    holds: BTreeMap<TxnId, Hold>,
-    sessions: BTreeMap<Session, SessionState>,
+    pub(super) holds: BTreeMap<TxnId, Hold>,
+    pub(super) sessions: BTreeMap<Session, SessionState>,
     session_window: u64,
+    sessions_max: usize,
+    /// By issuing shard: below this number a session that is not known here has expired (T7).
+    pub(super) floors: BTreeMap<ShardId, u64>,
     /// The number of the next session that this shard issues.
-    next_session: u64,
+    pub(super) next_session: u64,
     digest: u64,
     applied: Slot,
 }
@@ -100,36 +113,109 @@ fn share(tag: u64, a: u64, b: u64) -> u64 {
 }
 
 const BALANCE: u64 = 1;
-const LOCK: u64 = 2;
+/// An undecided YES; the lock follows from it.
+const HOLD: u64 = 2;
 const REGISTER: u64 = 3;
 const MARK: u64 = 4;
 const ISSUED: u64 = 5;
+const FLOOR: u64 = 6;
+const CLOSED: u64 = 7;
 
 impl Bank {
     /// The shard as it is opened: every account holds the initial balance.
     pub fn new(topology: Topology, shard: ShardId) -> Bank {
         let accounts = topology.accounts_of(shard);
-        let digest = accounts.clone().fold(share(ISSUED, 0, 1), |d: u64, a| {
-            d.wrapping_add(share(BALANCE, a, topology.initial_balance))
-        });
-        Bank {
+        let count = (accounts.end() - accounts.start() + 1) as usize;
+        let balances = Balances::new(count, topology.initial_balance);
+        let mut bank = Bank {
             topology,
             shard,
             first_account: *accounts.start(),
-            balances: vec![topology.initial_balance; (accounts.end() - accounts.start() + 1) as usize],
+            balances,
             locks: BTreeMap::new(),
             holds: BTreeMap::new(),
             sessions: BTreeMap::new(),
             session_window: SESSION_WINDOW,
+            sessions_max: SESSIONS,
+            floors: BTreeMap::new(),
             next_session: 1,
-            digest,
+            digest: 0,
             applied: Slot::ZERO,
-        }
+        };
+        bank.digest = bank.digest_anew();
+        bank
     }
 
-    /// The same with another window than the usual one; before anything is applied.
-    pub fn with_session_window(self, session_window: u64) -> Bank {
-        Bank { session_window, ..self }
+    /// The shard as an image describes it, with its digest computed from all of it.
+    ///
+    /// # Errors
+    ///
+    /// These parts make no bank.
+    pub(super) fn from_parts(
+        topology: Topology,
+        shard: ShardId,
+        applied: Slot,
+        balances: Balances,
+        parts: Parts,
+    ) -> Result<Bank, String> {
+        let first_account = *topology.accounts_of(shard).start();
+        let Parts { next_session, floors, sessions, holds } = parts;
+        let mut bank = Bank {
+            topology,
+            shard,
+            first_account,
+            balances,
+            locks: BTreeMap::new(),
+            holds,
+            sessions,
+            session_window: SESSION_WINDOW,
+            sessions_max: SESSIONS,
+            floors,
+            next_session,
+            digest: 0,
+            applied,
+        };
+        for (id, hold) in &bank.holds {
+            let account =
+                bank.part(&hold.transfer).ok_or_else(|| format!("{id} locks no account of {shard}"))?;
+            if bank.locks.insert(account, *id).is_some() {
+                return Err(format!("two transactions lock account {account}"));
+            }
+        }
+        let undecided = bank.sessions.values().map(SessionState::undecided).sum::<usize>();
+        let held = |id: &TxnId| bank.sessions.get(&id.session).is_some_and(|s| s.is_undecided(id.seq));
+        if undecided != bank.holds.len() || !bank.holds.keys().all(held) {
+            return Err("votes of YES and what is held for them do not fit".into());
+        }
+        bank.digest = bank.digest_anew();
+        Ok(bank)
+    }
+
+    fn digest_anew(&self) -> u64 {
+        let mut digest = share(ISSUED, 0, self.next_session);
+        let mut add = |share: u64| digest = digest.wrapping_add(share);
+        for (account, balance) in (self.first_account..).zip(self.balances.iter()) {
+            add(share(BALANCE, account, balance));
+        }
+        self.holds.iter().for_each(|(id, hold)| add(hold_share(*id, hold)));
+        self.floors.iter().for_each(|(issuer, floor)| add(share(FLOOR, u64::from(issuer.0), *floor)));
+        for (session, state) in &self.sessions {
+            add(share(MARK, session.0, state.mark()));
+            if state.is_closed() {
+                add(share(CLOSED, session.0, 0));
+            }
+            for (seq, register) in state.registers() {
+                add(register_share(TxnId { session: *session, seq }, register));
+            }
+        }
+        digest
+    }
+
+    /// The same with other bounds than the usual ones.
+    pub fn with_limits(self, limits: &Limits) -> Bank {
+        let mut sessions = self.sessions;
+        sessions.values_mut().for_each(|state| state.set_window(limits.session_window));
+        Bank { session_window: limits.session_window, sessions_max: limits.sessions, sessions, ..self }
     }
 
     /// The last slot that was applied.
@@ -144,7 +230,7 @@ impl Bank {
 
     /// Units on an account of this shard, `None` for any other account.
     pub fn balance(&self, account: AccountId) -> Option<u64> {
-        self.index(account).map(|i| self.balances[i])
+        self.index(account).map(|i| self.balances.get(i))
     }
 
     /// The undecided transaction that locks an account.
@@ -159,7 +245,7 @@ impl Bank {
 
     /// The sum of all balances of this shard.
     pub fn total(&self) -> u128 {
-        self.balances.iter().map(|b| u128::from(*b)).sum()
+        self.balances.iter().map(u128::from).sum()
     }
 
     /// Applies the next decided slot. The same prefix of slots gives the same state and the same results (P4).
@@ -176,9 +262,14 @@ impl Bank {
     fn apply_block(&mut self, slot: Slot, command: Command<'_>, effects: &mut Effects) {
         let mut statuses = std::mem::take(&mut effects.statuses);
         statuses.clear();
+        effects.used.extend(command.used().filter(|session| session.shard() == self.shard));
         let common = match command {
             Command::Open => {
-                effects.results.push(BlockResult::Opened(self.open()));
+                let opened = self.open();
+                effects.crowded |= opened.is_none();
+                effects.used.extend(opened);
+                let none = || BlockResult::pack(Status::Done, &[Status::Busy]);
+                effects.results.push(opened.map_or_else(none, BlockResult::Opened));
                 effects.statuses = statuses;
                 return;
             }
@@ -208,86 +299,17 @@ impl Bank {
                 }
                 Status::Yes
             }
+            Command::Close { session } => {
+                statuses.push(self.close(session));
+                Status::Done
+            }
+            Command::Expire { session, live } => {
+                statuses.push(self.expire(session, live.iter().map(|n| n.get())));
+                Status::Done
+            }
         };
         effects.results.push(BlockResult::pack(common, &statuses));
         effects.statuses = statuses;
-    }
-
-    fn open(&mut self) -> Session {
-        let session = Session::new(self.shard, self.next_session);
-        self.swap_share(ISSUED, 0, Some(self.next_session), Some(self.next_session + 1));
-        self.next_session += 1;
-        self.create(session);
-        session
-    }
-
-    fn create(&mut self, session: Session) {
-        let state = SessionState::new(self.session_window);
-        self.swap_share(MARK, session.0, None, Some(state.mark()));
-        self.sessions.insert(session, state);
-    }
-
-    /// Makes sure that a session exists if it may: one of another shard opens with its first mention, one of this shard
-    /// only through `open`, because its number would otherwise be issued twice.
-    fn knows(&mut self, session: Session) -> bool {
-        if !self.sessions.contains_key(&session) {
-            if session.shard() == self.shard {
-                return false;
-            }
-            self.create(session);
-        }
-        true
-    }
-
-    fn state(&mut self, session: Session) -> &mut SessionState {
-        self.sessions.get_mut(&session).expect("B3: `knows` was asked first")
-    }
-
-    fn advance_mark(&mut self, session: Session, mark: u64) -> Status {
-        if !self.knows(session) {
-            return Status::Expired;
-        }
-        let state = self.sessions.get_mut(&session).expect("B3: `knows` was asked first");
-        let before = state.mark();
-        let mut digest = self.digest;
-        state.advance(mark, |seq, register| {
-            if register != Register::Empty {
-                let id = TxnId { session, seq };
-                digest = digest.wrapping_sub(register_share(id, register));
-            }
-        });
-        let after = state.mark();
-        self.digest = digest;
-        self.swap_share(MARK, session.0, Some(before), Some(after));
-        Status::Done
-    }
-
-    /// The answer to a mention of `id` that may set its register, if it is not up to this mention to set it.
-    fn recorded(&mut self, id: TxnId, within_window: bool) -> Option<Status> {
-        if !self.knows(id.session) {
-            return Some(Status::Expired);
-        }
-        let state = self.state(id.session);
-        if id.seq < state.mark() {
-            return Some(Status::Finished);
-        }
-        if within_window && !state.in_window(id.seq) {
-            return Some(Status::Busy);
-        }
-        state.get(id.seq).status()
-    }
-
-    /// Sets a register that is empty, or turns an undecided YES into its outcome; nothing else is ever written (T1).
-    fn record(&mut self, id: TxnId, register: Register) {
-        let before = self.state(id.session).set(id.seq, register);
-        match (before, register) {
-            (Register::Empty, _) => {}
-            (Register::Yes, Register::YesCommitted | Register::YesAborted) => {
-                self.digest = self.digest.wrapping_sub(register_share(id, before));
-            }
-            _ => panic!("T1: the register of {id} is {before:?} and would become {register:?}"),
-        }
-        self.digest = self.digest.wrapping_add(register_share(id, register));
     }
 
     fn abort(&mut self, id: TxnId, reason: Reason) -> Status {
@@ -320,8 +342,8 @@ impl Bank {
             return Err(Reason::LockContention);
         }
         let amount = transfer.amount.unsigned_abs();
-        let debited = self.balances[from].checked_sub(amount).ok_or(Reason::InsufficientBalance)?;
-        let credited = self.balances[to].checked_add(amount).expect("B2: all money together fits");
+        let debited = self.balances.get(from).checked_sub(amount).ok_or(Reason::InsufficientBalance)?;
+        let credited = self.balances.get(to).checked_add(amount).expect("B2: all money together fits");
         self.set_balance(from, debited);
         self.set_balance(to, credited);
         Ok(())
@@ -340,9 +362,10 @@ impl Bank {
         match self.lockable(&transfer, participants) {
             Ok(account) => {
                 self.record(id, Register::Yes);
-                self.swap_share(LOCK, account.0, None, Some(id.session.0 ^ id.seq.rotate_left(32)));
+                let hold = Hold { transfer, participants };
+                self.digest = self.digest.wrapping_add(hold_share(id, &hold));
                 self.locks.insert(account, id);
-                self.holds.insert(id, Hold { transfer, participants });
+                self.holds.insert(id, hold);
                 effects.prepared.push(id);
                 Status::Yes
             }
@@ -361,7 +384,7 @@ impl Bank {
             return Err(Reason::LockContention);
         }
         let index = self.index(account).expect("B1: `part` chose an account of this shard");
-        if account == transfer.from && self.balances[index] < transfer.amount.unsigned_abs() {
+        if account == transfer.from && self.balances.get(index) < transfer.amount.unsigned_abs() {
             return Err(Reason::InsufficientBalance);
         }
         Ok(account)
@@ -384,8 +407,8 @@ impl Bank {
             }
             (Some(Status::YesCommitted), true)
             | (Some(Status::YesAborted), false)
-            | (Some(Status::Aborted(_)), false) => Status::Done,
-            (Some(status @ (Status::Finished | Status::Expired)), _) => status,
+            | (Some(Status::Aborted(_) | Status::Closed), false) => Status::Done,
+            (Some(status @ (Status::Finished | Status::Expired | Status::Busy)), _) => status,
             // T2: no commit without this shard's YES, and no second, different decision.
             (None, true) | (Some(_), _) => Status::Invalid,
         }
@@ -396,14 +419,14 @@ impl Bank {
         let account = self.part(&hold.transfer).expect("T5: a hold names an account of this shard");
         let locked = self.locks.remove(&account);
         assert_eq!(locked, Some(id), "T5: an undecided YES holds its lock");
-        self.swap_share(LOCK, account.0, Some(id.session.0 ^ id.seq.rotate_left(32)), None);
+        self.digest = self.digest.wrapping_sub(hold_share(id, &hold));
         if commit {
             let index = self.index(account).expect("T5: a hold names an account of this shard");
             let amount = hold.transfer.amount.unsigned_abs();
             let balance = if account == hold.transfer.from {
-                self.balances[index].checked_sub(amount).expect("B1: the prepare held the money")
+                self.balances.get(index).checked_sub(amount).expect("B1: the prepare held the money")
             } else {
-                self.balances[index].checked_add(amount).expect("B2: all money together fits")
+                self.balances.get(index).checked_add(amount).expect("B2: all money together fits")
             };
             self.set_balance(index, balance);
             if effects.history {
@@ -428,9 +451,9 @@ impl Bank {
 
     fn set_balance(&mut self, index: usize, balance: u64) {
         let account = self.first_account + index as u64;
-        let before = self.balances[index];
+        let before = self.balances.get(index);
         self.swap_share(BALANCE, account, Some(before), Some(balance));
-        self.balances[index] = balance;
+        self.balances.set(index, balance);
     }
 
     fn swap_share(&mut self, tag: u64, key: u64, before: Option<u64>, after: Option<u64>) {
@@ -443,13 +466,22 @@ impl Bank {
     }
 }
 
+fn hold_share(id: TxnId, hold: &Hold) -> u64 {
+    let Transfer { from, to, amount } = hold.transfer;
+    let [a, b] = hold.participants.map(|shard| u64::from(shard.0));
+    let whose = share(HOLD, id.session.0, id.seq);
+    let what = share(HOLD, from.0, to.0);
+    share(whose, what, share(HOLD, amount.unsigned_abs(), a << 16 | b))
+}
+
 fn register_share(id: TxnId, register: Register) -> u64 {
-    share(REGISTER, id.session.0, id.seq << 8 | u64::from(register.code()))
+    share(REGISTER | u64::from(register.code()) << 8, id.session.0, id.seq)
 }
 
 fn each(range: Range, records: &[TransferRecord]) -> impl Iterator<Item = (TxnId, Transfer)> + '_ {
     range.seqs().zip(records).map(move |(seq, r)| (TxnId { session: range.session, seq }, r.get()))
 }
 
+mod sessions;
 #[cfg(test)]
 mod tests;

@@ -77,6 +77,26 @@ pub enum Command<'a> {
     Outcome { range: Range, commits: &'a [u8] },
     /// Sets every vote register of the range that is still empty to NO (T1, T4).
     Fence { range: Range },
+    /// From now on whatever of the session has no register here is a NO (T7). Answered with whether anything of it is
+    /// still in doubt.
+    Close { session: Session },
+    /// Forgets a session that every shard has closed and has nothing of in doubt (T7). `live` are the numbers of older
+    /// sessions of the same shard that have not expired; all others become unknown for ever.
+    Expire { session: Session, live: &'a [U64] },
+}
+
+impl Command<'_> {
+    /// The session that its client uses with this command.
+    pub fn used(&self) -> Option<Session> {
+        match self {
+            Command::Mark { session, .. } => Some(*session),
+            Command::Transfers { range, .. }
+            | Command::Prepare { range, .. }
+            | Command::Outcome { range, .. }
+            | Command::Fence { range } => Some(range.session),
+            Command::Open | Command::Close { .. } | Command::Expire { .. } => None,
+        }
+    }
 }
 
 const OPEN: u8 = 1;
@@ -85,6 +105,8 @@ const TRANSFERS: u8 = 3;
 const PREPARE: u8 = 4;
 const OUTCOME: u8 = 5;
 const FENCE: u8 = 6;
+const CLOSE: u8 = 7;
+const EXPIRE: u8 = 8;
 
 /// Bit `i` of a little-endian bit set.
 pub fn bit(bits: &[u8], i: usize) -> bool {
@@ -155,6 +177,22 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
     if header.kind == MARK {
         let clean = count == 0 && body.is_empty();
         return if clean { Ok(Command::Mark { session, mark: first }) } else { Err("a bad mark".into()) };
+    }
+    if header.kind == CLOSE {
+        let clean = count == 0 && first == 0 && body.is_empty();
+        return if clean { Ok(Command::Close { session }) } else { Err("a bad close".into()) };
+    }
+    if header.kind == EXPIRE {
+        return match <[U64]>::ref_from_bytes(body) {
+            Ok(live)
+                if live.len() == count as usize
+                    && first == 0
+                    && live.iter().all(|n| (1..session.number()).contains(&n.get())) =>
+            {
+                Ok(Command::Expire { session, live })
+            }
+            _ => Err("a bad expiry".into()),
+        };
     }
     // Far below overflow: no client reaches this sequence in the life of a session.
     if first == 0 || first > 1 << 60 || count == 0 || count as usize > MAX_COUNT {
@@ -249,6 +287,16 @@ pub fn put_outcome(out: &mut Vec<u8>, range: Range, commits: &[u8]) {
 
 pub fn put_fence(out: &mut Vec<u8>, range: Range) {
     put(out, FENCE, NOBODY, range, &[]);
+}
+
+pub fn put_close(out: &mut Vec<u8>, session: Session) {
+    put(out, CLOSE, NOBODY, Range { session, first: 0, count: 0 }, &[]);
+}
+
+/// `live` are older sessions of the same shard.
+pub fn put_expire(out: &mut Vec<u8>, session: Session, live: &[Session]) {
+    let numbers: Vec<U64> = live.iter().map(|s| U64::new(s.number())).collect();
+    put(out, EXPIRE, NOBODY, Range { session, first: 0, count: live.len() as u32 }, numbers.as_bytes());
 }
 
 #[cfg(test)]

@@ -5,16 +5,19 @@
 //! prepared transaction locks its account until its outcome is applied, and nothing ever waits inside the log.
 //!
 //! Invariants kept here: **B1** no negative balance, **B2** conserved money, **B3** exactly once, **T1** write-once vote
-//! registers, **T5** locks are freed by outcomes from the log alone, **T7** (its half in `apply`: the mark never passes
-//! an undecided YES).
+//! registers, **T5** locks are freed by outcomes from the log alone, **T7** (its half in `apply`: no mark passes an
+//! undecided YES, no session expires with one, and nothing of an expired session is ever done again).
 //!
 //! Deliberately absent: clocks, time-outs and messages. Who asks, and what is told to whom, is known to
 //! [`crate::shard`] and [`crate::txn`] only.
 
 mod apply;
+mod balances;
 pub mod command;
+mod image;
 mod session;
 mod status;
 
 pub use apply::{Bank, Committed, Effects, Hold, validate};
+pub use image::{Image, Incoming};
 pub use status::{BlockResult, Status};

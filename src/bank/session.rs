@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::bank::Status;
-use crate::types::Reason;
+use crate::bank::image::SessionImage;
+use crate::config::limits::SESSION_WINDOW;
+use crate::types::{Reason, Value};
 
 /// A recorded outcome or vote. `Empty` means that no decided entry mentioned the sequence yet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,15 +34,19 @@ impl Register {
         }
     }
 
-    fn from_code(code: u8) -> Register {
-        match code {
+    fn try_from_code(code: u8) -> Option<Register> {
+        Some(match code {
             0 => Register::Empty,
             0x40 => Register::Committed,
             0x41 => Register::Yes,
             0x42 => Register::YesCommitted,
             0x43 => Register::YesAborted,
-            _ => Register::No(Reason::from_code(code).expect("B3: the ring holds what `code` wrote")),
-        }
+            _ => Register::No(Reason::from_code(code)?),
+        })
+    }
+
+    fn from_code(code: u8) -> Register {
+        Register::try_from_code(code).expect("B3: the ring holds what `code` wrote")
     }
 
     /// How a retry is answered from the record.
@@ -66,11 +72,28 @@ pub struct SessionState {
     ring: VecDeque<u8>,
     /// Registers beyond the window: fences and outcomes may set them, transfers and prepares may not.
     beside: BTreeMap<u64, u8>,
+    /// What is empty is a NO and stays one (T7).
+    closed: bool,
 }
 
 impl SessionState {
     pub fn new(window: u64) -> SessionState {
-        SessionState { mark: 1, window, ring: VecDeque::new(), beside: BTreeMap::new() }
+        SessionState { mark: 1, window, ring: VecDeque::new(), beside: BTreeMap::new(), closed: false }
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Every register that is not empty.
+    pub fn registers(&self) -> impl Iterator<Item = (u64, Register)> + '_ {
+        let ring = (self.mark..).zip(&self.ring).filter(|(_, code)| **code != 0);
+        let beside = self.beside.iter().map(|(seq, code)| (*seq, code));
+        ring.chain(beside).map(|(seq, code)| (seq, Register::from_code(*code)))
     }
 
     pub fn mark(&self) -> u64 {
@@ -106,6 +129,41 @@ impl SessionState {
         before
     }
 
+    pub fn set_window(&mut self, window: u64) {
+        self.window = window;
+        self.refill();
+    }
+
+    /// How many votes of YES have no outcome yet.
+    pub fn undecided(&self) -> usize {
+        self.registers().filter(|(_, register)| *register == Register::Yes).count()
+    }
+
+    pub fn is_undecided(&self, seq: u64) -> bool {
+        seq >= self.mark && self.get(seq) == Register::Yes
+    }
+
+    pub(super) fn image(&self) -> SessionImage {
+        let ring: Vec<u8> = self.ring.iter().copied().collect();
+        let beside = self.beside.iter().map(|(seq, code)| (*seq, *code)).collect();
+        SessionImage { mark: self.mark, ring: Value(ring.into()), beside, closed: self.closed }
+    }
+
+    /// A session with the usual window. `Err` if no session looks like this.
+    pub(super) fn from_image(image: SessionImage) -> Result<SessionState, String> {
+        let SessionImage { mark, ring, beside, closed } = image;
+        let known = |code: &u8| Register::try_from_code(*code).is_some();
+        let beyond = |seq: &u64| *seq >= mark + ring.len() as u64;
+        if mark == 0 || mark > 1 << 61 || !ring.0.iter().all(known) {
+            return Err("no such register".into());
+        }
+        if !beside.iter().all(|(seq, code)| beyond(seq) && known(code)) {
+            return Err("no such register beside the ring".into());
+        }
+        let ring = ring.0.iter().copied().collect();
+        Ok(SessionState { mark, window: SESSION_WINDOW, ring, beside: beside.into_iter().collect(), closed })
+    }
+
     /// Moves the mark up to `mark`, but never past an undecided YES (T7), and hands every forgotten register to
     /// `forget`.
     pub fn advance(&mut self, mark: u64, mut forget: impl FnMut(u64, Register)) {
@@ -137,6 +195,10 @@ impl SessionState {
             }
         }
         self.refill();
+        // What one burst needed is not kept for as long as the session lives.
+        if self.ring.capacity() > 256 && self.ring.len() < self.ring.capacity() / 4 {
+            self.ring.shrink_to(self.ring.len() * 2);
+        }
     }
 
     /// Moves registers that have come into the window from beside the ring into it.
@@ -161,7 +223,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::limits::SESSION_WINDOW;
 
     /// The same as a table without ring and window.
     #[derive(Default)]
@@ -178,6 +239,19 @@ mod tests {
             let kept = self.registers.split_off(&self.mark);
             std::mem::replace(&mut self.registers, kept).into_iter().collect()
         }
+    }
+
+    /// What ARCHITECTURE.md says that an idle session costs.
+    #[test]
+    fn an_idle_session_takes_little_memory() {
+        assert!(size_of::<(crate::types::Session, SessionState)>() <= 96);
+        let mut state = SessionState::new(SESSION_WINDOW);
+        for seq in 1..=SESSION_WINDOW {
+            state.set(seq, Register::Committed);
+        }
+        state.advance(SESSION_WINDOW - 9, |_, _| ());
+        assert!(state.ring.capacity() <= 256, "{}", state.ring.capacity());
+        assert_eq!((state.registers().count(), state.get(SESSION_WINDOW)), (10, Register::Committed));
     }
 
     /// Where something happens: around the mark, and around the end of the window and of the next ones.

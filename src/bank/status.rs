@@ -22,9 +22,11 @@ pub enum Status {
     Done,
     /// Below the client's mark: forgotten here. It says nothing about how the transaction ended (T7).
     Finished,
-    /// The session is not known here and never will be.
+    /// The session is closed, and nothing of it was ever decided here under this sequence: a NO, for ever (T7).
+    Closed,
+    /// The session is not known here and never will be. It says nothing about what was decided before (T7).
     Expired,
-    /// Beyond the session's window; nothing happened.
+    /// Beyond the session's window, or no room for the session; nothing happened.
     Busy,
     /// The block contradicts a register (a commit where this shard never voted YES); nothing happened.
     Invalid,
@@ -43,6 +45,7 @@ impl Status {
             Status::Expired => 0x46,
             Status::Busy => 0x47,
             Status::Invalid => 0x48,
+            Status::Closed => 0x49,
         }
     }
 
@@ -57,6 +60,7 @@ impl Status {
             0x46 => Status::Expired,
             0x47 => Status::Busy,
             0x48 => Status::Invalid,
+            0x49 => Status::Closed,
             _ => Status::Aborted(Reason::from_code(code)?),
         })
     }

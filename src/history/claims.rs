@@ -48,7 +48,10 @@ fn one(topology: &Topology, index: u32, operation: &Operation, claims: &mut Clai
                 (Some(Reply::Committed), None) => {
                     claims.effects.push(effect(operation.replied.map(|(at, _)| at)));
                 }
-                (Some(Reply::Aborted(Reason::LockContention | Reason::NoQuorum)), None) => {}
+                (
+                    Some(Reply::Aborted(Reason::LockContention | Reason::NoQuorum | Reason::StorageFull)),
+                    None,
+                ) => {}
                 (Some(Reply::Aborted(Reason::InsufficientBalance)), None) => {
                     claims.observations.push(Observation {
                         operation: index,

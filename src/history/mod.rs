@@ -8,7 +8,7 @@
 //! |---|---|
 //! | a transfer committed | the sender had the amount, and both balances changed |
 //! | aborted: insufficient balance | the sender had less than the amount |
-//! | aborted: lock contention, no quorum | nothing, and nothing changed, ever |
+//! | aborted: lock contention, no quorum, storage full | nothing, and nothing changed, ever |
 //! | aborted: invalid amount, same account, unknown account | exactly this is wrong with it, and it is the first thing |
 //! | a read of a balance | the account had exactly this |
 //! | none | a transfer took effect at some moment after its invocation, or never |

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::config::limits::RECORD_BYTES;
 use crate::paxos::leader::Leader;
 use crate::paxos::message::*;
 use crate::paxos::output::{Event, Output};
 use crate::paxos::replica::{Replica, Role};
+use crate::paxos::room::record_bytes;
 use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
 
 impl Replica {
@@ -54,15 +56,17 @@ impl Replica {
         let pause = self.timeouts.heartbeat() * 2;
         self.deadline = now + pause + self.jitter(pause);
         out.events.push(Event::PreVoteBegun);
+        let has_room = self.has_room();
         for peer in self.peers() {
-            out.now.push((peer, Message::PreVote(PreVote { attempt: self.attempt })));
+            out.now.push((peer, Message::PreVote(PreVote { attempt: self.attempt, has_room })));
         }
         self.campaign_if_granted(now, out);
     }
 
     pub(super) fn on_pre_vote(&mut self, now: Time, from: NodeId, m: PreVote, out: &mut Output) {
         // A leader that was refused for a higher ballot asks its own followers, and they agree.
-        let granted = self.live_leader(now).is_none_or(|leader| leader == from);
+        let granted =
+            self.live_leader(now).is_none_or(|leader| leader == from) && (m.has_room || !self.has_room());
         let reply = PreVoteReply { attempt: m.attempt, granted, promised: self.promised };
         out.now.push((from, Message::PreVoteReply(reply)));
     }
@@ -86,6 +90,10 @@ impl Replica {
         let fresh = grants.values().filter(|at| now.since(**at) <= timeout).count();
         // Its own, and those of others.
         if 1 + fresh < self.majority() {
+            return;
+        }
+        if !self.can_promise(out) {
+            out.events.push(Event::NoRoom { what: "a promise to itself" });
             return;
         }
         let ballot = Ballot::new(self.highest.max(self.promised).round + 1, self.me);
@@ -141,6 +149,10 @@ impl Replica {
         let mut slot = m.first;
         for (ballot, value) in m.entries {
             if slot == self.decided.next() {
+                if !self.fits(&value, out) {
+                    out.events.push(Event::NoRoom { what: "what others know as decided" });
+                    break;
+                }
                 // The value is decided, so every vote of a higher ballot for this slot, here or elsewhere, equals it.
                 let ballot = ballot.min(self.promised);
                 out.records.push(Record::Learn { slot, ballot, value: value.clone() });
@@ -156,13 +168,24 @@ impl Replica {
             out.events.push(Event::Ignored { from, what: "entries that add nothing" });
             return;
         }
+        out.events.push(Event::CaughtUp { from, decided: self.decided });
+        self.caught_up(now, out);
+    }
+
+    /// More is decided here than before: a candidate may need no more.
+    pub(super) fn caught_up(&mut self, now: Time, out: &mut Output) {
         if let Role::Candidate { fetching, .. } = &mut self.role {
             *fetching = false;
         }
-        out.events.push(Event::CaughtUp { from, decided: self.decided });
-        // The campaign's clock stands still while the transfer makes progress.
-        self.reset_deadline(now);
+        self.catching_up(now);
         self.lead_if_prepared(now, out);
+    }
+
+    /// A campaign's clock stands still while a transfer makes progress.
+    pub fn catching_up(&mut self, now: Time) {
+        if matches!(self.role, Role::Candidate { .. }) {
+            self.reset_deadline(now);
+        }
     }
 
     fn lead(&mut self, now: Time, promises: BTreeMap<NodeId, Promise>, out: &mut Output) {
@@ -185,6 +208,13 @@ impl Replica {
                 }
             }
             phase1_end = phase1_end.max(slot);
+        }
+        let open = (self.decided.0 + 1..=phase1_end.0).map(Slot);
+        let cost: u64 =
+            open.map(|slot| votes.get(&slot).map_or(RECORD_BYTES, |(_, value)| record_bytes(value))).sum();
+        if cost > self.room_to_accept(out) {
+            out.events.push(Event::NoRoom { what: "what phase 1 left to be proposed again" });
+            return self.step_down(now, "its log has no room", out);
         }
         let mut progress: BTreeMap<_, _> =
             self.servers.iter().map(|s| (*s, Replica::progress(now, None))).collect();

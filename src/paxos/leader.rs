@@ -21,6 +21,10 @@ pub struct Progress {
     pub heard: Time,
     /// Entries for it are being read from disk.
     pub reading: bool,
+    /// The entries that it needs are gone; nothing is sent until it says where it stands.
+    pub gone: bool,
+    /// Bytes of records that it would still accept, if its disk is full.
+    pub room: Option<u64>,
 }
 
 /// A leader's state; it ends with the ballot.
@@ -77,7 +81,16 @@ mod tests {
             let (acked, sent) = ((acked > 0).then_some(Slot(acked)), Slot(9));
             progress.insert(
                 NodeId(id),
-                Progress { acked, sent, sent_in_round: 0, echoed, heard, reading: false },
+                Progress {
+                    acked,
+                    sent,
+                    sent_in_round: 0,
+                    echoed,
+                    heard,
+                    reading: false,
+                    gone: false,
+                    room: None,
+                },
             );
         }
         let (phase1_end, told) = (Slot::ZERO, Slot::ZERO);

@@ -65,6 +65,17 @@ impl Log {
         taken
     }
 
+    /// Forgets everything up to `slot`, which a snapshot stands for. Entries above stay as they are (P2).
+    pub fn jump(&mut self, slot: Slot) {
+        while self.floor < slot
+            && let Some((_, value)) = self.entries.pop_front()
+        {
+            self.bytes -= value.len();
+            self.floor = self.floor.next();
+        }
+        self.floor = self.floor.max(slot);
+    }
+
     /// Forgets the oldest entries up to `decided` while more than `keep_bytes` (or a matching number of tiny ones)
     /// would stay.
     pub fn trim(&mut self, decided: Slot, keep_bytes: usize) {

@@ -1,8 +1,10 @@
 //! What the servers of one cluster say to each other.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Ballot, Slot, Value};
+use crate::types::{Ballot, Cut, NodeId, Slot, Value};
 
 /// A message between two servers of a cluster. The sender is known from the connection.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -18,6 +20,19 @@ pub enum Message {
     HeartbeatReply(HeartbeatReply),
     Fetch(Fetch),
     Entries(Entries),
+    /// The entries that the receiver lacks are gone; this snapshot stands for them.
+    Snapshot(Cut),
+    /// A server that lags asks for the `n`-th piece of the snapshot of a slot, counted from 0.
+    GetPiece {
+        slot: Slot,
+        n: u64,
+    },
+    Piece {
+        slot: Slot,
+        n: u64,
+        bytes: Value,
+    },
+    Digests(Digests),
 }
 
 impl Message {
@@ -30,6 +45,16 @@ impl Message {
             _ => None,
         }
     }
+
+    /// The values that it carries.
+    pub fn values(&self) -> Box<dyn Iterator<Item = &Value> + '_> {
+        match self {
+            Message::Accept(m) => Box::new(m.values.iter()),
+            Message::Promise(m) => Box::new(m.votes.iter().map(|(_, value)| value)),
+            Message::Entries(m) => Box::new(m.entries.iter().map(|(_, value)| value)),
+            _ => Box::new(std::iter::empty()),
+        }
+    }
 }
 
 /// "Would you follow me if I campaigned?" Changes nothing at the receiver.
@@ -37,12 +62,15 @@ impl Message {
 pub struct PreVote {
     /// Tells apart the attempts of one server, so that an answer counts only as long as what it answers is fresh.
     pub attempt: u64,
+    /// Whether the asker's log has room for new work. One without leads only where nobody else could.
+    pub has_room: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct PreVoteReply {
     pub attempt: u64,
-    /// Yes, unless a leader other than the asker was heard within the election time-out.
+    /// Yes, unless a leader other than the asker was heard within the election time-out, or this server has room in its
+    /// log and the asker has none.
     pub granted: bool,
     /// The highest ballot that the answering server has promised; the campaign must go above it.
     pub promised: Ballot,
@@ -107,6 +135,8 @@ pub struct HeartbeatReply {
     pub round: u64,
     /// As in [`Accepted`]; it tells a leader what was lost on the way.
     pub position: Slot,
+    /// Bytes of records that this server would still accept, if its disk is full.
+    pub room: Option<u64>,
 }
 
 /// A candidate asks for decided entries that it lacks.
@@ -120,4 +150,14 @@ pub struct Fetch {
 pub struct Entries {
     pub first: Slot,
     pub entries: Vec<(Ballot, Value)>,
+}
+
+/// "After this slot these servers reported these digests of their states, as far as I know" (P4). No part of Paxos: a
+/// replica takes it for a sign of life, and who fills it in also judges it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Digests {
+    pub slot: Slot,
+    pub reports: BTreeMap<NodeId, u64>,
+    /// Whether the sender wants to be told what the receiver knows.
+    pub asks: bool,
 }

@@ -19,6 +19,8 @@
 //! * **P5 Reads.** [`Replica::begin_round`] starts a heartbeat round for all reads of a turn; when a majority has echoed
 //!   it, the ballot was still in force after those reads arrived.
 //!
+//! A server whose log has no room drops what it cannot write, as if it had been lost; [`room`] says in which order.
+//!
 //! Deliberately absent: what a value means, clients, disks, clocks and random numbers (the driver hands those in).
 
 mod election;
@@ -27,9 +29,11 @@ pub mod log;
 pub mod message;
 pub mod output;
 pub mod replica;
+pub mod room;
 #[cfg(test)]
 mod tests;
 
 pub use message::Message;
 pub use output::{Event, Output, Purpose, ReadLog, Standing};
 pub use replica::Replica;
+pub use room::Room;

@@ -14,6 +14,8 @@ pub struct Output {
     pub after: Vec<(NodeId, Message)>,
     /// Decided entries to be read from disk and handed back.
     pub reads: Vec<ReadLog>,
+    /// Servers that lack entries which are gone here, so that only a snapshot helps them.
+    pub gone: Vec<NodeId>,
     pub events: Vec<Event>,
 }
 
@@ -65,6 +67,16 @@ pub enum Event {
     Resending {
         to: NodeId,
         from: Slot,
+    },
+    /// The disk is full; this much still fits into the log.
+    SpaceShort {
+        room: u64,
+    },
+    /// The disk gives space again.
+    SpaceBack,
+    /// Something was dropped for lack of room, as if it had been lost.
+    NoRoom {
+        what: &'static str,
     },
     /// A message that fits nothing this server is doing.
     Ignored {

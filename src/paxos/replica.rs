@@ -5,11 +5,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::config::limits::RECORD_BYTES;
 use crate::config::{Limits, Timeouts};
 use crate::paxos::leader::{Leader, Progress};
 use crate::paxos::log::Log;
 use crate::paxos::message::*;
 use crate::paxos::output::{Event, Output, Purpose, ReadLog, Standing};
+use crate::paxos::room::{Short, record_bytes};
 use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
 
 /// How long a freshly decided slot may wait for an `Accept` that carries the news to the followers.
@@ -39,7 +41,7 @@ pub struct Replica {
     /// The servers of the cluster, this one included.
     pub(super) servers: Vec<NodeId>,
     pub(super) timeouts: Timeouts,
-    limits: Limits,
+    pub(super) limits: Limits,
     pub(super) promised: Ballot,
     /// Accepted in the promised ballot, or decided, up to here (P2).
     pub(super) position: Slot,
@@ -67,6 +69,8 @@ pub struct Replica {
     /// The decided slot of the last record that says so.
     saved: Slot,
     save_due: Option<Time>,
+    /// The disk is full.
+    pub(super) short: Option<Short>,
 }
 
 impl Replica {
@@ -114,6 +118,7 @@ impl Replica {
             random,
             saved: decided,
             save_due: None,
+            short: None,
         };
         replica.reset_deadline(now);
         replica
@@ -169,7 +174,7 @@ impl Replica {
             }
             _ => self.deadline,
         };
-        self.save_due.map_or(role, |t| t.min(role))
+        [self.save_due, self.space_due()].into_iter().flatten().fold(role, Time::min)
     }
 
     /// A message from another server of the cluster, or from this one to itself.
@@ -194,6 +199,10 @@ impl Replica {
                 return;
             }
             if ballot > self.promised {
+                if !self.can_promise(out) {
+                    out.events.push(Event::NoRoom { what: "a promise" });
+                    return;
+                }
                 self.promise(now, ballot, out);
                 self.promised_at = Some(now);
             }
@@ -208,10 +217,14 @@ impl Replica {
             Message::Accepted(m) => self.on_progress(now, from, m.ballot, m.position, None, out),
             Message::Heartbeat(m) => self.on_heartbeat(now, from, m, out),
             Message::HeartbeatReply(m) => {
-                self.on_progress(now, from, m.ballot, m.position, Some(m.round), out);
+                self.on_progress(now, from, m.ballot, m.position, Some((m.round, m.room)), out);
             }
             Message::Fetch(m) => self.on_fetch(from, m, out),
             Message::Entries(m) => self.on_entries(now, from, m, out),
+            Message::Snapshot(_) | Message::GetPiece { .. } | Message::Piece { .. } => {
+                out.events.push(Event::Ignored { from, what: "a snapshot where there is no state" });
+            }
+            Message::Digests(_) => {}
         }
     }
 
@@ -219,13 +232,17 @@ impl Replica {
     pub fn timer(&mut self, now: Time, random: u64, out: &mut Output) {
         self.random = random;
         if self.save_due.is_some_and(|due| due <= now) {
-            out.records.push(Record::Decided(self.decided));
-            self.saved = self.decided;
+            // Without room it waits: a restart learns from its peers what is decided.
+            if self.fits(&Value::noop(), out) {
+                out.records.push(Record::Decided(self.decided));
+                self.saved = self.decided;
+            }
             self.save_due = None;
         }
         let me = self.me;
         let (majority, timeout, interval) =
             (self.majority(), self.timeouts.election(), self.timeouts.heartbeat());
+        let hands_over = self.hands_over(now);
         let Role::Leader(leader) = &mut self.role else {
             if self.deadline <= now {
                 self.begin_pre_vote(now, out);
@@ -235,7 +252,9 @@ impl Replica {
         if leader.heartbeat_due <= now {
             // The clock for this runs on its own: rounds for reads must not put check-quorum off.
             leader.heartbeat_due = now + interval;
-            if leader.hears_majority(me, majority, now, timeout) {
+            if hands_over {
+                self.step_down(now, "its log has no room, and those of a majority have", out);
+            } else if leader.hears_majority(me, majority, now, timeout) {
                 self.begin_round(out);
             } else {
                 self.step_down(now, "a majority was not heard for an election time-out", out);
@@ -320,14 +339,19 @@ impl Replica {
     ) {
         let (ballot, decided) = (self.promised, self.decided);
         match purpose {
+            Purpose::Fetch(to) if entries.is_empty() => out.gone.push(to),
             Purpose::Fetch(to) => out.now.push((to, Message::Entries(Entries { first, entries }))),
             Purpose::CatchUp(to) => {
                 let Role::Leader(leader) = &mut self.role else { return };
                 let round = leader.round;
                 let Some(progress) = leader.progress.get_mut(&to) else { return };
                 progress.reading = false;
-                if progress.sent.next() != first || entries.is_empty() {
+                if progress.sent.next() != first {
                     return;
+                }
+                if entries.is_empty() {
+                    progress.gone = true;
+                    return out.gone.push(to);
                 }
                 progress.sent = Slot(first.0 + entries.len() as u64 - 1);
                 progress.sent_in_round = round;
@@ -335,6 +359,16 @@ impl Replica {
                 out.now.push((to, Message::Accept(Accept { ballot, decided, first, values })));
             }
         }
+    }
+
+    /// This server now stands where a snapshot does. What it voted for above stays (P2), and so does its promise.
+    pub fn install(&mut self, now: Time, slot: Slot, out: &mut Output) {
+        assert!(slot > self.decided && !self.is_leader(), "P2: a snapshot never takes a server back");
+        self.log.jump(slot);
+        self.decided = slot;
+        self.position = self.position.max(slot);
+        self.saved = slot;
+        self.caught_up(now, out);
     }
 
     // ---- the acceptor ----
@@ -364,6 +398,11 @@ impl Replica {
         for value in m.values {
             // P2: in this ballot n+1 is taken only after n. What is at or below the position is a repetition.
             if slot == self.position.next() {
+                if !self.fits(&value, out) {
+                    // As if it had been lost: the leader sends it again when there is room.
+                    out.events.push(Event::NoRoom { what: "a proposal" });
+                    break;
+                }
                 out.records.push(Record::Accept { slot, ballot: m.ballot, value: value.clone() });
                 self.log.put(slot, m.ballot, value);
                 self.position = slot;
@@ -378,7 +417,8 @@ impl Replica {
     fn on_heartbeat(&mut self, now: Time, from: NodeId, m: Heartbeat, out: &mut Output) {
         self.follow(now, from);
         self.learn_decided(m.decided);
-        let reply = HeartbeatReply { ballot: m.ballot, round: m.round, position: self.position };
+        let room = self.short.is_some().then(|| self.room_to_accept(out));
+        let reply = HeartbeatReply { ballot: m.ballot, round: m.round, position: self.position, room };
         out.after.push((from, Message::HeartbeatReply(reply)));
     }
 
@@ -421,14 +461,14 @@ impl Replica {
         self.position = slot;
     }
 
-    /// An `Accepted` or the answer to a heartbeat.
+    /// An `Accepted`, or the answer to a heartbeat with its round and the room that the server has.
     fn on_progress(
         &mut self,
         now: Time,
         from: NodeId,
         ballot: Ballot,
         position: Slot,
-        round: Option<u64>,
+        echo: Option<(u64, Option<u64>)>,
         out: &mut Output,
     ) {
         let (promised, majority, last) = (self.promised, self.majority(), self.log.last());
@@ -439,10 +479,14 @@ impl Replica {
         assert!(position <= last, "P2: {from} accepted slot {position} which {ballot} never proposed");
         let progress = leader.progress.get_mut(&from).expect("a leader tracks every server of its cluster");
         progress.heard = now;
+        progress.gone = false;
         progress.acked = progress.acked.max(Some(position));
         // Only upwards: a follower that restarted may stand below what it once acknowledged.
         progress.sent = progress.sent.max(position);
-        if let Some(round) = round {
+        if let Some((round, room)) = echo {
+            if round >= progress.echoed {
+                progress.room = room;
+            }
             progress.echoed = progress.echoed.max(round);
             // The echo left after everything sent before that round arrived, or was lost on the way.
             if round > progress.sent_in_round && position < progress.sent && !progress.reading {
@@ -475,10 +519,16 @@ impl Replica {
             let progress = leader.progress.get_mut(&to).expect("a leader tracks every server of its cluster");
             let Some(acked) = progress.acked else { return };
             let end = last.min(Slot(acked.0 + window));
-            if progress.reading || progress.sent >= end {
+            if progress.reading || progress.gone || progress.sent >= end {
                 return;
             }
             let first = progress.sent.next();
+            // Whoever has no room is told again when it has: until then every round would bring the same in vain.
+            let room = progress.room.unwrap_or(u64::MAX);
+            let bytes = self.log.get(first).map_or(RECORD_BYTES, |(_, value)| record_bytes(value));
+            if bytes > room {
+                return;
+            }
             if first <= floor {
                 progress.reading = true;
                 let read = self.read_log(Purpose::CatchUp(to), first);
@@ -487,7 +537,7 @@ impl Replica {
             }
             let values: Vec<Value> = self
                 .log
-                .slice(first, end, self.limits.catch_up_bytes)
+                .slice(first, end, room.min(self.limits.catch_up_bytes as u64) as usize)
                 .into_iter()
                 .map(|(_, value)| value)
                 .collect();
@@ -507,7 +557,16 @@ impl Replica {
     /// A fresh view of one server: what its promise said, or nothing yet.
     pub(super) fn progress(now: Time, acked: Option<Slot>) -> Progress {
         let sent = acked.unwrap_or(Slot::ZERO);
-        Progress { acked, sent, sent_in_round: 0, echoed: 0, heard: now, reading: false }
+        Progress {
+            acked,
+            sent,
+            sent_in_round: 0,
+            echoed: 0,
+            heard: now,
+            reading: false,
+            gone: false,
+            room: None,
+        }
     }
 
     // ---- common ----

@@ -67,8 +67,9 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
     step(&mut s1, now, |r, out| _ = r.propose(Value::from_slice(b"x"), out));
     let accepted = Message::Accepted(Accepted { ballot, position: Slot(4) });
     step(&mut s1, now, |r, out| r.message(now, S2, accepted.clone(), out));
-    let reply =
-        |round, position| Message::HeartbeatReply(HeartbeatReply { ballot, round, position: Slot(position) });
+    let reply = |round, position| {
+        Message::HeartbeatReply(HeartbeatReply { ballot, round, position: Slot(position), room: None })
+    };
     step(&mut s1, now, |r, out| r.message(now, S3, reply(1, 3), out));
     step(&mut s1, now, |r, out| r.message(now, S3, accepted, out));
     // S3 restarts; its disk gives back slot 3 as a vote of an older ballot, above the decided slot 2.

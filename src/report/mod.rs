@@ -129,6 +129,7 @@ pub struct ServerRow {
     pub ballot: Ballot,
     pub decided: Slot,
     pub applied: Slot,
+    pub disk_full: bool,
     pub metrics: ServerMetrics,
 }
 

@@ -252,7 +252,11 @@ fn led(servers: &[ServerRow]) -> String {
             row.server.to_string(),
             row.up.to_string(),
             // A crashed server has no role, and what one believes that is cut off is out of date.
-            if row.up != ServerState::Live { NONE.to_string() } else { row.role.to_string() },
+            match (row.up, row.disk_full) {
+                (ServerState::Live, true) => format!("{}, disk full", row.role),
+                (ServerState::Live, false) => row.role.to_string(),
+                _ => NONE.to_string(),
+            },
             row.ballot.leader().map_or(NONE.to_string(), |_| row.ballot.to_string()),
             row.decided.to_string(),
             row.applied.to_string(),

@@ -28,7 +28,7 @@ use crate::runtime::conns::Context;
 use crate::runtime::node::{self, Control, Setup, poll_and_waker};
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::Status;
-use crate::storage::{Expected, FileDisk, Identity, StorageError, Wal, is_formatted};
+use crate::storage::{Disk, Expected, FileDisk, Identity, StorageError, Wal, is_formatted};
 use crate::types::NodeId;
 
 /// Longer than any honest catch-up; a server that takes longer is reported instead of waited for.
@@ -231,14 +231,14 @@ pub struct Threading {
 }
 
 /// Restores a server from its log and puts everything together that its loop owns.
-pub fn prepare(
+pub fn prepare<D: Disk>(
     server: NodeId,
     context: Context,
     timeouts: Timeouts,
     clock: Clock,
-    (wal, recovered): (Wal<FileDisk>, crate::storage::Recovered),
+    (wal, recovered): (Wal<D>, crate::storage::Recovered),
     around: Threading,
-) -> Result<Setup, String> {
+) -> Result<Setup<D>, String> {
     if let Some(torn) = &recovered.torn {
         log::warn!("{server}: {torn}");
     }

@@ -37,6 +37,7 @@ struct TimeoutsTable {
     in_doubt_timeout_ms: Option<u64>,
     read_timeout_ms: Option<u64>,
     unreachable_timeout_ms: Option<u64>,
+    session_idle_timeout_ms: Option<u64>,
 }
 
 /// A configuration that was read and found sound.
@@ -88,6 +89,7 @@ fn parse(text: &str) -> Result<ClusterConfig, (Option<usize>, String)> {
         in_doubt_timeout_ms: given.in_doubt_timeout_ms.unwrap_or(usual.in_doubt_timeout_ms),
         read_timeout_ms: given.read_timeout_ms.unwrap_or(usual.read_timeout_ms),
         unreachable_timeout_ms: given.unreachable_timeout_ms.unwrap_or(usual.unreachable_timeout_ms),
+        session_idle_timeout_ms: given.session_idle_timeout_ms.unwrap_or(usual.session_idle_timeout_ms),
     };
     timeouts.validate().map_err(|e| whole(format!("[timeouts] {e}")))?;
     let cluster_id = u128::from_str_radix(&file.cluster_id, 16)
@@ -144,6 +146,7 @@ mod tests {
             ("_cluster = 3", "_cluster = 2", None, "--servers 2"),
             ("0001020304", "00010203", None, "32 hexadecimal"),
             ("[servers]", "[timeouts]\nelection_timeout_ms = 3\n[servers]", None, "[timeouts] election"),
+            ("[servers]", "[timeouts]\nsession_idle_timeout_ms = 9\n[servers]", None, "or 0 (sessions never"),
         ] {
             let (at, what) = parse(&GOOD.replacen(from, to, 1)).expect_err("an unsound file");
             assert!(what.contains(part) && !what.contains('\n'), "{what}");

@@ -24,7 +24,7 @@ use crate::runtime::history::Replay;
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::{Status, Won};
 use crate::shard::{self, Input, Shard};
-use crate::storage::{CommitStats, FileDisk, Wal};
+use crate::storage::{CommitStats, Disk, Wal};
 use crate::txn::{self, message};
 use crate::types::{ClientId, NodeId, Slot, Time};
 
@@ -43,10 +43,10 @@ pub enum Control {
 }
 
 /// Everything a server's loop owns when it starts.
-pub struct Setup {
+pub struct Setup<D: Disk> {
     pub context: Context,
     pub shard: Shard,
-    pub wal: Wal<FileDisk>,
+    pub wal: Wal<D>,
     pub clock: Clock,
     pub poll: Poll,
     pub listener: TcpListener,
@@ -69,12 +69,12 @@ enum ReplyTo {
     Connection(usize),
 }
 
-struct Node {
+struct Node<D: Disk> {
     me: NodeId,
     peers: Vec<NodeId>,
     opener: Opener,
     shard: Shard,
-    wal: Wal<FileDisk>,
+    wal: Wal<D>,
     conns: Conns,
     clock: Clock,
     listener: TcpListener,
@@ -102,8 +102,9 @@ struct TurnLog {
     won: Vec<Won>,
 }
 
-/// Runs a server until it is stopped. An error means that it stopped for good: its disk failed.
-pub fn run(setup: Setup) -> io::Result<()> {
+/// Runs a server until it is stopped. An error means that it stopped for good: its disk failed, or its state differs
+/// from that of others.
+pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
     let Setup { context, shard, wal, clock, mut poll, mut listener, control, status, admin } = setup;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     let me = shard.id();
@@ -131,13 +132,16 @@ pub fn run(setup: Setup) -> io::Result<()> {
     };
     let result = node.run(&mut poll);
     if let Err(e) = &result {
-        log::error!("{me} stops for good, its disk failed: {e}");
+        match drive::divergence(e) {
+            Some(divergence) => log::error!("{me} stops for good: {divergence}"),
+            None => log::error!("{me} stops for good, its disk failed: {e}"),
+        }
         node.status.lock().stopped = Some(e.to_string());
     }
     result
 }
 
-impl Node {
+impl<D: Disk> Node<D> {
     fn run(&mut self, poll: &mut Poll) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         let mut received: Vec<Item> = Vec::new();
@@ -180,7 +184,8 @@ impl Node {
 
     fn timeout(&self) -> Duration {
         let now = self.clock.now();
-        let backlog = !self.failed && (self.shard.has_backlog() || !self.lost.is_empty());
+        let work = self.shard.has_backlog() || self.wal.has_work() || !self.lost.is_empty();
+        let backlog = !self.failed && work;
         if backlog || !self.replays.is_empty() || self.conns.has_more() {
             return Duration::ZERO;
         }
@@ -211,13 +216,7 @@ impl Node {
             flushed: Instant::now(),
         };
         drive::turn(now, &mut self.shard, &mut self.wal, inputs.drain(..), &mut ports)?;
-        if self.wal.prepare_ahead().is_err() {
-            log::warn!(
-                "{}: the next segment cannot be prepared; it will be tried again when it is needed",
-                self.me
-            );
-        }
-        Ok(())
+        self.wal.prepare_ahead().map(drop)
     }
 
     // ---- connections ----
@@ -367,6 +366,12 @@ impl Node {
         for (_, reply) in reached {
             self.report(reply, Report::Done);
         }
+        if !self.shard.replica().has_room() {
+            // Nobody knows when there will be.
+            for (_, reply) in std::mem::take(&mut self.awaiting) {
+                self.report(reply, Report::Behind { applied });
+            }
+        }
         if let Some((replay, _)) = self.replays.first_mut()
             && let Some(lines) = replay.advance(&self.wal)?
         {
@@ -393,6 +398,7 @@ impl Node {
         status.decided = replica.decided();
         status.applied = bank.applied();
         status.digest = bank.digest();
+        status.room = replica.room();
         status.in_doubt = bank.holds().len() as u64;
         status.elections.extend(turn.won);
         let metrics = &mut status.metrics;
@@ -478,6 +484,11 @@ impl Ports for NodePorts<'_> {
             LostLeadership { ballot, why } => {
                 log::info!("{} leads no more in ballot {ballot}: {why}", self.me)
             }
+            SpaceShort { room } => log::warn!(
+                "{}: the disk is full; {room} bytes still fit into the log, and near its end new work is refused",
+                self.me
+            ),
+            SpaceBack => log::info!("{}: the disk has space again", self.me),
             Ignored { from, what } => log::warn!("{}: {what} from {from} is ignored", self.me),
             _ => log::debug!("{}: {event:?}", self.me),
         }
@@ -488,6 +499,19 @@ impl Ports for NodePorts<'_> {
         match &event {
             Led { transactions, latency, .. } => self.turn.led.push((*transactions, *latency)),
             Recovering { id } => log::info!("{} finishes {id}, which is in doubt for too long", self.me),
+            SnapshotBegun { from, slot } => {
+                log::info!("{} lags: {from} sends it the snapshot of slot {slot}", self.me)
+            }
+            SnapshotInstalled { slot } => log::info!("{} goes on from the snapshot of slot {slot}", self.me),
+            SnapshotRefused { from, slot, why } => {
+                log::error!("{}: the snapshot of slot {slot} that {from} sent is refused: {why}", self.me)
+            }
+            DigestsDiffer { slot } => {
+                log::warn!(
+                    "{}: others have another state after slot {slot}; it waits for a majority",
+                    self.me
+                )
+            }
             Malformed { client, what } => {
                 log::warn!("{}: {client} sent a malformed request: {what}", self.me)
             }

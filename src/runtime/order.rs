@@ -14,7 +14,7 @@ pub enum Order {
     Recover,
     /// The server's own, possibly stale, balances.
     Balances(Vec<AccountId>),
-    /// Answered once this slot is applied here.
+    /// Answered once this slot is applied here, or when the disk is full: then it may never be.
     AwaitApplied(Slot),
     /// Every transaction that committed here, in log order, from disk.
     Log,
@@ -24,6 +24,10 @@ pub enum Order {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Report {
     Done,
+    /// The slot is not applied yet, for lack of space.
+    Behind {
+        applied: Slot,
+    },
     /// `None` for accounts that this server does not hold.
     Balances(Vec<Option<u64>>),
     Log(Vec<LogLine>),

@@ -293,8 +293,14 @@ impl Runner {
         for (shard, reach) in self.topology.shards().zip(reaches) {
             let Reach::Leader { decided, .. } = reach else { continue };
             for server in self.topology.servers_of(shard) {
-                if self.fleet.state(server) == ServerState::Live {
-                    self.ask(server, Order::AwaitApplied(decided))?;
+                if self.fleet.state(server) == ServerState::Live
+                    && let Some(Report::Behind { applied }) =
+                        self.ask(server, Order::AwaitApplied(decided))?
+                {
+                    log::warn!(
+                        "{server} has no space for its log: it stands at slot {applied} of {decided}, and what it \
+                         shows is old"
+                    );
                 }
             }
         }
@@ -429,6 +435,7 @@ impl Runner {
                     ballot: status.ballot,
                     decided: status.decided,
                     applied: status.applied,
+                    disk_full: status.room.is_some(),
                     metrics: status.metrics,
                 }
             })

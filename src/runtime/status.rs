@@ -17,6 +17,8 @@ pub struct Status {
     pub applied: Slot,
     /// Digest of the bank at `applied`; equal on all servers of the cluster (P4).
     pub digest: u64,
+    /// Bytes that still fit into its log, if its disk is full.
+    pub room: Option<u64>,
     /// Undecided YES votes.
     pub in_doubt: u64,
     /// Elections that this server won, oldest first.
@@ -45,6 +47,7 @@ impl Status {
             decided: Slot::ZERO,
             applied: Slot::ZERO,
             digest: 0,
+            room: None,
             in_doubt: 0,
             elections: Vec::new(),
             metrics: ServerMetrics::default(),

@@ -1,7 +1,11 @@
 //! Schedules that once broke a server, and input that no coordinator of ours would send.
 
+use std::time::Duration;
+mod space;
+
 use super::*;
 use crate::bank::command::Range;
+use crate::paxos::Message;
 use crate::paxos::message::{Accepted, Heartbeat, HeartbeatReply, PreVoteReply, Promise};
 use crate::types::{Session, Transfer};
 
@@ -126,7 +130,7 @@ fn reads_are_answered_once_when_the_turn_ends() {
         _ => None,
     });
     let round = round.expect("reads begin a round");
-    let reply = HeartbeatReply { ballot: Ballot::new(1, S1), round, position: Slot::ZERO };
+    let reply = HeartbeatReply { ballot: Ballot::new(1, S1), round, position: Slot::ZERO, room: None };
     let mut out = Output::default();
     shard.step(now, from_s2(Message::HeartbeatReply(reply)), &mut out);
     assert_eq!(out.replies, [], "the turn goes on");

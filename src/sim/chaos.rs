@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::network::{Place, Weather};
-use crate::sim::plan::{FAST_US, Plan};
+use crate::sim::plan::{FAST_US, FORGETFUL_MS, Plan};
 use crate::sim::server::Server;
 use crate::sim::trace::Trace;
 use crate::sim::world::{Options, World};
@@ -66,6 +66,7 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
         weather: plan.weather,
         sync_us: plan.sync_us,
         segment_bytes: plan.segment_bytes,
+        retention: plan.retention,
         lines: plan.lines,
         odd_clocks: plan.odd_clocks,
         trace,
@@ -88,6 +89,7 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
     let rest_us = run.rest();
     run.follow_up();
     run.last_words();
+    run.forget();
     let judged = run.world.judge();
     run.summary(seed, rest_us, judged)
 }
@@ -225,6 +227,7 @@ impl Run {
         for id in topology.servers() {
             self.world.skew(id, 1_000_000);
             self.world.slow_disk(id, 1);
+            self.world.free_disk(id);
             if away.contains(&id) {
                 if self.world.servers[&id].is_up() {
                     self.world.fail(id);
@@ -232,6 +235,10 @@ impl Run {
                 continue;
             }
             self.world.disarm(id);
+            // Where no comparison is due, there may never be one.
+            if self.world.servers[&id].misled && !self.world.must_stop(id) {
+                self.world.crash(id);
+            }
             if self.world.servers[&id].running.is_some() {
                 self.world.recover(id);
             } else {
@@ -337,10 +344,27 @@ impl Run {
         self.world.run_until(Time(self.world.now.0 + 2_000_000));
         let asked = self.world.clients[&client].asked.values();
         let bad: Vec<String> = asked
-            .filter(|a| !a.is_answered() || (matches!(a.op, Op::Read(_)) && a.outcomes.is_empty()))
+            .filter(|a| self.world.is_waiting(client, a))
             .map(|a| format!("{:?} {:?}", a.op, a.outcomes))
             .collect();
         assert!(bad.is_empty(), "unanswered in a healthy world: {bad:?}");
+    }
+
+    /// Nobody uses a session any more: after a while no shard knows one (T7).
+    fn forget(&mut self) {
+        if self.plan.timeouts.session_idle_timeout_ms > FORGETFUL_MS {
+            return;
+        }
+        let end = Time(self.world.now.0 + REST_LIMIT_US);
+        while self.world.checker.sessions() > 0 {
+            assert!(
+                self.world.now < end,
+                "T7: sessions are not forgotten, at rest for {} s: {}",
+                REST_LIMIT_US / 1_000_000,
+                self.world.checker.sessions()
+            );
+            self.calm(50_000);
+        }
     }
 
     fn summary(self, seed: u64, rest_us: u64, judged: bool) -> Summary {

@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::bank::command::{self, Command};
 use crate::bank::{Bank, Effects, Status};
-use crate::config::Topology;
-use crate::shard::Shard;
+use crate::config::{Limits, Topology};
+use crate::shard::{Divergence, Shard};
 use crate::sim::acceptances::Acceptances;
 use crate::sim::coverage::{Coverage, Seen};
+use crate::sim::sessions::Sessions;
 use crate::sim::text;
 use crate::txn::Outcome;
 use crate::txn::message::{Request, Response};
-use crate::types::{AccountId, ClientId, NodeId, ShardId, Slot, Transfer, TxnId, Value};
+use crate::types::{AccountId, ClientId, NodeId, Session, ShardId, Slot, Transfer, TxnId, Value};
 
 /// A transfer as its client knows it: the client's number, and a transfer that this client never repeats.
 type Wish = (u32, (u64, u64, i64));
@@ -47,6 +48,17 @@ struct ShardLog {
     history: BTreeMap<AccountId, Vec<(Slot, u64, bool)>>,
 }
 
+/// What is known about a server that is looked at.
+#[derive(Clone, Copy)]
+pub struct Observed {
+    /// It was just restored from its disk.
+    pub restored: bool,
+    /// What it wrote is durable, unless it is about to die of a disk that failed.
+    pub durable: bool,
+    /// Its state was made wrong on purpose.
+    pub misled: bool,
+}
+
 pub struct Checker {
     topology: Topology,
     logs: Vec<ShardLog>,
@@ -54,6 +66,9 @@ pub struct Checker {
     pub acceptances: Acceptances,
     txns: BTreeMap<TxnId, Txn>,
     ids: BTreeMap<Wish, TxnId>,
+    /// What got another name, because the session of this one was lost.
+    renamed: BTreeSet<TxnId>,
+    sessions: Sessions,
     never_sent: BTreeSet<Wish>,
     /// Their clients were told that nobody knows.
     unknown: BTreeSet<Wish>,
@@ -61,14 +76,16 @@ pub struct Checker {
     arrivals: BTreeMap<(NodeId, ClientId, u64), Slot>,
     /// Debits that are applied minus credits that are applied, over transactions between shards.
     in_transit: i128,
+    /// Servers whose state was right and that stopped over the digests of a slot.
+    stopped: BTreeMap<(ShardId, Slot), BTreeSet<NodeId>>,
     pub committed: u64,
     pub coverage: Coverage,
 }
 
 impl Checker {
-    pub fn new(topology: Topology, session_window: u64) -> Checker {
+    pub fn new(topology: Topology, limits: &Limits) -> Checker {
         let logs = topology.shards().map(|shard| {
-            let bank = Bank::new(topology, shard).with_session_window(session_window);
+            let bank = Bank::new(topology, shard).with_limits(limits);
             let accounts = topology.accounts_of(shard).map(AccountId);
             let opened = |a| (a, vec![(Slot::ZERO, topology.initial_balance, false)]);
             ShardLog {
@@ -85,10 +102,13 @@ impl Checker {
             acceptances: Acceptances::new(topology),
             txns: BTreeMap::new(),
             ids: BTreeMap::new(),
+            renamed: BTreeSet::new(),
+            sessions: Sessions::default(),
             never_sent: BTreeSet::new(),
             unknown: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             in_transit: 0,
+            stopped: BTreeMap::new(),
             committed: 0,
             coverage: Coverage::default(),
         }
@@ -99,17 +119,11 @@ impl Checker {
         Slot(self.logs[shard.index()].values.len() as u64)
     }
 
-    /// A server ended a turn, or was just restored from its disk. What it wrote is durable, unless it is about to die of
-    /// a disk that failed.
+    /// A server ended a turn, or was just restored from its disk.
     ///
     /// `read` gives a decided value that is no longer in the server's memory, from its log.
-    pub fn observe(
-        &mut self,
-        server: &Shard,
-        restored: bool,
-        durable: bool,
-        read: impl Fn(Slot) -> Option<Value>,
-    ) {
+    pub fn observe(&mut self, server: &Shard, observed: Observed, read: impl Fn(Slot) -> Option<Value>) {
+        let Observed { restored, durable, misled } = observed;
         if durable {
             self.acceptances.observe(server);
         }
@@ -156,9 +170,43 @@ impl Checker {
                 }
             }
         }
-        let bank = server.bank();
-        let digest = self.logs[shard.index()].digests[bank.applied().0 as usize];
-        assert_eq!(bank.digest(), digest, "P4: the digest of {me} after slot {}", bank.applied());
+        if !misled {
+            let (applied, digest) = (server.bank().applied(), server.bank().digest());
+            assert_eq!(digest, self.digest(shard, applied), "P4: the digest of {me} after slot {applied}");
+            if let Some((slot, digest)) = server.confirmed_digest() {
+                assert_eq!(
+                    digest,
+                    self.digest(shard, slot),
+                    "P4: {me} takes it for confirmed at slot {slot}"
+                );
+            }
+        }
+    }
+
+    fn digest(&self, shard: ShardId, slot: Slot) -> u64 {
+        self.logs[shard.index()].digests[slot.0 as usize]
+    }
+
+    /// Whether a server's state is not what it must be.
+    pub fn is_wrong(&self, server: &Shard) -> bool {
+        let shard = self.topology.shard_of_server(server.id());
+        server.bank().digest() != self.digest(shard, server.bank().applied())
+    }
+
+    /// A server stops because its digest differs from others. `misled` if its state was wrong, `others` if that of another
+    /// server of its cluster ever was.
+    pub fn stops(&mut self, divergence: &Divergence, misled: bool, others: bool) {
+        assert!(misled || others, "P4: nobody's state was wrong: {divergence}");
+        self.coverage.see_if(misled && divergence.outvoted, Seen::Outvoted);
+        self.coverage.see_if(!divergence.outvoted, Seen::StoppedInDispute);
+        if !misled {
+            assert!(!divergence.outvoted, "P4: its state was right: {divergence}");
+            let shard = self.topology.shard_of_server(divergence.server);
+            let stopped = self.stopped.entry((shard, divergence.slot)).or_default();
+            stopped.insert(divergence.server);
+            let few = stopped.len() < self.topology.majority();
+            assert!(few, "P4: a majority was right, and all of it stopped: {stopped:?}, {divergence}");
+        }
     }
 
     fn decide(&mut self, shard: ShardId, slot: Slot, value: &Value) {
@@ -175,6 +223,7 @@ impl Checker {
                 history.push((slot, balance, locked));
             }
         }
+        self.coverage.see_if(effects.crowded, Seen::NoRoom);
         for (block, result) in command::blocks(&value.0).zip(&effects.results) {
             let Ok(block) = block else { panic!("P4: slot {slot} of {shard} holds malformed bytes") };
             self.mentions(shard, block, &result.unpack().unwrap_or_default());
@@ -189,7 +238,18 @@ impl Checker {
 
     fn mentions(&mut self, shard: ShardId, block: Command<'_>, statuses: &[Status]) {
         let (range, participants, commits) = match block {
-            Command::Open | Command::Mark { .. } => return,
+            Command::Open => return,
+            Command::Mark { session, mark } => {
+                let id = TxnId { session, seq: mark };
+                return statuses.iter().for_each(|s| self.sessions.mentioned(shard, id, *s, false));
+            }
+            Command::Close { session } => {
+                let coverage = &mut self.coverage;
+                return statuses.iter().for_each(|s| self.sessions.close(shard, session, *s, coverage));
+            }
+            Command::Expire { session, .. } => {
+                return statuses.iter().for_each(|s| self.expired(shard, session, *s));
+            }
             Command::Transfers { range, .. } => (range, vec![shard], None),
             Command::Prepare { range, participants, .. } => (range, participants.to_vec(), None),
             Command::Fence { range } => (range, Vec::new(), None),
@@ -204,6 +264,9 @@ impl Checker {
             }
             let known = txn.votes.get(&shard).copied();
             let asks = !participants.is_empty();
+            self.sessions.mentioned(shard, id, *status, known.is_none());
+            self.coverage.see_if(asks && *status == Status::Closed, Seen::ClosedRefused);
+            self.coverage.see_if(*status == Status::Expired, Seen::AfterExpiry);
             self.coverage
                 .see_if(asks && known == Some(false) && txn.fenced.contains(&shard), Seen::FenceFirst);
             self.coverage.see_if(asks && known.is_some(), Seen::RetryRecorded);
@@ -223,7 +286,7 @@ impl Checker {
                     txn.aborted.insert(shard);
                     vote
                 }
-                (Status::Aborted(_), _) => false,
+                (Status::Aborted(_) | Status::Closed, _) => false,
                 _ => true,
             };
             if is_fence && known.is_none() {
@@ -234,7 +297,56 @@ impl Checker {
         }
     }
 
+    /// A shard forgets a session: whatever the shards hold of it must be over, for good, in all of them (T7).
+    fn expired(&mut self, shard: ShardId, session: Session, status: Status) {
+        if !self.sessions.expire(shard, session, status) {
+            return;
+        }
+        self.coverage.see_if(shard == session.shard(), Seen::SessionExpired);
+        for other in self.topology.shards() {
+            let closed = self.sessions.is_closed(other, session);
+            assert!(closed, "T7: {session} expired in {shard} while it is open in {other}");
+            let last = shard != session.shard() || self.sessions.is_expired(other, session);
+            assert!(last, "T7: {session} expired in {shard}, which issued it, before it did in {other}");
+        }
+        let id = |seq| TxnId { session, seq };
+        for (id, txn) in self.txns.range(id(0)..=id(u64::MAX)) {
+            let over = |part: &ShardId| txn.committed.contains(part) || txn.aborted.contains(part);
+            let doubtful = txn.votes.iter().find(|(part, yes)| **yes && !over(part));
+            assert!(doubtful.is_none(), "T7: {session} expired in {shard} with {id} in doubt: {txn:?}");
+        }
+    }
+
+    /// Whether something of this transfer can never be decided in one of its shards, so that it has no effect anywhere.
+    fn is_dead(&self, id: TxnId, transfer: Transfer) -> bool {
+        let votes = self.txns.get(&id).map(|txn| &txn.votes);
+        self.parts(transfer).any(|part| match votes.and_then(|votes| votes.get(&part)) {
+            Some(yes) => !yes,
+            None => self.sessions.is_closed(part, id.session),
+        })
+    }
+
+    fn parts(&self, transfer: Transfer) -> impl Iterator<Item = ShardId> {
+        [transfer.from, transfer.to].into_iter().filter_map(|account| self.topology.shard_of(account))
+    }
+
+    /// Whether no shard can tell any more how a transfer ended.
+    pub fn is_forgotten(&self, client: u32, transfer: Transfer) -> bool {
+        let Some(id) = self.ids.get(&wish(client, transfer)) else { return false };
+        self.parts(transfer).all(|part| self.sessions.is_expired(part, id.session))
+    }
+
+    /// The sessions that some shard has not let expire.
+    pub fn sessions(&self) -> usize {
+        self.logs.iter().map(|log| log.bank.sessions()).sum()
+    }
+
     fn took_effect(&mut self, shard: ShardId, id: TxnId, transfer: Transfer) {
+        self.sessions.took_effect(shard, id);
+        assert!(
+            !self.renamed.contains(&id),
+            "B3: {id} {transfer} took effect in {shard} and had another name"
+        );
         let txn = self.txns.entry(id).or_default();
         assert!(txn.committed.insert(shard), "B3: {id} {transfer} took effect twice in {shard}");
         assert!(txn.aborted.is_empty(), "T2: {id} {transfer} was aborted elsewhere: {txn:?}");
@@ -278,8 +390,14 @@ impl Checker {
                     !self.unknown.contains(&wish),
                     "T8: {id} was sent again after its client was told unknown"
                 );
-                let known = *self.ids.entry(wish).or_insert(id);
-                assert_eq!(known, id, "B3: one transfer of K{client} was sent under two names");
+                let known = self.ids.insert(wish, id).unwrap_or(id);
+                if known != id {
+                    let dead = self.is_dead(known, record.get());
+                    assert!(dead, "B3: one transfer of K{client} was sent under two names, {known} and {id}");
+                    self.renamed.insert(known);
+                    self.coverage.see(Seen::Renamed);
+                }
+                assert!(!self.renamed.contains(&id), "B3: {id} was sent after it had got another name");
             }
         }
     }

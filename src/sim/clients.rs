@@ -95,6 +95,15 @@ impl World {
         }
     }
 
+    /// Whether a client still has to be told something: not if it heard that nobody knows, and nobody ever will.
+    pub fn is_waiting(&self, id: u32, asked: &Asked) -> bool {
+        let forgotten = match asked.op {
+            Op::Transfer(transfer) => self.checker.is_forgotten(id, transfer),
+            _ => false,
+        };
+        !asked.is_answered() && (!forgotten || asked.outcomes.last() != Some(&Outcome::Unknown))
+    }
+
     pub fn submit(&mut self, id: u32, op: Op) -> u64 {
         let since = match op {
             Op::Read(account) => self.options.topology.shard_of(account).map(|s| self.checker.decided(s)),
@@ -139,6 +148,12 @@ impl World {
             let opened = matches!(event, txn::Event::SessionOpened(_));
             self.coverage.see_if(successor && opened, Seen::NewSession);
             self.coverage.see_if(event == txn::Event::SessionRenewed, Seen::SessionRenewed);
+            match event {
+                txn::Event::SessionLost { expired: false, .. } => self.coverage.see(Seen::ClosedToldLive),
+                txn::Event::SessionLost { expired: true, .. } => self.coverage.see(Seen::ExpiredToldLive),
+                txn::Event::Forgotten { .. } => self.coverage.see(Seen::Forgotten),
+                _ => {}
+            }
             self.note(|| format!("K{id} {event:?}"));
         }
         for (to, request) in out.send {
@@ -179,6 +194,7 @@ impl World {
         let (op, since) = (asked.op, asked.since);
         match (&op, &outcome) {
             (_, Outcome::Aborted(Reason::NoQuorum)) => self.coverage.see(Seen::NoQuorum),
+            (_, Outcome::Aborted(Reason::StorageFull)) => self.coverage.see(Seen::StorageFull),
             (Op::Read(_), Outcome::Aborted(Reason::LockContention)) => self.coverage.see(Seen::ReadGaveUp),
             (_, Outcome::Aborted(Reason::LockContention)) => self.coverage.see(Seen::LockContention),
             (_, Outcome::Aborted(Reason::InsufficientBalance)) => {

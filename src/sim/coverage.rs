@@ -54,6 +54,10 @@ sights! {
     DiedInRecovery "a server died while it started",
     WriteFailed "a failed write stopped a server",
     SyncFailed "a failed sync stopped a server",
+    NewWorkRefused "a leader without space refused new work",
+    NotAccepted "a follower without space left a proposal unaccepted",
+    HandedOver "a leader without space left the lead to servers that have some",
+    SpaceBack "a server that had run out of space got some, and went on",
     TornTailCut "a restart cut a torn tail",
     Restarted "a server restarted with votes above its decided slot",
     Stalled "a server found frames waiting after standing still",
@@ -64,6 +68,15 @@ sights! {
     CutOffAndBack "a server was cut off and came back",
     DiskWiped "a server refused to start from a wiped disk (S3)",
     DiskDamaged "a server refused to start from a damaged record (S2)",
+    Misled "a server started with a wrong state",
+    // Snapshots.
+    SnapshotTaken "a server finished a snapshot of its own state",
+    SegmentRetired "a snapshot let a segment of the log go",
+    DiedWritingSnapshot "a server died with a snapshot in the making",
+    StartedFromSnapshot "a server started from a snapshot",
+    SnapshotDamaged "a server started from an older snapshot, the newest being damaged (S2)",
+    SnapshotInstalled "a server that lagged went on from the snapshot of another",
+    SnapshotMoved "the transfer of a snapshot went on at another server",
     // Coordinators.
     DiedUnopened "a coordinator died before it had a session",
     DiedUnsent "a coordinator died with a transaction it had not sent",
@@ -84,6 +97,11 @@ sights! {
     ReadFromDisk "entries for a follower were read from disk",
     StaleBallot "a message of an old ballot was refused",
     LeaderBusy "a leader with a full queue sent a request away",
+    // Digests (P4).
+    DigestConfirmed "a majority reported the same digest",
+    DigestsDiffer "a server heard of another digest than its own, and had to wait",
+    Outvoted "a server with a wrong state stopped, outvoted by a majority",
+    StoppedInDispute "a server stopped because no majority told who is right",
     // Transactions.
     FenceFirst "a fence beat the prepare",
     FenceAfterYes "a fence found a YES and left it",
@@ -94,6 +112,7 @@ sights! {
     TwoRecoverers "two servers recovered one transaction at once",
     UnknownResolved "an unknown outcome was resolved later",
     NoQuorum "a transaction aborted for lack of quorum",
+    StorageFull "a transaction aborted for lack of space",
     LockContention "a transaction aborted on a lock",
     InsufficientBalance "a transaction aborted on an insufficient balance",
     ReadWaited "a read waited for an in-doubt lock",
@@ -101,6 +120,17 @@ sights! {
     BeyondWindow "a shard answered that a sequence lies beyond its window",
     SessionRenewed "a coordinator left a session whose window was stuck",
     Finished "a shard answered that it has forgotten",
+    // The end of sessions.
+    SessionClosed "a session was closed",
+    SessionExpired "a session expired",
+    ExpiryWaits "an expiry was put off because of an undecided YES",
+    ClosedRefused "a transaction came after its session was closed, and was refused",
+    AfterExpiry "a transaction was mentioned after its session had expired",
+    ClosedToldLive "a living client heard that its session is closed",
+    ExpiredToldLive "a living client heard that its session has expired",
+    Renamed "a transaction got another name in a new session",
+    Forgotten "a client asked about a transaction that every shard had forgotten",
+    NoRoom "an open found no room for one more session",
 }
 
 const COUNT: usize = Seen::ALL.len();

@@ -8,8 +8,9 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
-use crate::storage::{CommitStats, Disk, DiskFile, MemDisk, MemFile, StableLog, Wal};
-use crate::types::{Ballot, Record, Slot, Value};
+use crate::bank::command::{self, Command};
+use crate::storage::{CommitStats, Disk, DiskFile, MemDisk, MemFile, Pieces, StableLog, Wal};
+use crate::types::{Ballot, Cut, Record, Slot, Value};
 
 /// The log of a server that may be doomed: the power goes between the write and the sync of a group that replaces a
 /// vote by one for another value.
@@ -37,12 +38,115 @@ impl StableLog for DoomedLog<'_> {
         self.wal.set_decided(slot);
     }
 
+    fn secure(&mut self, bytes: u64, again: bool) -> io::Result<Option<u64>> {
+        self.wal.secure(bytes, again)
+    }
+
     fn commit(&mut self) -> io::Result<CommitStats> {
         self.wal.commit()
     }
 
     fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
         self.wal.read(from, max_bytes)
+    }
+
+    fn wants_snapshot(&self) -> bool {
+        self.wal.wants_snapshot()
+    }
+
+    fn writes_snapshot(&self) -> bool {
+        self.wal.has_work()
+    }
+
+    fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {
+        self.wal.begin_snapshot(source, foreign)
+    }
+
+    fn snapshot(&self) -> Option<Cut> {
+        self.wal.snapshot()
+    }
+
+    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+        self.wal.read_piece(slot, n)
+    }
+}
+
+/// The log as a server reads it whose memory fails it: of one decided value a bit is wrong. The disk is sound.
+pub struct MisreadLog<'a> {
+    pub wal: &'a Wal<SimDisk>,
+    pub misread: Option<(Slot, Value)>,
+}
+
+impl<'a> MisreadLog<'a> {
+    /// Misreads an amount in the last value up to `last` that has one.
+    pub fn new(wal: &'a Wal<SimDisk>, last: Slot) -> MisreadLog<'a> {
+        let wrong = |slot| {
+            let (_, _, value) = wal.read(slot, 0).ok()?.into_iter().next()?;
+            Some((slot, with_other_amount(&value)?))
+        };
+        MisreadLog { wal, misread: (1..=last.0).rev().find_map(|slot| wrong(Slot(slot))) }
+    }
+}
+
+fn with_other_amount(value: &Value) -> Option<Value> {
+    let record = command::blocks(&value.0).flatten().find_map(|block| match block {
+        Command::Transfers { records, .. } | Command::Prepare { records, .. } => records.first(),
+        _ => None,
+    });
+    let transfer = record?.get();
+    let bytes = [transfer.from.0.to_le_bytes(), transfer.to.0.to_le_bytes(), transfer.amount.to_le_bytes()];
+    let bytes = bytes.concat();
+    let at = value.0.windows(bytes.len()).position(|window| window == bytes)?;
+    let mut wrong = value.0.to_vec();
+    wrong[at + 16] ^= 1;
+    Some(Value::from_slice(&wrong))
+}
+
+impl StableLog for MisreadLog<'_> {
+    fn append(&mut self, record: &Record) {
+        panic!("a server that starts writes nothing, and here comes {record:?}");
+    }
+
+    fn set_decided(&mut self, _: Slot) {}
+
+    fn commit(&mut self) -> io::Result<CommitStats> {
+        panic!("a server that starts writes nothing");
+    }
+
+    fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
+        let mut entries = self.wal.read(from, max_bytes)?;
+        for (slot, _, value) in &mut entries {
+            if let Some((wrong, misread)) = &self.misread
+                && wrong == slot
+            {
+                *value = misread.clone();
+            }
+        }
+        Ok(entries)
+    }
+
+    fn secure(&mut self, _: u64, _: bool) -> io::Result<Option<u64>> {
+        panic!("a server that starts writes nothing");
+    }
+
+    fn wants_snapshot(&self) -> bool {
+        false
+    }
+
+    fn writes_snapshot(&self) -> bool {
+        false
+    }
+
+    fn begin_snapshot(&mut self, _: Box<dyn Pieces>, _: bool) -> io::Result<()> {
+        panic!("a server that starts writes nothing");
+    }
+
+    fn snapshot(&self) -> Option<Cut> {
+        self.wal.snapshot()
+    }
+
+    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+        self.wal.read_piece(slot, n)
     }
 }
 

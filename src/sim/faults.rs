@@ -12,6 +12,7 @@ impl Run {
         self.harm_clocks();
         self.harm_network();
         self.harm_coordinators();
+        self.harm_memories();
     }
 
     fn harm_servers(&mut self) {
@@ -21,6 +22,7 @@ impl Run {
                 self.world.crash(id);
             }
         }
+        self.harm_sender();
         if self.chance(self.plan.swarm.fail) {
             let id = self.any_server();
             self.world.fail(id);
@@ -37,6 +39,15 @@ impl Run {
                     self.world.network.cut(Place::Server(peer), Place::Server(id));
                 }
             }
+        }
+    }
+
+    /// Who sends a snapshot dies on the way, now and then.
+    fn harm_sender(&mut self) {
+        let running = self.world.servers.values().filter_map(|server| server.running.as_ref());
+        let Some(sender) = running.filter_map(|running| running.shard.receives_from()).next() else { return };
+        if self.world.servers[&sender].running.is_some() && self.chance(100) {
+            self.world.crash(sender);
         }
     }
 
@@ -61,6 +72,9 @@ impl Run {
             let slowness = 10 + self.world.rng.below(100);
             self.world.slow_disk(id, slowness);
         }
+        if self.plan.swarm.full > 0 && self.chance(self.plan.swarm.full) {
+            self.fill_disks();
+        }
         let (wipe, damage) = (self.chance(self.plan.swarm.wipe), self.chance(self.plan.swarm.damage));
         if wipe || damage {
             let id = self.any_server();
@@ -72,6 +86,24 @@ impl Run {
                     self.world.wipe(id);
                 }
             }
+        }
+    }
+
+    fn harm_memories(&mut self) {
+        if self.plan.swarm.mislead > 0 && self.chance(self.plan.swarm.mislead) {
+            let id = self.any_server();
+            self.world.mislead(id);
+        }
+    }
+
+    /// One disk fills up, or those of a whole cluster: whatever else lies there takes all space but a little.
+    fn fill_disks(&mut self) {
+        let id = self.any_server();
+        let topology = self.world.options.topology;
+        let all = self.world.rng.one_in(2);
+        for server in topology.servers_of(topology.shard_of_server(id)).filter(|s| all || *s == id) {
+            let spare = self.below(2 * self.plan.segment_bytes);
+            self.world.fill_disk(server, spare);
         }
     }
 
@@ -158,6 +190,9 @@ impl Run {
             }
             if self.chance(self.plan.swarm.mend) {
                 self.world.slow_disk(id, 1);
+            }
+            if self.plan.swarm.full > 0 && self.chance(self.plan.swarm.mend) {
+                self.world.free_disk(id);
             }
         }
         if self.chance(self.plan.swarm.mend) {

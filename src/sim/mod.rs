@@ -27,6 +27,7 @@ mod plan;
 mod power;
 mod promises;
 mod server;
+mod sessions;
 mod sights;
 mod text;
 mod trace;

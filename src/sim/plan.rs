@@ -3,6 +3,7 @@
 
 use crate::config::{Limits, Timeouts, Topology};
 use crate::sim::network::Weather;
+use crate::storage::Retention;
 use crate::workload::SplitMix64;
 
 /// How often each fault strikes: chances per thousand in each step of ten milliseconds.
@@ -35,9 +36,13 @@ pub struct Swarm {
     pub skew: u64,
     /// A clock jumps ahead or back.
     pub jump: u64,
+    /// A disk fills up, or all disks of a cluster.
+    pub full: u64,
     /// The disk of a stopped server is replaced by an empty one, or a bit of it flips.
     pub wipe: u64,
     pub damage: u64,
+    /// A server starts again and reads a bit of its log wrongly.
+    pub mislead: u64,
     /// A coordinator dies, and another one takes its place.
     pub death: u64,
     /// A coordinator stands still.
@@ -60,6 +65,7 @@ pub struct Plan {
     /// How long a sync takes, at least and at most.
     pub sync_us: (u64, u64),
     pub segment_bytes: u64,
+    pub retention: Retention,
     /// Whether power cuts tear most of what was not synced, and the log into lines instead of sectors.
     pub lines: bool,
     pub odd_clocks: bool,
@@ -71,6 +77,8 @@ pub struct Plan {
     pub steady_us: u64,
 }
 
+/// Where sessions that nobody uses expire at all, they do so after less than this.
+pub const FORGETFUL_MS: u64 = 10_000;
 /// What a message takes at most in a fast network.
 pub const FAST_US: u64 = 600;
 
@@ -113,15 +121,17 @@ impl Plan {
             slow_disk: on(rng, 8),
             skew: on(rng, 20),
             jump: on(rng, 20),
+            full: 0,
             wipe: if rng.one_in(8) { 5 } else { 0 },
             damage: if rng.one_in(8) { 20 } else { 0 },
+            mislead: 0,
             death: on(rng, 12),
             pause: on(rng, 10),
             mend: 1 + rng.below(20),
             submit: 50 + rng.below(900),
         };
         let slow_disks = rng.one_in(4);
-        let (timeouts, limits, coordinators) = (timeouts(rng), limits(rng), 1 + rng.below(4));
+        let (mut timeouts, mut limits, coordinators) = (timeouts(rng), limits(rng), 1 + rng.below(4));
         let sync_us = (50, 100 + rng.below(if slow_disks { 30_000 } else { 1_000 }));
         // Small, so that segments change often; larger than any value that these clients bring about.
         let segment_bytes = 32_768 << rng.below(3);
@@ -144,6 +154,32 @@ impl Plan {
             1 => slow_us.min(5_000),
             _ => FAST_US,
         };
+        if rng.one_in(2) {
+            // Long enough for a client that opens a session to use it in the steady network; no shorter.
+            timeouts.session_idle_timeout_ms = 150 + rng.below(1_500) + steady_us / 50;
+            let few = 1 + rng.below(6) as usize;
+            limits.sessions = if rng.one_in(2) { few } else { limits.sessions };
+        }
+        let digest_slots = 1 + rng.below(6);
+        if limits != Limits::default() {
+            limits.digest_slots = digest_slots;
+        }
+        swarm.mislead = if rng.one_in(4) { 10 } else { 0 };
+        let mut segment_bytes = segment_bytes;
+        limits.reserve_bytes = segment_bytes / 8;
+        if rng.one_in(4) {
+            swarm.full = 5 + rng.below(25);
+            // Disks are full only for who needs another segment: small ones, and a reserve of a few slots.
+            segment_bytes = 12_288 + 4_096 * rng.below(3);
+            limits = Limits {
+                reserve_bytes: 1_000 + rng.below(2_000),
+                batch_bytes: limits.batch_bytes.min(1_500),
+                frame_bytes: limits.frame_bytes.min(1_500),
+                group_max: limits.group_max.min(20),
+                ..limits
+            };
+        }
+        let retention = snapshots(rng, &mut limits);
         Plan {
             topology,
             timeouts,
@@ -153,6 +189,7 @@ impl Plan {
             swarm,
             sync_us,
             segment_bytes,
+            retention,
             lines,
             odd_clocks,
             reads,
@@ -175,6 +212,7 @@ fn timeouts(rng: &mut SplitMix64) -> Timeouts {
         in_doubt_timeout_ms: 20 + rng.below(1500),
         read_timeout_ms: 100 + rng.below(5000),
         unreachable_timeout_ms: 100 + rng.below(2000),
+        ..Timeouts::default()
     }
 }
 
@@ -194,9 +232,23 @@ fn limits(rng: &mut SplitMix64) -> Limits {
         waiting_reads: 2 + rng.below(20) as usize,
         recoveries: 1 + rng.below(4) as usize,
         session_window: 8 + rng.below(40),
+        sessions: Limits::default().sessions,
         group_max: 1 + rng.below(8) as usize,
         frame_bytes,
+        ..Limits::default()
     }
+}
+
+/// Snapshots so often that servers take many of them, in half of the runs, and so little log that many a server needs
+/// one; in the others none.
+fn snapshots(rng: &mut SplitMix64, limits: &mut Limits) -> Retention {
+    if rng.one_in(2) {
+        return Retention::default();
+    }
+    limits.digest_slots = limits.digest_slots.min(1 << rng.below(4));
+    // Pieces so small that a transfer takes long.
+    limits.piece_bytes = if rng.one_in(4) { 64 << rng.below(4) } else { 8 };
+    Retention { snapshot_bytes: 1_000 + rng.below(30_000), audit_bytes: rng.below(2) * 40_000 }
 }
 
 /// In half of the runs nothing, in the others something below `most`.

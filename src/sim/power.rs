@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use crate::drive;
 use crate::shard::Input;
+use crate::sim::checker::Observed;
 use crate::sim::coverage::Seen;
-use crate::sim::disk::SimDisk;
+use crate::sim::disk::{MisreadLog, SimDisk};
 use crate::sim::network::{Packet, Place};
 use crate::sim::server::{Ailment, Harm, Running};
 use crate::sim::world::{Connection, Event, Options, World};
 use crate::storage::{Disk, Expected, Kept, StorageError, Unsynced, Wal};
-use crate::types::{ClientId, NodeId, Time};
+use crate::types::{ClientId, NodeId, Slot, Time};
 
 impl World {
     /// The power goes, or only the process dies: what was not synced is lost wholly, in part, or not at all.
@@ -34,7 +35,11 @@ impl World {
         let server = self.servers.get_mut(&id).expect("a server of this topology");
         self.coverage.see_if(server.running.is_some(), Seen::Crashed);
         // Until it has run again, the mark may be older than the log.
+        server.misled = false;
+        server.wrong_at = None;
         server.power_lost = power || server.power_lost && server.running.is_none();
+        let writing = server.running.as_ref().is_some_and(|running| running.wal.has_work());
+        self.coverage.see_if(writing, Seen::DiedWritingSnapshot);
         server.running = None;
         server.failed = false;
         server.dies_before_release = false;
@@ -111,18 +116,25 @@ impl World {
 
     /// Starts a server from its disk; false if it does not come up.
     pub fn start(&mut self, id: NodeId) -> bool {
-        let Options { topology, timeouts, limits, .. } = self.options;
+        let Options { topology, timeouts, limits, retention, .. } = self.options;
         let (now, random) = (self.now, self.rng.next_u64());
         let server = self.servers.get_mut(&id).expect("a server of this topology");
         assert!(server.running.is_none(), "{id} runs already");
         let local = server.clock.local(now);
         let expected = Expected { cluster_id: Some(1), topology, server: id };
         let mut sights = Vec::new();
+        let misreads = std::mem::take(&mut server.misreads);
+        let mut misread = None;
         let started = Wal::open(server.disk.clone(), expected).and_then(|(wal, recovered)| {
             sights.extend(recovered.torn.is_some().then_some(Seen::TornTailCut));
+            sights.extend(recovered.snapshot.is_some().then_some(Seen::StartedFromSnapshot));
+            sights.extend((!recovered.damaged.is_empty()).then_some(Seen::SnapshotDamaged));
             sights.extend((!recovered.votes.is_empty()).then_some(Seen::Restarted));
-            let shard = drive::restore(id, topology, (timeouts, limits), local, random, &wal, recovered)?;
-            Ok(Running { shard, wal })
+            let nothing = if misreads { recovered.decided } else { Slot::ZERO };
+            let log = MisreadLog::new(&wal, nothing);
+            let shard = drive::restore(id, topology, (timeouts, limits), local, random, &log, recovered)?;
+            misread = log.misread.map(|(slot, _)| slot);
+            Ok(Running { shard, wal: wal.with_retention(retention) })
         });
         sights.into_iter().for_each(|sight| self.coverage.see(sight));
         match (started, server.ailment) {
@@ -133,7 +145,11 @@ impl World {
                 let replica = running.shard.replica();
                 let (promised, decided, last) =
                     (replica.promised(), replica.decided(), running.wal.last_slot());
-                self.checker.observe(&running.shard, true, true, |slot| running.value(slot));
+                let view = Observed { restored: true, durable: true, misled: misread.is_some() };
+                self.checker.observe(&running.shard, view, |slot| running.value(slot));
+                server.misled = misread.is_some();
+                server.ever_misled |= server.misled;
+                self.coverage.see_if(server.misled, Seen::Misled);
                 server.running = Some(running);
                 self.note(|| {
                     format!("{id} starts: promised {promised}, decided {decided}, log up to {last}")
@@ -196,7 +212,8 @@ impl World {
         }
         let disk = &server.disk.inner;
         let names = disk.list().expect("a memory disk lists its files");
-        let segments: Vec<String> = names.into_iter().filter(|name| name.ends_with(".seg")).collect();
+        let log = |name: &String| name.ends_with(".seg") || name.ends_with(".snap");
+        let segments: Vec<String> = names.into_iter().filter(log).collect();
         let name = &segments[self.rng.below(segments.len() as u64) as usize];
         let mut content = disk.contents(name).expect("it was just listed");
         let written = content.iter().rposition(|b| *b != 0).map_or(0, |last| last as u64 + 1);
@@ -211,6 +228,33 @@ impl World {
         server.ailment = Some(Ailment::Damaged);
         let name = name.clone();
         self.note(|| format!("a bit of {name} of {id} flips at offset {at}"));
+    }
+
+    /// A server's process dies, and when it starts again its memory fails it: its state is wrong from some slot on (P4).
+    /// Only a minority of a cluster ever, and nobody who leads: what a leader with a wrong state says is wrong.
+    pub fn mislead(&mut self, id: NodeId) {
+        let topology = self.options.topology;
+        let members = topology.servers_of(topology.shard_of_server(id));
+        let wrong = |m: &NodeId| self.servers[m].ever_misled || self.servers[m].is_gone() || *m == id;
+        let leads = self.servers[&id].running.as_ref().is_some_and(|r| r.shard.replica().is_leader());
+        if members.filter(wrong).count() >= topology.majority() || self.servers[&id].is_gone() || leads {
+            return;
+        }
+        if self.servers[&id].running.is_some() {
+            self.crash(id);
+        }
+        self.server(id).misreads = true;
+        self.start(id);
+        self.note(|| format!("{id} has misread its log"));
+    }
+
+    /// Whether the state of a server was wrong after an agreed slot and still is.
+    pub fn must_stop(&self, id: NodeId) -> bool {
+        let server = &self.servers[&id];
+        let (Some(running), Some(wrong_at)) = (&server.running, server.wrong_at) else { return false };
+        let every = self.options.limits.digest_slots;
+        let agreed = running.shard.bank().applied().0 / every * every;
+        self.checker.is_wrong(&running.shard) && wrong_at.0 <= agreed
     }
 
     /// Pulls the cable of a server and stops its timers; its memory stays.
@@ -251,6 +295,21 @@ impl World {
     /// Everything its disk does takes so many times as long.
     pub fn slow_disk(&mut self, id: NodeId, slowness: u64) {
         self.server(id).disk_slowness = slowness;
+    }
+
+    /// Something else fills its disk up, so that no more than `spare` bytes are left.
+    pub fn fill_disk(&mut self, id: NodeId, spare: u64) {
+        let disk = &self.server(id).disk.inner;
+        disk.set_capacity(Some(disk.used() + spare));
+        self.note(|| format!("the disk of {id} is full but for {spare} bytes"));
+    }
+
+    pub fn free_disk(&mut self, id: NodeId) {
+        let server = self.server(id);
+        if server.disk.inner.is_bounded() {
+            server.disk.inner.set_capacity(None);
+            self.note(|| format!("the disk of {id} has space again"));
+        }
     }
 
     /// Its clock runs at `rate` millionths of true time from now on.

@@ -71,10 +71,20 @@ pub struct Server {
     /// Whether the power was cut since it last ran.
     pub power_lost: bool,
     pub ailment: Option<Ailment>,
+    /// It refused or dropped something for lack of space, and has had none since.
+    pub starved: bool,
     /// It refused to start, and will not be asked again.
     pub lost: bool,
     /// What it has told others that it keeps (P1).
     pub told: Told,
+    /// It will misread its log when it starts next.
+    pub misreads: bool,
+    /// It did, and has not started since.
+    pub misled: bool,
+    /// A slot after which its state was wrong for that.
+    pub wrong_at: Option<Slot>,
+    /// Whether it ever misread its log.
+    pub ever_misled: bool,
     /// Turns in a row that nothing but a deadline in the past brought about.
     pub spinning: u32,
 }
@@ -97,8 +107,13 @@ impl Server {
             jumped: None,
             power_lost: false,
             ailment: None,
+            starved: false,
             lost: false,
             told: Told::default(),
+            misreads: false,
+            misled: false,
+            wrong_at: None,
+            ever_misled: false,
             spinning: 0,
         }
     }

@@ -8,13 +8,29 @@ use crate::sim::coverage::Seen;
 use crate::sim::disk::SimDisk;
 use crate::sim::server::{Outbox, Running, Sent};
 use crate::sim::world::World;
+use crate::storage::Wal;
 use crate::txn;
-use crate::types::NodeId;
+use crate::txn::message::{Refusal, Response};
+use crate::types::{Cut, NodeId};
 
 /// A server before a turn, as far as the turn's rarities depend on it.
 pub struct Before {
     in_flight: bool,
     reads: u64,
+    log: Log,
+}
+
+/// What a server's disk holds of snapshots and log.
+#[derive(PartialEq)]
+pub struct Log {
+    snapshot: Option<Cut>,
+    oldest: u32,
+}
+
+impl Log {
+    pub fn of(wal: &Wal<SimDisk>) -> Log {
+        Log { snapshot: wal.snapshot(), oldest: wal.oldest_segment() }
+    }
 }
 
 impl Before {
@@ -23,6 +39,7 @@ impl Before {
         Before {
             in_flight: replica.is_leader() && replica.position() > replica.decided(),
             reads: disk.reads(),
+            log: Log::of(&running.wal),
         }
     }
 }
@@ -32,6 +49,7 @@ impl World {
         &mut self,
         id: NodeId,
         before: &Before,
+        after: &Log,
         reads: u64,
         outbox: &Outbox,
         error: Option<&io::Error>,
@@ -47,6 +65,8 @@ impl World {
             Some(false) => coverage.see(Seen::ClockStrobed),
             None => {}
         }
+        coverage.see_if(after.snapshot != before.log.snapshot, Seen::SnapshotTaken);
+        coverage.see_if(after.oldest != before.log.oldest, Seen::SegmentRetired);
         coverage.see_if(reads > before.reads, Seen::ReadFromDisk);
         let deposed = |s: &Sent| matches!(s, Sent::Paxos(paxos::Event::LostLeadership { .. }));
         let was_deposed = outbox.sent.iter().any(|(_, _, sent)| deposed(sent));
@@ -70,13 +90,32 @@ impl World {
         self.coverage.see_if(campaigns && refuse.promised > refuse.ballot, Seen::PreparedAgain);
     }
 
-    pub(super) fn see_paxos(&mut self, event: &paxos::Event) {
+    /// A server answers a client.
+    pub(super) fn see_refusal(&mut self, id: NodeId, response: &Response) {
+        if matches!(response, Response::Refused { why: Refusal::StorageFull, .. }) {
+            self.coverage.see(Seen::NewWorkRefused);
+            self.server(id).starved = true;
+        }
+    }
+
+    pub(super) fn see_paxos(&mut self, id: NodeId, event: &paxos::Event) {
+        match event {
+            paxos::Event::NoRoom { what: "a proposal" } => self.server(id).starved = true,
+            paxos::Event::SpaceBack if std::mem::take(&mut self.server(id).starved) => {
+                self.coverage.see(Seen::SpaceBack);
+            }
+            _ => {}
+        }
         let sight = match event {
             paxos::Event::PreVoteRefused { .. } => Seen::PreVoteRefused,
             paxos::Event::Leading { decided, phase1_end, .. } if phase1_end > decided => Seen::OldTail,
             paxos::Event::LostLeadership { why, .. } if why.contains("majority was not heard") => {
                 Seen::CheckQuorum
             }
+            paxos::Event::LostLeadership { why, .. } if why.contains("those of a majority have") => {
+                Seen::HandedOver
+            }
+            paxos::Event::NoRoom { what: "a proposal" } => Seen::NotAccepted,
             paxos::Event::CaughtUp { .. } => Seen::CaughtUp,
             paxos::Event::Resending { .. } => Seen::Resent,
             _ => return,
@@ -104,6 +143,13 @@ impl World {
                 }
             }
             shard::Event::ReadWaits { .. } => self.coverage.see(Seen::ReadWaited),
+            shard::Event::SnapshotMoved { .. } => self.coverage.see(Seen::SnapshotMoved),
+            shard::Event::SnapshotInstalled { .. } => self.coverage.see(Seen::SnapshotInstalled),
+            shard::Event::SnapshotRefused { from, slot, why } => {
+                panic!("P4: {id} refuses the snapshot of slot {slot} that {from} sent: {why}")
+            }
+            shard::Event::DigestConfirmed { .. } => self.coverage.see(Seen::DigestConfirmed),
+            shard::Event::DigestsDiffer { .. } => self.coverage.see(Seen::DigestsDiffer),
             _ => {}
         }
     }

@@ -36,6 +36,12 @@ fn block(command: Command<'_>) -> String {
         }
         Command::Fence { range } if range.count == 1 => format!("fence {}", first(range)),
         Command::Fence { range } => format!("fence {} to {}", first(range), range.seqs().end - 1),
+        Command::Close { session } => format!("close {session}"),
+        Command::Expire { session, live: [] } => format!("expire {session}"),
+        Command::Expire { session, live } => {
+            let live: Vec<String> = live.iter().map(|n| n.get().to_string()).collect();
+            format!("expire {session}, live are {}", live.join(" "))
+        }
     }
 }
 
@@ -80,11 +86,18 @@ pub fn message(message: &Message) -> String {
             format!("HeartbeatReply {} round {} position={}", m.ballot, m.round, m.position)
         }
         Message::Fetch(m) => format!("Fetch from {}", m.from),
+        Message::Snapshot(cut) => format!("Snapshot(slot {}, {} pieces)", cut.slot, cut.pieces()),
+        Message::GetPiece { slot, n } => format!("GetPiece({slot}, {n})"),
+        Message::Piece { slot, n, bytes } => format!("Piece({slot}, {n}, {bytes:?})"),
         Message::Entries(m) => format!(
             "Entries {} {}",
             slots(m.first, m.entries.len()),
             entries(m.entries.iter().map(|(_, value)| value))
         ),
+        Message::Digests(m) => {
+            let reports: Vec<String> = m.reports.iter().map(|(id, d)| format!(" {id} {d:016x}")).collect();
+            format!("Digests slot {}{}", m.slot, reports.concat())
+        }
     }
 }
 
@@ -132,6 +145,7 @@ pub fn response(response: &Response) -> String {
             Refusal::NotLeader(None) => "Refused, no leader".into(),
             Refusal::NoQuorum => "Refused, no quorum".into(),
             Refusal::Busy => "Refused, busy".into(),
+            Refusal::StorageFull => "Refused, no space".into(),
             Refusal::Malformed(what) => format!("Refused, malformed: {what}"),
         },
         Response::Unsure { .. } => "Unsure".into(),

@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::{Limits, Timeouts, Topology};
 use crate::drive;
 use crate::shard::Input;
-use crate::sim::checker::Checker;
+use crate::sim::checker::{Checker, Observed};
 use crate::sim::clients::{Asked, Client};
 use crate::sim::clock::Clock;
 use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::disk::DoomedLog;
 use crate::sim::network::{Network, Packet, Place, Weather};
 use crate::sim::server::{Outbox, Running, Sent, Server};
-use crate::sim::sights::Before;
+use crate::sim::sights::{Before, Log};
 use crate::sim::text;
 use crate::sim::trace::{Trace, TraceHash, keep_recent};
-use crate::storage::{Identity, Wal};
+use crate::storage::{Identity, Retention, Wal};
 use crate::txn;
 use crate::txn::message::{Refusal, Request, Response};
 use crate::types::{AccountId, ClientId, NodeId, Slot, Time, TxnId};
@@ -41,6 +41,7 @@ pub struct Options {
     /// How long a sync takes.
     pub sync_us: (u64, u64),
     pub segment_bytes: u64,
+    pub retention: Retention,
     /// Whether power cuts tear most of what was not synced, and the log into lines instead of sectors.
     pub lines: bool,
     /// Whether every clock starts at another time.
@@ -104,7 +105,7 @@ impl World {
             servers: BTreeMap::new(),
             clients: BTreeMap::new(),
             departed: Vec::new(),
-            checker: Checker::new(topology, limits.session_window),
+            checker: Checker::new(topology, &limits),
             coverage: Coverage::default(),
             hash: TraceHash::default(),
             log: Vec::new(),
@@ -375,10 +376,13 @@ impl World {
         server.spinning = if inputs.is_empty() { server.spinning + 1 } else { 0 };
         if running.shard.next_deadline() <= local {
             inputs.push(Input::Timer { random });
-        } else if inputs.is_empty() && !running.shard.has_backlog() {
+        } else if inputs.is_empty() && !running.shard.has_backlog() && !running.wal.has_work() {
             server.spinning = 0;
             let at = clock.global(running.shard.next_deadline(), now);
             return self.wake(Place::Server(id), at);
+        }
+        if running.wal.has_work() {
+            server.spinning = 0;
         }
         let before = Before::of(running, &server.disk);
         let mut outbox = Outbox::new(now, sync_us);
@@ -386,13 +390,23 @@ impl World {
         let done = drive::turn(local, &mut running.shard, &mut log, inputs, &mut outbox);
         let struck = log.struck && done.is_err();
         let reads = server.disk.reads();
-        self.checker.observe(&running.shard, false, done.is_ok(), |slot| running.value(slot));
+        let misled = server.misled;
+        let observed = Observed { restored: false, durable: done.is_ok(), misled };
+        self.checker.observe(&running.shard, observed, |slot| running.value(slot));
+        // What was misread may have no effect, or only later, as the amount of a prepared transfer has.
+        if misled && self.checker.is_wrong(&running.shard) {
+            server.wrong_at.get_or_insert(running.shard.bank().applied());
+        }
+        if misled && running.shard.replica().is_leader() {
+            // Out of bounds: it would tell clients what is wrong before anybody can have noticed.
+            return self.crash(id);
+        }
         let done = done.and_then(|()| running.wal.prepare_ahead().map(drop));
 
         let dies = server.dies_before_release && outbox.syncs > 0;
         server.busy_until = outbox.at;
         let mut wake = clock.global(running.shard.next_deadline(), now);
-        if running.shard.has_backlog() {
+        if running.shard.has_backlog() || running.wal.has_work() {
             wake = now;
         }
         if wake > now {
@@ -400,14 +414,22 @@ impl World {
         }
         assert!(server.spinning < SPIN_LIMIT, "{id} spins: its deadline {wake:?} never moves at {now:?}");
         let wake = wake.max(outbox.at);
-        self.see_turn(id, &before, reads, &outbox, done.as_ref().err());
+        let after = Log::of(&running.wal);
+        self.see_turn(id, &before, &after, reads, &outbox, done.as_ref().err());
         for (at, syncs, sent) in outbox.sent {
             if !dies || syncs == 0 {
                 self.dispatch(at, id, sent);
             }
         }
         if let Err(e) = done {
+            assert!(e.kind() != std::io::ErrorKind::StorageFull, "S1: {id} stops for lack of space: {e}");
             self.note(|| format!("{id} stops: {e}"));
+            if let Some(divergence) = drive::divergence(&e) {
+                let topology = self.options.topology;
+                let mut members = topology.servers_of(topology.shard_of_server(id));
+                let others = members.any(|m| m != id && self.servers[&m].ever_misled);
+                self.checker.stops(divergence, misled, others);
+            }
             self.coverage.see_if(struck, Seen::DiedOverwriting);
             if struck { self.tear(id) } else { self.crash(id) }
         } else if dies {
@@ -438,6 +460,7 @@ impl World {
                 }
                 let busy = matches!(response, Response::Refused { why: Refusal::Busy, .. });
                 self.coverage.see_if(busy, Seen::LeaderBusy);
+                self.see_refusal(id, &response);
                 let probe = self.probes.contains(&(client, response.number()));
                 let what = if probe { "Probe: " } else { "" };
                 self.note(|| format!("{id} → {to}  {what}{}", text::response(&response)));
@@ -455,7 +478,7 @@ impl World {
             }
             Sent::Connect(to) => self.connect(me, to),
             Sent::Paxos(event) => {
-                self.see_paxos(&event);
+                self.see_paxos(id, &event);
                 self.note(|| format!("{id} {event:?}"));
             }
             Sent::Shard(event) => {
@@ -478,7 +501,7 @@ impl World {
     /// Whether everything that was begun is finished, or what is not. Only servers that are up are asked.
     pub fn at_rest(&self) -> Result<(), String> {
         for (id, client) in &self.clients {
-            if let Some(asked) = client.asked.values().find(|a| !a.is_answered()) {
+            if let Some(asked) = client.asked.values().find(|a| self.is_waiting(*id, a)) {
                 return Err(format!("K{id} waits for {:?}, has {:?}", asked.op, asked.outcomes));
             }
         }
@@ -488,6 +511,9 @@ impl World {
             if shard.bank().applied() != all {
                 let (id, applied) = (server.id, shard.bank().applied());
                 return Err(format!("P4: {id} has applied {applied} of {all} slots"));
+            }
+            if self.must_stop(server.id) {
+                return Err(format!("P4: the state of {} is wrong, and it goes on", server.id));
             }
         }
         // Until somebody leads, nobody knows what votes there are, and what they will lock.

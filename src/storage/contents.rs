@@ -2,6 +2,8 @@
 //!
 //! The writer and recovery feed it through the same functions, so that what is recovered is what was written.
 
+use std::collections::VecDeque;
+
 use super::format::{Kind, Position};
 use crate::types::{Ballot, Slot};
 
@@ -15,18 +17,54 @@ pub(super) struct Contents {
     pub decided: Slot,
     /// Every slot up to here has a value in the log.
     pub present: Slot,
-    /// Slot 1, 2, …: the packed position of the latest value that is on disk.
-    index: Vec<u64>,
+    /// Up to here a snapshot stands for the log: what records say of these slots is of no interest.
+    base: Slot,
+    /// Slot `base` + 1, + 2, …: the packed position of the latest value that is on disk.
+    index: VecDeque<u64>,
     /// Values of the group in the making, which nobody may read yet.
     staged: Vec<(Slot, Position)>,
 }
 
 impl Contents {
+    /// A log that goes on behind a snapshot.
+    pub fn behind(slot: Slot) -> Contents {
+        Contents { decided: slot, present: slot, base: slot, ..Contents::default() }
+    }
+
+    /// A snapshot that came from elsewhere stands for everything up to `slot`.
+    pub fn jump(&mut self, slot: Slot) {
+        self.forget(slot);
+        self.base = self.base.max(slot);
+        self.present = self.present.max(slot);
+        self.decided = self.decided.max(slot);
+        self.extend();
+    }
+
+    /// Forgets where the values up to `slot` stand; they are read no more.
+    pub fn forget(&mut self, slot: Slot) {
+        while self.base < slot && !self.index.is_empty() {
+            self.index.pop_front();
+            self.base = self.base.next();
+        }
+    }
+
+    /// Where the first of the values stands that slots above `slot` have on disk.
+    pub fn lowest_above(&self, slot: Slot) -> Option<Position> {
+        let from = slot.0.saturating_sub(self.base.0) as usize;
+        self.index.iter().skip(from).filter_map(|packed| Position::unpack(*packed)).min()
+    }
+
     /// Takes in a record that stands, or will stand, at `at`. `Err` names what cannot be.
     pub fn note(&mut self, kind: Kind, slot: Slot, ballot: Ballot, at: Position) -> Result<(), String> {
         match kind {
             Kind::Promise => self.raise_promise(ballot),
             Kind::Accept | Kind::Learn => {
+                if kind == Kind::Accept {
+                    self.raise_promise(ballot);
+                }
+                if slot != Slot::ZERO && slot <= self.base {
+                    return Ok(());
+                }
                 if slot == Slot::ZERO || slot.0 > self.present.0 + MAX_GAP {
                     return Err(format!("value for slot {slot} while the log holds 1 to {}", self.present));
                 }
@@ -34,9 +72,7 @@ impl Contents {
                 if slot == self.present.next() {
                     self.present = slot;
                 }
-                if kind == Kind::Accept {
-                    self.raise_promise(ballot);
-                } else if slot == self.decided.next() {
+                if kind == Kind::Learn && slot == self.decided.next() {
                     self.decided = slot;
                 }
             }
@@ -63,12 +99,17 @@ impl Contents {
     /// The group is on disk: its values may be read.
     pub fn settle(&mut self) {
         for (slot, at) in self.staged.drain(..) {
-            let place = slot.0 as usize - 1;
+            let Some(place) = slot.0.checked_sub(self.base.0 + 1) else { continue };
+            let place = place as usize;
             if self.index.len() <= place {
                 self.index.resize(place + 1, 0);
             }
             self.index[place] = at.pack();
         }
+        self.extend();
+    }
+
+    fn extend(&mut self) {
         while self.position(self.present.next()).is_some() {
             self.present = self.present.next();
         }
@@ -76,13 +117,13 @@ impl Contents {
 
     /// Where the latest value of a slot stands on disk.
     pub fn position(&self, slot: Slot) -> Option<Position> {
-        let place = usize::try_from(slot.0.checked_sub(1)?).ok()?;
+        let place = usize::try_from(slot.0.checked_sub(self.base.0 + 1)?).ok()?;
         Position::unpack(*self.index.get(place)?)
     }
 
-    /// The highest slot with a value on disk.
+    /// The highest slot with a value on disk, or that of the snapshot.
     pub fn last(&self) -> Slot {
-        Slot(self.index.len() as u64)
+        Slot(self.base.0 + self.index.len() as u64)
     }
 }
 

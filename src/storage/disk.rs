@@ -25,6 +25,11 @@ pub trait Disk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes the directory's entries durable, not the files' contents.
     fn sync_dir(&self) -> io::Result<()>;
+
+    /// Syncs that succeeded since it was opened, of files and of the directory, where somebody counts them.
+    fn syncs(&self) -> u64 {
+        0
+    }
 }
 
 /// An open file. What was written survives a power cut only after [`DiskFile::sync_data`].
@@ -95,11 +100,6 @@ impl FileDisk {
         &self.dir
     }
 
-    /// Syncs of files and of the directory that succeeded since it was opened, whatever they were for.
-    pub fn syncs(&self) -> u64 {
-        self.syncs.load(Ordering::Relaxed)
-    }
-
     fn file(&self, path: PathBuf, opened: io::Result<File>) -> io::Result<RealFile> {
         let file = opened.map_err(|e| at(&path, e))?;
         Ok(RealFile { file, path, syncs: self.syncs.clone() })
@@ -154,6 +154,10 @@ impl Disk for FileDisk {
         File::open(&self.dir).and_then(|f| f.sync_all()).map_err(|e| at(&self.dir, e))?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
     }
 }
 

@@ -358,3 +358,16 @@ impl Mark {
         slots.max_by_key(|mark| mark.group)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The core counts with this bound when space is short.
+    #[test]
+    fn a_record_is_no_longer_than_the_core_believes() {
+        for len in 0..100 {
+            assert!(record_bytes(len) <= len as u64 + crate::config::limits::RECORD_BYTES);
+        }
+    }
+}

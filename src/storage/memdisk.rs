@@ -193,9 +193,19 @@ impl MemDisk {
         state.fail_sync = Some(state.counts.syncs + n);
     }
 
-    /// Bounds the bytes of all files together; a write beyond it fails with `StorageFull`.
+    /// Bounds the bytes of all files together; a write beyond it fails with `StorageFull`, after what fits. So does a sync
+    /// that is made to fail, as on file systems that look for space only then.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.0.lock().capacity = bytes;
+    }
+
+    pub fn is_bounded(&self) -> bool {
+        self.0.lock().capacity.is_some()
+    }
+
+    /// The bytes of all files together.
+    pub fn used(&self) -> u64 {
+        self.0.lock().used()
     }
 
     /// A separate disk with the same content and the same unsynced writes.
@@ -241,6 +251,10 @@ impl State {
     fn count_sync(&mut self) -> bool {
         self.counts.syncs += 1;
         self.fail_sync != Some(self.counts.syncs)
+    }
+
+    fn used(&self) -> u64 {
+        self.names.values().filter_map(|id| self.inodes.get(id)).map(|i| i.current.len() as u64).sum()
     }
 
     fn inode(&mut self, file: &MemFile) -> io::Result<&mut Inode> {
@@ -317,17 +331,22 @@ impl DiskFile for MemFile {
         let mut state = self.disk.0.lock();
         state.counts.writes += 1;
         let fails = state.fail_write == Some(state.counts.writes);
-        let used: u64 = state.inodes.values().map(|i| i.current.len() as u64).sum();
-        let capacity = state.capacity;
+        let free = state.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used()));
         let inode = state.inode(self)?;
-        let grows = (offset + buf.len() as u64).saturating_sub(inode.current.len() as u64);
-        if grows > 0 && capacity.is_some_and(|capacity| used + grows > capacity) {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "disk is full"));
-        }
-        let done = if fails { &buf[..half(buf.len() as u64, offset)] } else { buf };
+        let fits = (inode.current.len() as u64).saturating_add(free).saturating_sub(offset);
+        let full = (buf.len() as u64) > fits;
+        let done = match (fails, full) {
+            (true, _) => &buf[..half(buf.len() as u64, offset).min(fits as usize)],
+            (false, true) => &buf[..fits as usize],
+            (false, false) => buf,
+        };
         put(&mut inode.current, offset, done);
         inode.dirty.push(Dirty { offset, bytes: done.to_vec(), orphan: false });
-        if fails { Err(io::Error::other("injected failure of a write")) } else { Ok(()) }
+        match (fails, full) {
+            (true, _) => Err(io::Error::other("injected failure of a write")),
+            (false, true) => Err(io::Error::new(io::ErrorKind::StorageFull, "disk is full")),
+            (false, false) => Ok(()),
+        }
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -337,10 +356,11 @@ impl DiskFile for MemFile {
     fn sync_data(&mut self) -> io::Result<()> {
         let mut state = self.disk.0.lock();
         let works = state.count_sync();
+        let kind = if state.capacity.is_some() { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
         let inode = state.inode(self)?;
         if !works {
             inode.dirty.iter_mut().for_each(|write| write.orphan = true);
-            return Err(io::Error::other("injected failure of a sync"));
+            return Err(io::Error::new(kind, "injected failure of a sync"));
         }
         for write in std::mem::take(&mut inode.dirty) {
             if !write.orphan {

@@ -13,24 +13,33 @@
 //! After a failed write or sync the log is poisoned: the kernel may have marked the page clean, so a second sync that
 //! succeeds proves nothing. Recovery for the same reason writes again what it finds above the mark.
 //!
-//! Deliberately absent: clocks (the simulator runs this code; callers measure), threads, repair of damage, snapshots,
-//! and retiring of old segments.
+//! *Snapshots* bound what a restart reads and what the disk holds: see `snapshot.rs`. Segments that lie before the older
+//! of two snapshots are no part of recovery any more; they are kept as an audit log up to a limit.
+//!
+//! A full disk is no failure: [`Wal::secure`] finds it out before anything is written, and says what still fits.
+//!
+//! Deliberately absent: clocks (the simulator runs this code; callers measure), threads, and repair of damage.
 
 use std::fmt;
 use std::io;
 
 use crate::config::Topology;
-use crate::types::{Ballot, NodeId, Record, Slot, Value};
+use crate::types::{Ballot, Cut, NodeId, Record, Slot, Value};
 
+mod ahead;
 mod contents;
 mod disk;
 mod format;
 mod memdisk;
 mod recover;
+mod retention;
+mod snapshot;
 mod wal;
 
 pub use disk::{Disk, DiskFile, FileDisk, RealFile};
 pub use memdisk::{Counts, Kept, MemDisk, MemFile, Unsynced};
+pub use retention::Retention;
+pub use snapshot::Pieces;
 pub use wal::{CommitStats, Wal, is_formatted};
 
 /// Whose directory this is. Written once, when it is formatted; checked against at every start.
@@ -61,7 +70,13 @@ pub trait StableLog {
     fn append(&mut self, record: &Record);
     /// See [`Wal::set_decided`].
     fn set_decided(&mut self, slot: Slot);
-    /// See [`Wal::commit`].
+    /// See [`Wal::secure`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`StableLog::commit`]. A full disk is none.
+    fn secure(&mut self, bytes: u64, again: bool) -> io::Result<Option<u64>>;
+    /// See [`Wal::commit`]. Room for the records was secured.
     ///
     /// # Errors
     ///
@@ -73,6 +88,24 @@ pub trait StableLog {
     ///
     /// The disk cannot be read, or what it gives back is damaged.
     fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>>;
+    /// See [`Wal::wants_snapshot`].
+    fn wants_snapshot(&self) -> bool;
+    /// Whether a snapshot is in the making. One that finds the disk full is given up.
+    fn writes_snapshot(&self) -> bool;
+    /// See [`Wal::begin_snapshot`].
+    ///
+    /// # Errors
+    ///
+    /// The disk failed, and the server must stop.
+    fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()>;
+    /// See [`Wal::snapshot`].
+    fn snapshot(&self) -> Option<Cut>;
+    /// See [`Wal::read_piece`].
+    ///
+    /// # Errors
+    ///
+    /// The disk cannot be read, or what it gives back is damaged.
+    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>>;
 }
 
 /// What the log says after a restart.
@@ -82,10 +115,14 @@ pub struct Recovered {
     pub promised: Ballot,
     /// Every slot up to this one is known to be decided, and [`Wal::read`] has its value.
     pub decided: Slot,
+    /// The snapshot that the state is to be taken from; [`Wal::read`] begins behind it.
+    pub snapshot: Option<Cut>,
     /// For each slot above `decided` the latest vote, in order of slots.
     pub votes: Vec<(Slot, Ballot, Value)>,
     /// What was cut off as a torn tail (S1), in words, for the server's log.
     pub torn: Option<String>,
+    /// What was damaged and did not hinder (S2), in words, for the server's log.
+    pub damaged: Vec<String>,
 }
 
 /// Why a directory cannot be used. Each text is one line: the file, what is wrong, what to do.
@@ -111,7 +148,13 @@ impl fmt::Display for StorageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StorageError::Io { file, doing, source } => {
-                write!(f, "{file}: cannot {doing}: {source}; check the disk and the directory's permissions")
+                let todo = match source.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                        "the disk is full, free some space and start again"
+                    }
+                    _ => "check the disk and the directory's permissions",
+                };
+                write!(f, "{file}: cannot {doing}: {source}; {todo}")
             }
             StorageError::NotFormatted => {
                 write!(

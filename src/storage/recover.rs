@@ -1,10 +1,10 @@
 //! Opening a log after whatever happened to it: rules S1 and S2.
 //!
-//! The log is one gapless chain of records, group after group, from the first segment on. The chain is followed as far
-//! as it is whole. Where it stops there must be zeros to the end, or what is left of the one group that a crash
+//! The log is one gapless chain of records, group after group, from the first segment on. The chain is followed from
+//! where the newest snapshot says that it goes on, as far as it is whole. Where it stops there must be zeros to the end, or what is left of the one group that a crash
 //! interrupted. Anything else is damage.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::contents::Contents;
 use super::disk::{Disk, DiskFile};
@@ -12,12 +12,13 @@ use super::format::{
     BLOCK, Block, BlockError, IDENTITY, IDENTITY_NEW, Kind, MARK, MARK_BYTES, MARK_SLOT, Mark, Position,
     RecordHeader, VERSION, record_at, segment_name, segment_number,
 };
+use super::snapshot::{self, Snapshot, Start};
 use super::wal::{Tail, Wal, io_error};
 use super::{Expected, Identity, Recovered, StorageError};
 use crate::config::Topology;
-use crate::types::Slot;
+use crate::types::{Ballot, Slot};
 
-fn damaged(file: &str, offset: impl Into<Option<u64>>, what: impl Into<String>) -> StorageError {
+fn damaged_file(file: &str, offset: impl Into<Option<u64>>, what: impl Into<String>) -> StorageError {
     StorageError::Damaged { file: file.to_string(), offset: offset.into(), what: what.into() }
 }
 
@@ -31,12 +32,25 @@ impl<D: Disk> Wal<D> {
     /// format, cannot be read, or is damaged (S2).
     pub fn open(disk: D, expected: Expected) -> Result<(Wal<D>, Recovered), StorageError> {
         let names = disk.list().map_err(io_error(".", "list the directory"))?;
-        let segments = check_names(&names)?;
+        let (oldest, segments) = check_names(&names)?;
         let (identity, segment_bytes) = read_identity(&disk, expected)?;
         for name in names.iter().filter(|name| is_leftover(name)) {
             disk.remove(name).map_err(io_error(name, "remove"))?;
         }
-        for number in 1..=segments {
+        let (snapshots, damaged) = open_snapshots(&disk, &names, &identity)?;
+        let newest = snapshots.last().copied();
+        let (contents, start) = match newest {
+            Some(Snapshot { cut, start, .. }) => (Contents::behind(cut.slot), start),
+            None => (Contents::default(), Start { group: 0, at: Position::start_of(1) }),
+        };
+        if !(oldest..=segments).contains(&start.at.segment) {
+            let what = match damaged.first() {
+                Some(why) => format!("missing, and no snapshot is whole that goes on behind it ({why})"),
+                None => "missing, and no snapshot goes on behind it".into(),
+            };
+            return Err(damaged_file(&segment_name(start.at.segment), None, what));
+        }
+        for number in start.at.segment..=segments {
             check_segment(&disk, number, identity, segment_bytes)?;
         }
         let mark = read_mark(&disk, identity)?;
@@ -46,16 +60,19 @@ impl<D: Disk> Wal<D> {
             segments,
             segment_bytes,
             mark,
-            contents: Contents::default(),
-            group: 0,
-            end: Position::start_of(1),
+            contents,
+            group: start.group,
+            end: start.at,
+            boundaries: BTreeMap::from([(start.at.segment, start)]),
             image: Vec::new(),
             loaded: 0,
         };
         let (stop, why) = scan.follow()?;
         let torn = scan.judge_rest(stop, why)?;
-        scan.make_durable()?;
-        let Scan { contents, group, end, .. } = scan;
+        scan.make_durable(start)?;
+        let Scan { mut contents, group, end, boundaries, .. } = scan;
+        // Only now: it was in force when the snapshot was finished, after some of the groups that were just read.
+        contents.raise_promise(newest.map_or(Ballot::ZERO, |snapshot| snapshot.promised));
 
         // The mark, too, before anybody is answered: S1 must hold for the groups of the life before this one.
         let mut mark_file = disk.open(MARK).map_err(io_error(MARK, "open"))?;
@@ -72,7 +89,7 @@ impl<D: Disk> Wal<D> {
             files.push_back(disk.open(&name).map_err(io_error(&name, "open"))?);
         }
         let active = files.pop_front().expect("the log ends in one of its segments");
-        let tail = Tail { group, end, active, ready: files, mark: mark_file };
+        let tail = Tail { group, end, active, ready: files, mark: mark_file, boundaries, snapshots, oldest };
         let wal = Wal::new(disk, identity, segment_bytes, contents, tail);
 
         let mut votes = Vec::new();
@@ -83,17 +100,39 @@ impl<D: Disk> Wal<D> {
             votes.extend(vote.into_iter().take(1));
             slot = slot.next();
         }
-        let recovered = Recovered { promised: wal.promised(), decided: wal.decided(), votes, torn };
-        Ok((wal, recovered))
+        let (promised, decided, snapshot) = (wal.promised(), wal.decided(), wal.snapshot());
+        Ok((wal, Recovered { promised, decided, snapshot, votes, torn, damaged }))
     }
 }
 
 fn is_leftover(name: &str) -> bool {
-    name.strip_suffix(".new").is_some_and(|name| segment_number(name).is_some())
+    let segment = name.strip_suffix(".new").is_some_and(|name| segment_number(name).is_some());
+    segment || snapshot::is_leftover(name)
 }
 
-/// Checks that no file is missing, and returns the number of segments.
-fn check_names(names: &[String]) -> Result<u32, StorageError> {
+/// The newest snapshot that is whole, and the one before it, the newest last; and what is damaged among them.
+fn open_snapshots<D: Disk>(
+    disk: &D,
+    names: &[String],
+    identity: &Identity,
+) -> Result<(Vec<Snapshot>, Vec<String>), StorageError> {
+    let mut slots: Vec<Slot> = names.iter().filter_map(|name| snapshot::slot_of(name)).collect();
+    slots.sort_unstable();
+    let (mut good, mut damaged) = (Vec::new(), Vec::new());
+    while let Some(slot) = slots.pop().filter(|_| good.len() < 2) {
+        // The older one is read only when it is needed.
+        match snapshot::open(disk, slot, identity, good.is_empty()) {
+            Ok(snapshot) => good.insert(0, snapshot),
+            Err(e @ StorageError::Damaged { .. }) => damaged.push(e.to_string()),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok((good, damaged))
+}
+
+/// Checks that no file is missing that must be there, and returns the first and the last segment of the gapless run that
+/// ends with the last one.
+fn check_names(names: &[String]) -> Result<(u32, u32), StorageError> {
     let has = |name: &str| names.iter().any(|n| n == name);
     let mut numbers: Vec<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
     numbers.sort_unstable();
@@ -102,37 +141,38 @@ fn check_names(names: &[String]) -> Result<u32, StorageError> {
         return Err(if has(IDENTITY_NEW) || numbers.is_empty() && !has(MARK) {
             StorageError::NotFormatted
         } else {
-            damaged(IDENTITY, None, "missing, but there is a log")
+            damaged_file(IDENTITY, None, "missing, but there is a log")
         });
     }
-    for (i, number) in numbers.iter().enumerate() {
-        let wanted = i as u32 + 1;
-        if *number != wanted {
-            return Err(damaged(&segment_name(wanted), None, "missing, but there are later segments"));
-        }
-    }
-    if numbers.is_empty() {
-        return Err(damaged(&segment_name(1), None, "missing"));
+    let Some(last) = numbers.last().copied() else {
+        return Err(damaged_file(&segment_name(1), None, "missing"));
+    };
+    let run =
+        (1..=last).rev().zip(numbers.iter().rev()).take_while(|(wanted, number)| wanted == *number).count();
+    let first = last + 1 - run as u32;
+    let snapshots = names.iter().any(|name| snapshot::slot_of(name).is_some());
+    if first > 1 && !snapshots {
+        return Err(damaged_file(&segment_name(first - 1), None, "missing, but there are later segments"));
     }
     if !has(MARK) {
-        return Err(damaged(MARK, None, "missing: what the log must hold cannot be proved"));
+        return Err(damaged_file(MARK, None, "missing: what the log must hold cannot be proved"));
     }
-    Ok(numbers.len() as u32)
+    Ok((first, last))
 }
 
 fn read_block<F: DiskFile>(file: &F, name: &str) -> Result<Block, StorageError> {
     let len = file.len().map_err(io_error(name, "read"))?;
     if len < BLOCK {
-        return Err(damaged(name, len, "file is too short"));
+        return Err(damaged_file(name, len, "file is too short"));
     }
     let mut bytes = vec![0; BLOCK as usize];
     file.read_at(&mut bytes, 0).map_err(io_error(name, "read"))?;
     Block::decode(&bytes).map_err(|e| match e {
-        BlockError::Magic => damaged(name, 0, "no such file of this program: wrong first bytes"),
+        BlockError::Magic => damaged_file(name, 0, "no such file of this program: wrong first bytes"),
         BlockError::Version(found) => {
             StorageError::WrongVersion { file: name.to_string(), found, expected: VERSION }
         }
-        BlockError::Checksum => damaged(name, 0, "bad checksum of the file header"),
+        BlockError::Checksum => damaged_file(name, 0, "bad checksum of the file header"),
     })
 }
 
@@ -141,7 +181,7 @@ fn read_identity<D: Disk>(disk: &D, expected: Expected) -> Result<(Identity, u64
     let block = read_block(&file, IDENTITY)?;
     let len = file.len().map_err(io_error(IDENTITY, "read"))?;
     if len != BLOCK || block.segment != 0 {
-        return Err(damaged(IDENTITY, None, "not an identity file"));
+        return Err(damaged_file(IDENTITY, None, "not an identity file"));
     }
     let Identity { cluster_id, topology: found, server, .. } = block.identity;
     let wrong = |field, found: String, expected: String| {
@@ -176,11 +216,11 @@ fn check_segment<D: Disk>(disk: &D, number: u32, identity: Identity, size: u64) 
     let file = disk.open(&name).map_err(io_error(&name, "open"))?;
     let block = read_block(&file, &name)?;
     if block != (Block { identity, segment: number, segment_bytes: size }) {
-        return Err(damaged(&name, 0, "header of another directory or segment"));
+        return Err(damaged_file(&name, 0, "header of another directory or segment"));
     }
     let len = file.len().map_err(io_error(&name, "read"))?;
     if len != size {
-        return Err(damaged(&name, len.min(size), format!("{len} bytes long instead of {size}")));
+        return Err(damaged_file(&name, len.min(size), format!("{len} bytes long instead of {size}")));
     }
     Ok(())
 }
@@ -189,15 +229,19 @@ fn read_mark<D: Disk>(disk: &D, identity: Identity) -> Result<Mark, StorageError
     let file = disk.open(MARK).map_err(io_error(MARK, "open"))?;
     let len = file.len().map_err(io_error(MARK, "read"))?;
     if len != MARK_BYTES {
-        return Err(damaged(MARK, len.min(MARK_BYTES), format!("{len} bytes long instead of {MARK_BYTES}")));
+        return Err(damaged_file(
+            MARK,
+            len.min(MARK_BYTES),
+            format!("{len} bytes long instead of {MARK_BYTES}"),
+        ));
     }
     let mut bytes = vec![0; MARK_BYTES as usize];
     file.read_at(&mut bytes, 0).map_err(io_error(MARK, "read"))?;
     if let Some(offset) = Mark::unused_byte_set(&bytes) {
-        return Err(damaged(MARK, offset, "not zero where nothing is ever written"));
+        return Err(damaged_file(MARK, offset, "not zero where nothing is ever written"));
     }
     Mark::decode(&bytes, identity.incarnation)
-        .ok_or_else(|| damaged(MARK, 0, "unreadable: what the log must hold cannot be proved"))
+        .ok_or_else(|| damaged_file(MARK, 0, "unreadable: what the log must hold cannot be proved"))
 }
 
 struct Scan<'a, D> {
@@ -209,6 +253,7 @@ struct Scan<'a, D> {
     /// The last whole group, and where it ends.
     group: u64,
     end: Position,
+    boundaries: BTreeMap<u32, Start>,
     /// The segment being looked at, whole.
     image: Vec<u8>,
     loaded: u32,
@@ -228,8 +273,8 @@ impl<D: Disk> Scan<'_, D> {
 
     /// Follows the chain of records. Returns where it stops, and why.
     fn follow(&mut self) -> Result<(Position, &'static str), StorageError> {
-        if self.mark.group == 0 && self.mark.end != self.end {
-            return Err(damaged(MARK, 0, "group 0 does not end at the start of the log"));
+        if self.mark.group == 0 && self.mark.end != Position::start_of(1) {
+            return Err(damaged_file(MARK, 0, "group 0 does not end at the start of the log"));
         }
         let mut at = self.end;
         // The records of the group being read: they count only when the last one is there.
@@ -253,16 +298,21 @@ impl<D: Disk> Scan<'_, D> {
                 let rest = &self.image[at.offset as usize..];
                 if let Some(i) = rest.iter().position(|b| *b != 0) {
                     let what = "not zero behind the last record of the segment";
-                    return Err(damaged(&segment_name(at.segment), at.offset + i as u64, what));
+                    return Err(damaged_file(&segment_name(at.segment), at.offset + i as u64, what));
                 }
                 at = Position::start_of(at.segment + 1);
                 // A segment is durable before the one in front of it is closed: this is no torn write.
                 if at.segment > self.segments {
-                    return Err(damaged(&segment_name(at.segment), None, "missing, the log goes on in it"));
+                    return Err(damaged_file(
+                        &segment_name(at.segment),
+                        None,
+                        "missing, the log goes on in it",
+                    ));
                 }
             } else if header.is_last() {
                 self.end = at;
                 self.group += 1;
+                self.boundaries.entry(at.segment).or_insert(Start { group: self.group, at });
                 for (header, kind, at) in open.drain(..) {
                     self.note(header, kind, at)?;
                 }
@@ -275,7 +325,7 @@ impl<D: Disk> Scan<'_, D> {
     fn note(&mut self, header: RecordHeader, kind: Kind, at: Position) -> Result<(), StorageError> {
         self.contents
             .note(kind, Slot(header.slot.get()), header.ballot(), at)
-            .map_err(|what| damaged(&segment_name(at.segment), at.offset, what))?;
+            .map_err(|what| damaged_file(&segment_name(at.segment), at.offset, what))?;
         self.contents.raise_promise(header.promise());
         if let Some(decided) = header.decided() {
             self.contents.raise_decided(decided);
@@ -287,7 +337,7 @@ impl<D: Disk> Scan<'_, D> {
     fn check_mark(&self) -> Result<(), StorageError> {
         let Mark { group, end, promised } = self.mark;
         if group == self.group && (end != self.end || promised != self.contents.promised) {
-            return Err(damaged(
+            return Err(damaged_file(
                 MARK,
                 group % 2 * MARK_SLOT,
                 format!("says otherwise than the log how group {group} ends"),
@@ -308,7 +358,7 @@ impl<D: Disk> Scan<'_, D> {
         if self.group < self.mark.group {
             let what =
                 format!("{why}; the log must be whole up to group {}, which was on disk", self.mark.group);
-            return Err(damaged(&file, stop.offset, what));
+            return Err(damaged_file(&file, stop.offset, what));
         }
         let end = self.end;
         let rest = |segment| if segment == end.segment { end.offset } else { BLOCK };
@@ -353,7 +403,7 @@ impl<D: Disk> Scan<'_, D> {
                     header.group,
                     segment_name(segment)
                 );
-                return Err(damaged(&segment_name(stop.segment), stop.offset, what));
+                return Err(damaged_file(&segment_name(stop.segment), stop.offset, what));
             }
         }
         Ok(())
@@ -361,9 +411,11 @@ impl<D: Disk> Scan<'_, D> {
 
     /// Whatever stands above the mark may have been read from a page cache whose sync never came or failed; in the
     /// second case the pages count as clean, and only writing them again makes a sync mean something.
-    fn make_durable(&mut self) -> Result<(), StorageError> {
-        for segment in self.mark.end.segment..=self.end.segment {
-            let from = if segment == self.mark.end.segment { self.mark.end.offset } else { BLOCK };
+    /// The log in front of the start was on disk before the snapshot was.
+    fn make_durable(&mut self, start: Start) -> Result<(), StorageError> {
+        let first = self.mark.end.max(start.at);
+        for segment in first.segment..=self.end.segment {
+            let from = if segment == first.segment { first.offset } else { BLOCK };
             let to = if segment == self.end.segment { self.end.offset } else { self.segment_bytes };
             if from < to {
                 self.load(segment)?;
@@ -404,7 +456,12 @@ mod tests {
                 .unwrap_err()
                 .starts_with("wal-00000001.seg: damaged")
         );
-        assert_eq!(check(&["identity", "mark", "notes", "wal-00000001.seg"]), Ok(1));
+        assert_eq!(check(&["identity", "mark", "notes", "wal-00000001.seg"]), Ok((1, 1)));
+        let snapshot = "snapshot-0000000000000064.snap";
+        assert_eq!(
+            check(&["identity", "mark", snapshot, "wal-00000001.seg", "wal-00000003.seg"]),
+            Ok((3, 3))
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The writer: groups of records into zero-filled segments, one write and one sync per group (S1).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use zerocopy::IntoBytes;
@@ -11,14 +11,16 @@ use super::format::{
     BLOCK, Block, HEADER, IDENTITY, IDENTITY_NEW, Kind, LAST, MARK, MARK_BYTES, Mark, Position, RecordHeader,
     record_bytes, segment_name, segment_name_new, segment_number,
 };
+use super::retention::Retention;
+use super::snapshot::{self, Pieces, Snapshot, Start, Writing};
 use super::{Identity, StableLog, StorageError};
 use crate::config::limits;
-use crate::types::{Ballot, Record, Slot, Value};
+use crate::types::{Ballot, Cut, Record, Slot, Value};
 
 /// Zeros written ahead in one call of [`Wal::prepare_ahead`].
 const PIECE: u64 = 128 * 1024;
 /// Zeros written ahead between two syncs: bounds what the last sync of a segment in the making still has to write.
-const SYNC_EVERY: u64 = 1024 * 1024;
+pub(super) const SYNC_EVERY: u64 = 1024 * 1024;
 static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
 
 /// The write-ahead log of one server. Reading needs `&self`; whoever writes owns it.
@@ -37,15 +39,26 @@ pub struct Wal<D: Disk> {
     pub(super) ready: VecDeque<D::File>,
     pub(super) mark: D::File,
     /// The segment in the making.
-    filling: Option<Filling<D::File>>,
+    pub(super) filling: Option<Filling<D::File>>,
+    /// For each segment the first place in it at which one group ends and the next begins.
+    pub(super) boundaries: BTreeMap<u32, Start>,
+    /// The snapshots to start from, the newest last: at most two.
+    pub(super) snapshots: Vec<Snapshot>,
+    /// The snapshot in the making.
+    pub(super) writing: Option<Writing<D::File>>,
+    /// The segment before which no other is any more.
+    pub(super) oldest: u32,
+    pub(super) retention: Retention,
     /// The group in the making: for each segment that it touches, a run of records.
     chunks: Vec<Chunk>,
     /// Where in the last chunk its last record begins.
     last_record: usize,
     /// A buffer kept from group to group.
     spare: Vec<u8>,
+    /// The disk had no space for a segment, and since then none was made.
+    pub(super) full: bool,
     /// What made the log unusable, for good.
-    failed: Option<(io::ErrorKind, String)>,
+    pub(super) failed: Option<(io::ErrorKind, String)>,
 }
 
 #[derive(Debug)]
@@ -69,8 +82,8 @@ pub struct CommitStats {
 /// durable, so a segment that is short or has no header is damage, never an accident of timing.
 #[derive(Debug)]
 pub(super) struct Filling<F> {
-    number: u32,
-    file: F,
+    pub(super) number: u32,
+    pub(super) file: F,
     filled: u64,
 }
 
@@ -80,7 +93,12 @@ impl<F: DiskFile> Filling<F> {
     }
 
     /// One piece of work; true when the segment is ready for use.
-    fn step<D: Disk<File = F>>(&mut self, disk: &D, identity: Identity, size: u64) -> io::Result<bool> {
+    pub(super) fn step<D: Disk<File = F>>(
+        &mut self,
+        disk: &D,
+        identity: Identity,
+        size: u64,
+    ) -> io::Result<bool> {
         if self.filled < size {
             let piece = PIECE.min(size - self.filled);
             self.file.write_at(&ZEROS[..piece as usize], self.filled)?;
@@ -107,16 +125,16 @@ pub fn is_formatted<D: Disk>(disk: &D) -> io::Result<bool> {
 }
 
 /// A sync that fails has lost pages, also when it was for lack of space: it must not look like something to try again.
-fn sync<F: DiskFile>(file: &mut F) -> io::Result<()> {
+pub(super) fn sync<F: DiskFile>(file: &mut F) -> io::Result<()> {
     file.sync_data().map_err(final_error)
 }
 
-fn final_error(e: io::Error) -> io::Error {
+pub(super) fn final_error(e: io::Error) -> io::Error {
     if is_full(&e) { io::Error::other(e.to_string()) } else { e }
 }
 
 /// Whether a running log is only out of space: nothing is broken, the same write may be tried again.
-fn is_full(e: &io::Error) -> bool {
+pub(super) fn is_full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
@@ -134,7 +152,10 @@ impl<D: Disk> Wal<D> {
         }
         let names = disk.list().map_err(io_error(".", "list the directory"))?;
         let unfinished = names.iter().any(|name| name == IDENTITY_NEW);
-        let ours = |name: &str| name == MARK || segment_number(name.trim_end_matches(".new")).is_some();
+        let ours = |name: &str| {
+            let name = name.trim_end_matches(".new");
+            name == MARK || segment_number(name).is_some() || snapshot::slot_of(name).is_some()
+        };
         for name in &names {
             if name == IDENTITY || !unfinished && ours(name) {
                 return Err(StorageError::AlreadyFormatted { file: name.clone() });
@@ -166,7 +187,9 @@ impl<D: Disk> Wal<D> {
             .and_then(|()| disk.sync_dir())
             .map_err(io_error(IDENTITY, "rename"))?;
 
-        let tail = Tail { group: 0, end, active: first.file, ready: VecDeque::new(), mark };
+        let boundaries = BTreeMap::from([(1, Start { group: 0, at: end })]);
+        let (ready, snapshots) = (VecDeque::new(), Vec::new());
+        let tail = Tail { group: 0, end, active: first.file, ready, mark, boundaries, snapshots, oldest: 1 };
         Ok(Wal::new(disk, identity, segment_bytes, Contents::default(), tail))
     }
 
@@ -187,12 +210,23 @@ impl<D: Disk> Wal<D> {
             active: tail.active,
             ready: tail.ready,
             mark: tail.mark,
+            boundaries: tail.boundaries,
+            snapshots: tail.snapshots,
+            writing: None,
+            oldest: tail.oldest,
+            retention: Retention::default(),
             filling: None,
             chunks: Vec::new(),
             last_record: 0,
             spare: Vec::new(),
+            full: false,
             failed: None,
         }
+    }
+
+    /// The same with another idea of when to take snapshots and what to keep.
+    pub fn with_retention(self, retention: Retention) -> Wal<D> {
+        Wal { retention, ..self }
     }
 
     /// The directory it lies in.
@@ -260,7 +294,7 @@ impl<D: Disk> Wal<D> {
     }
 
     /// Where the next record goes.
-    fn tail(&self) -> Position {
+    pub(super) fn tail(&self) -> Position {
         match self.chunks.last() {
             Some(Chunk { start, bytes }) => {
                 Position { segment: start.segment, offset: start.offset + bytes.len() as u64 }
@@ -336,6 +370,7 @@ impl<D: Disk> Wal<D> {
             self.spare = bytes;
         }
         self.group = group;
+        self.boundaries.entry(self.end.segment).or_insert(Start { group, at: self.end });
         // S1: before any answer leaves, so that not even a lost page of the log goes unnoticed. Not synced: a mark
         // that is older than the log only means that less is known to be beyond suspicion.
         let mark = Mark { group, end: self.end, promised: self.contents.promised };
@@ -355,61 +390,6 @@ impl<D: Disk> Wal<D> {
         header.flags |= LAST;
         header.seal();
         bytes[..HEADER as usize].copy_from_slice(header.as_bytes());
-    }
-
-    /// Fills the next segment with zeros, one piece a call, once the active one is half full, so that no turn pays for
-    /// a whole segment. True if there was something to do. To be called once a turn, or when idle.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Wal::commit`]: out of space is not final, all else is.
-    pub fn prepare_ahead(&mut self) -> io::Result<bool> {
-        self.check()?;
-        if !self.ready.is_empty() || self.end.offset < self.segment_bytes / 2 {
-            return Ok(false);
-        }
-        self.fill()?;
-        Ok(true)
-    }
-
-    /// Bytes that can be appended without asking the file system for space.
-    pub fn room(&self) -> u64 {
-        let blank = self.segment_bytes - BLOCK - HEADER;
-        let tail = self.tail();
-        let untouched = (self.end.segment + self.ready.len() as u32).saturating_sub(tail.segment);
-        (self.segment_bytes - HEADER).saturating_sub(tail.offset) + u64::from(untouched) * blank
-    }
-
-    fn fill(&mut self) -> io::Result<()> {
-        let number = self.end.segment + 1 + self.ready.len() as u32;
-        match self.fill_step(number) {
-            Ok(()) => Ok(()),
-            Err(e) if is_full(&e) => Err(e),
-            Err(e) => Err(self.poison(format!("{}: zeros ahead", segment_name_new(number)), e)),
-        }
-    }
-
-    fn fill_step(&mut self, number: u32) -> io::Result<()> {
-        let mut filling = match self.filling.take() {
-            Some(filling) => filling,
-            None => Filling::create(&self.disk, number)?,
-        };
-        assert_eq!(filling.number, number, "segments are made in order");
-        let done = match filling.step(&self.disk, self.identity, self.segment_bytes) {
-            Ok(done) => done,
-            Err(e) => {
-                self.filling = Some(filling);
-                return Err(e);
-            }
-        };
-        if done {
-            self.ready.push_back(filling.file);
-            // Once a segment is seldom enough to cost nothing and often enough that the mark is never far behind.
-            sync(&mut self.mark)?;
-        } else {
-            self.filling = Some(filling);
-        }
-        Ok(())
     }
 
     /// The values of consecutive slots on disk from `from` on, each with the ballot of its latest record: at least one
@@ -437,7 +417,7 @@ impl<D: Disk> Wal<D> {
         Ok(out)
     }
 
-    fn check(&self) -> io::Result<()> {
+    pub(super) fn check(&self) -> io::Result<()> {
         match &self.failed {
             None => Ok(()),
             Some((kind, message)) => Err(io::Error::new(*kind, message.clone())),
@@ -445,7 +425,7 @@ impl<D: Disk> Wal<D> {
     }
 
     /// From now on every call fails, with this message: what is on disk is no longer known.
-    fn poison(&mut self, what: String, e: io::Error) -> io::Error {
+    pub(super) fn poison(&mut self, what: String, e: io::Error) -> io::Error {
         let e = final_error(e);
         let message = format!("{what}: {e}; this server must stop (a failed write or sync is never retried)");
         self.failed = Some((e.kind(), message.clone()));
@@ -462,12 +442,36 @@ impl<D: Disk> StableLog for Wal<D> {
         Wal::set_decided(self, slot);
     }
 
+    fn secure(&mut self, bytes: u64, again: bool) -> io::Result<Option<u64>> {
+        Wal::secure(self, bytes, again)
+    }
+
     fn commit(&mut self) -> io::Result<CommitStats> {
         Wal::commit(self)
     }
 
     fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
         Wal::read(self, from, max_bytes)
+    }
+
+    fn wants_snapshot(&self) -> bool {
+        Wal::wants_snapshot(self)
+    }
+
+    fn writes_snapshot(&self) -> bool {
+        self.has_work()
+    }
+
+    fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {
+        Wal::begin_snapshot(self, source, foreign)
+    }
+
+    fn snapshot(&self) -> Option<Cut> {
+        Wal::snapshot(self)
+    }
+
+    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+        Wal::read_piece(self, slot, n)
     }
 }
 
@@ -478,6 +482,9 @@ pub(super) struct Tail<F> {
     pub active: F,
     pub ready: VecDeque<F>,
     pub mark: F,
+    pub boundaries: BTreeMap<u32, Start>,
+    pub snapshots: Vec<Snapshot>,
+    pub oldest: u32,
 }
 
 /// Reads and verifies the value that the index says stands at `at`.

@@ -3,21 +3,23 @@
 use std::collections::BTreeMap;
 
 use crate::bank::command::Range;
-use crate::txn::coordinator::{Coordinator, Event, Life, Outcome, Output};
+use crate::txn::coordinator::{Coordinator, Life};
 use crate::txn::group::Group;
 use crate::txn::link::{Link, Reach, Work};
-use crate::types::{Reason, Session, ShardId, Time, Transfer};
+use crate::txn::port::{Event, Outcome, Output};
+use crate::types::{Session, ShardId, Time, Transfer};
 
 impl Coordinator {
     /// Gives every waiting transfer its sequence and its place in a block.
     pub(super) fn form_groups(&mut self, now: Time, out: &mut Output) {
         let waiting = std::mem::take(&mut self.waiting);
-        let (dead, alive): (Vec<_>, Vec<_>) = waiting
-            .into_iter()
-            .partition(|(_, _, parts)| parts.iter().any(|p| self.links[p.index()].reach == Reach::NoQuorum));
-        for (tag, ..) in dead {
-            // T8: nothing of it was sent.
-            self.answer(tag, Outcome::Aborted(Reason::NoQuorum), None, out);
+        let mut alive = Vec::new();
+        for (tag, transfer, participants) in waiting {
+            match self.obstacle(now, &participants) {
+                // T8: nothing of it was sent.
+                Some(why) => self.answer(tag, Outcome::Aborted(why), None, out),
+                None => alive.push((tag, transfer, participants)),
+            }
         }
         let Life::Open(session) = self.life else {
             if !alive.is_empty() {
@@ -87,13 +89,33 @@ impl Coordinator {
         self.open_session(now);
     }
 
+    /// The session is of no use any more: a shard has closed it, or let it expire (T7).
+    pub(super) fn leave_session(&mut self, session: Session, expired: bool, out: &mut Output) {
+        if self.life == Life::Open(session) {
+            self.life = Life::Unopened;
+            self.next_seq = 1;
+            out.events.push(Event::SessionLost { session, expired });
+        }
+    }
+
+    /// The shard that was asked has no room for a session: another one may have, and this one later.
+    pub(super) fn no_room(&mut self, now: Time) {
+        if let Life::Opening(shard) = self.life {
+            self.life = Life::Unopened;
+            self.open_from = (shard.index() + 1) % self.links.len();
+            self.open_after = now + self.timeouts.election();
+        }
+    }
+
     fn open_session(&mut self, now: Time) {
-        if self.life != Life::Unopened {
+        if self.life != Life::Unopened || self.open_after > now {
             return;
         }
-        let usable = |l: &&Link| l.reach != Reach::NoQuorum;
-        let with_leader = self.links.iter().find(|l| l.leader().is_some());
-        let Some(shard) = with_leader.or(self.links.iter().find(usable)).map(|l| l.shard) else { return };
+        let (behind, first) = self.links.split_at(self.open_from);
+        let links = || first.iter().chain(behind);
+        let usable = |l: &&Link| l.reach != Reach::NoQuorum && l.full_until <= now;
+        let with_leader = links().find(|l| l.leader().is_some() && l.full_until <= now);
+        let Some(shard) = with_leader.or(links().find(usable)).map(|l| l.shard) else { return };
         self.life = Life::Opening(shard);
         self.search_if_idle(now, shard);
         self.add_unit(shard, Work::Open);

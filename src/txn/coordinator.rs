@@ -12,116 +12,12 @@ use crate::config::{Limits, Timeouts, Topology};
 use crate::txn::group::Group;
 use crate::txn::link::{Link, Reach, Sent, Unit, UnitId, Work};
 use crate::txn::message::{Refusal, Request, Response};
-use crate::types::{AccountId, Ballot, NodeId, Reason, Session, ShardId, Time, Transfer, TxnId};
+use crate::txn::port::{Answer, Event, Input, Op, Outcome, Output};
+use crate::txn::retire::Retirement;
+use crate::types::{NodeId, Reason, Session, ShardId, Time, Transfer, TxnId};
 
 /// How long a server that was busy is left alone.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
-/// What a coordinator can be asked to do.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Op {
-    Transfer(Transfer),
-    /// A linearizable read.
-    Read(AccountId),
-    /// Ask every shard whether it has a leader; those without a majority only if `anew` is set.
-    Confirm {
-        anew: bool,
-    },
-    /// Answered once everything given so far is finished, outcomes included, wherever there is a majority.
-    Settle,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Input {
-    /// `tag` is the caller's own name for it; it comes back with the answer.
-    Submit {
-        tag: u64,
-        op: Op,
-    },
-    Response {
-        from: NodeId,
-        response: Response,
-    },
-    /// A connection to this server stands. Until then nothing is sent to it.
-    Connected(NodeId),
-    /// The connection is gone, or could not be made. What was sent on it may or may not have arrived.
-    Disconnected(NodeId),
-    /// The server to ask first in its shard, and to campaign if nobody leads.
-    Hint(NodeId),
-    /// Finish a transaction that `home`, a participant, has in doubt (T4).
-    Recover {
-        id: TxnId,
-        participants: [ShardId; 2],
-        home: ShardId,
-    },
-    /// Stop recovering: this server leads no more, or in another ballot.
-    Abandon,
-    /// The turn is over: act on what it brought, and on the time.
-    TurnEnd,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Outcome {
-    Committed,
-    Aborted(Reason),
-    /// Not known at present; a second answer follows when it is.
-    Unknown,
-    Balance(u64),
-    /// By shard; none is `Searching`.
-    Confirmed(Vec<Reach>),
-    Settled,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Answer {
-    pub tag: u64,
-    pub outcome: Outcome,
-    /// When it first left for a server; `None` if it never did.
-    pub first_sent: Option<Time>,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Event {
-    SessionOpened(Session),
-    /// The window of the session is stuck; another one takes over.
-    SessionRenewed,
-    LeaderFound {
-        shard: ShardId,
-        leader: NodeId,
-        ballot: Ballot,
-    },
-    NoQuorum {
-        shard: ShardId,
-    },
-    Retrying {
-        shard: ShardId,
-        units: usize,
-    },
-    Fencing {
-        id: TxnId,
-        count: u32,
-    },
-    Recovered {
-        id: TxnId,
-        commit: bool,
-    },
-    RecoveryDropped {
-        id: TxnId,
-    },
-    /// A server answered with something that the protocol does not provide for.
-    Protocol {
-        from: NodeId,
-        what: String,
-    },
-}
-
-#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
-pub struct Output {
-    pub send: Vec<(NodeId, Request)>,
-    /// Servers to which a connection is wanted; asked for again until it stands.
-    pub connect: Vec<NodeId>,
-    pub answers: Vec<Answer>,
-    pub events: Vec<Event>,
-}
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Life {
@@ -146,6 +42,10 @@ pub struct Coordinator {
     confirms: Vec<u64>,
     settles: Vec<u64>,
     pub(super) recovering: BTreeSet<TxnId>,
+    pub(super) retiring: BTreeMap<Session, Retirement>,
+    /// Where to look first for a shard that opens a session, and not before when.
+    pub(super) open_from: usize,
+    pub(super) open_after: Time,
     pub(super) first_sent: BTreeMap<u64, Time>,
     pub(super) next_seq: u64,
     next_group: u64,
@@ -168,6 +68,9 @@ impl Coordinator {
             confirms: Vec::new(),
             settles: Vec::new(),
             recovering: BTreeSet::new(),
+            retiring: BTreeMap::new(),
+            open_from: 0,
+            open_after: Time::default(),
             first_sent: BTreeMap::new(),
             next_seq: 1,
             next_group: 1,
@@ -196,7 +99,9 @@ impl Coordinator {
 
     /// When a turn is wanted even if nothing arrives.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.links.iter().filter_map(|l| l.next_deadline(self.is_idle(l))).min()
+        let opens = self.life == Life::Unopened && !self.waiting.is_empty();
+        let links = self.links.iter().filter_map(|l| l.next_deadline(self.is_idle(l)));
+        links.chain(opens.then_some(self.open_after)).min()
     }
 
     /// Nobody waits for anything that this shard could answer.
@@ -213,6 +118,7 @@ impl Coordinator {
             Input::Disconnected(server) => self.on_disconnected(now, server, out),
             Input::Hint(server) => self.link_of(server).hint = server,
             Input::Recover { id, participants, home } => self.recover(now, id, participants, home),
+            Input::Retire { session, live } => self.retire(now, session, live, out),
             Input::Abandon => self.abandon(out),
             Input::TurnEnd => self.turn_end(now, out),
         }
@@ -408,7 +314,7 @@ impl Coordinator {
     fn ends(&self, work: Work, result: &BlockResult) -> bool {
         match work {
             Work::Open => matches!(result, BlockResult::Opened(_)),
-            Work::Outcome { .. } => true,
+            Work::Outcome { .. } | Work::Close { .. } | Work::Expire { .. } => true,
             Work::Fence { group } | Work::Execute { group } => {
                 let count = self.groups.get(&group).map(|g| g.range.count as usize);
                 result.unpack().is_some_and(|votes| {
@@ -420,6 +326,9 @@ impl Coordinator {
     }
 
     fn on_refused(&mut self, now: Time, index: usize, sent: Sent, why: Refusal, out: &mut Output) {
+        if why == Refusal::StorageFull {
+            return self.on_storage_full(now, index, sent, out);
+        }
         let from = sent.to;
         if let Refusal::Malformed(what) = why {
             out.events.push(Event::Protocol { from, what: format!("it calls a request malformed: {what}") });
@@ -442,7 +351,7 @@ impl Coordinator {
     }
 
     /// A request is not going to be answered; its units wait to be sent again.
-    fn give_up(&mut self, now: Time, index: usize, sent: Sent, refused: bool, out: &mut Output) {
+    pub(super) fn give_up(&mut self, now: Time, index: usize, sent: Sent, refused: bool, out: &mut Output) {
         out.events.push(Event::Retrying { shard: self.links[index].shard, units: sent.units.len() });
         if sent.ahead > 0 {
             // The mark may not have arrived, and without it the shard's window does not move.
@@ -462,7 +371,7 @@ impl Coordinator {
         if group.fencing && matches!(work, Work::Execute { .. }) {
             // T8: once it was given up as unknown it is fenced, never executed.
             self.links[index].replace(id, Work::Fence { group: gid });
-        } else if group.commits.is_none() && self.lacks_participant(group) {
+        } else if group.commits.is_none() && self.obstacle_of(now, group).is_some() {
             self.evaluate(now, gid, out);
         }
     }
@@ -549,6 +458,10 @@ impl Coordinator {
                 out.events.push(Event::SessionOpened(*session));
                 return;
             }
+            (Work::Open, BlockResult::Statuses { .. }) => return self.no_room(now),
+            (Work::Close { session } | Work::Expire { session }, _) => {
+                return self.on_retired(shard, session, work, result, out);
+            }
             (Work::Outcome { group } | Work::Fence { group } | Work::Execute { group }, _) => group,
             _ => {
                 let what = format!("{result:?} does not answer {work:?}");
@@ -569,7 +482,10 @@ impl Coordinator {
             Some(votes)
                 if votes.len() == group.range.count as usize && votes.iter().all(|v| Group::is_vote(*v)) =>
             {
-                group.votes[part] = Some(votes);
+                let votes = self.weigh(gid, part, unit, votes, out);
+                if let Some(group) = self.groups.get_mut(&gid) {
+                    group.votes[part] = Some(votes);
+                }
                 self.evaluate(now, gid, out);
             }
             votes => {

@@ -1,10 +1,16 @@
 //! What follows from the votes: decisions, definite aborts, fences, and the recovery of somebody else's transactions.
 
+use std::time::Duration;
+
 use crate::bank::Status;
-use crate::txn::coordinator::{Coordinator, Event, Life, Outcome, Output};
+use crate::txn::coordinator::{Coordinator, Life};
 use crate::txn::group::{Group, Told, Verdict};
-use crate::txn::link::{Reach, UnitId, Work};
+use crate::txn::link::{Reach, Sent, UnitId, Work};
+use crate::txn::port::{Event, Outcome, Output};
 use crate::types::{Reason, ShardId, Time, TxnId};
+
+/// How long a shard without space is spared new work.
+const FULL_PAUSE: Duration = Duration::from_millis(250);
 
 impl Coordinator {
     /// Draws every conclusion that the votes of a group allow.
@@ -14,9 +20,23 @@ impl Coordinator {
             self.evaluate_recovery(now, gid, out);
         } else if group.all_voted() {
             self.decide(gid, out);
-        } else if self.lacks_participant(group) {
-            self.evaluate_stalled(gid, out);
+        } else if let Some(why) = self.obstacle_of(now, group) {
+            self.evaluate_stalled(gid, why, out);
         }
+    }
+
+    /// Why nothing can be executed by these shards at present, if that is so.
+    pub(super) fn obstacle(&self, now: Time, participants: &[ShardId]) -> Option<Reason> {
+        let mut links = participants.iter().map(|p| &self.links[p.index()]);
+        if links.clone().any(|link| link.reach == Reach::NoQuorum) {
+            return Some(Reason::NoQuorum);
+        }
+        links.any(|link| link.full_until > now).then_some(Reason::StorageFull)
+    }
+
+    /// The same for a group, which remembers that it is fenced for lack of space.
+    pub(super) fn obstacle_of(&self, now: Time, group: &Group) -> Option<Reason> {
+        self.obstacle(now, &group.participants).or(group.full.then_some(Reason::StorageFull))
     }
 
     /// Whether a participant is known to lack a majority.
@@ -30,10 +50,19 @@ impl Coordinator {
         let verdict = |i| group.verdict(i).expect("T2: all votes give a decision");
         let verdicts: Vec<Verdict> = (0..group.range.count as usize).map(verdict).collect();
         for (i, verdict) in verdicts.iter().enumerate() {
-            self.tell(gid, i, outcome_of(*verdict), out);
+            if self.may_repeat(gid, i) {
+                self.repeat(gid, i);
+            } else {
+                self.tell(gid, i, outcome_of(*verdict), out);
+            }
         }
         let group = self.groups.get_mut(&gid).expect("it was just read");
-        if group.participants.len() == 1 {
+        let forgotten = verdicts.contains(&Verdict::Forgotten);
+        if forgotten {
+            let id = TxnId { session: group.range.session, seq: group.range.first };
+            out.events.push(Event::Forgotten { id, count: group.range.count });
+        }
+        if group.participants.len() == 1 || forgotten {
             self.finish(gid);
         } else if group.commits.is_none() {
             group.commits = Some(verdicts.iter().map(|v| *v == Verdict::Commit).collect());
@@ -43,8 +72,8 @@ impl Coordinator {
         }
     }
 
-    /// A participant without a majority has not voted. T8 decides what may be said about the group.
-    fn evaluate_stalled(&mut self, gid: u64, out: &mut Output) {
+    /// A participant without a majority, or without space, has not voted. T8 decides what may be said about the group.
+    fn evaluate_stalled(&mut self, gid: u64, why: Reason, out: &mut Output) {
         let group = &self.groups[&gid];
         let silent: Vec<(ShardId, UnitId)> = group
             .participants
@@ -64,7 +93,7 @@ impl Coordinator {
                 self.links[shard.index()].remove(id);
             }
             for i in 0..self.groups[&gid].tags.len() {
-                self.tell(gid, i, Outcome::Aborted(Reason::NoQuorum), out);
+                self.tell(gid, i, Outcome::Aborted(why), out);
             }
             self.finish(gid);
             return;
@@ -75,13 +104,16 @@ impl Coordinator {
         for (shard, id) in silent {
             let link = &mut self.links[shard.index()];
             let unit = &link.units[&id];
-            if !unit.in_flight && matches!(unit.work, Work::Execute { .. }) {
+            let (waits, fence) = (!unit.in_flight, matches!(unit.work, Work::Fence { .. }));
+            // A fence that came back, refused or not answered, says that there is no space even for that.
+            expected |= link.reach != Reach::NoQuorum && !(why == Reason::StorageFull && waits && fence);
+            if waits && !fence {
                 link.replace(id, Work::Fence { group: gid });
                 fenced = true;
             }
-            expected |= link.reach != Reach::NoQuorum;
         }
         let group = self.groups.get_mut(&gid).expect("it was just read");
+        group.full |= !group.fencing && why == Reason::StorageFull;
         group.fencing = true;
         if fenced {
             let id = TxnId { session: group.range.session, seq: group.range.first };
@@ -131,6 +163,8 @@ impl Coordinator {
         let recoveries: Vec<u64> =
             self.groups.iter().filter(|(_, g)| g.home.is_some()).map(|(gid, _)| *gid).collect();
         recoveries.into_iter().for_each(|gid| self.drop_recovery(gid, out));
+        let retiring: Vec<_> = self.retiring.keys().copied().collect();
+        retiring.into_iter().for_each(|session| self.drop_retirement(session, out));
     }
 
     fn drop_recovery(&mut self, gid: u64, out: &mut Output) {
@@ -143,6 +177,36 @@ impl Coordinator {
             }
         }
         self.finish(gid);
+    }
+
+    /// A shard has no space for new work, and nothing of this request was proposed. For a while nothing more is begun
+    /// there; what frees locks goes on, without the company that it was refused for.
+    pub(super) fn on_storage_full(&mut self, now: Time, index: usize, sent: Sent, out: &mut Output) {
+        let link = &mut self.links[index];
+        let begins = |id: &UnitId| matches!(link.units.get(id).map(|u| u.work), Some(Work::Execute { .. }));
+        let begins = sent.units.iter().any(begins);
+        link.full_until = now + FULL_PAUSE;
+        if !begins {
+            link.pause = link.full_until;
+        }
+        // A session can be opened elsewhere.
+        let opening = sent.units.iter().find(|id| link.units.get(id).is_some_and(|u| u.work == Work::Open));
+        if let Some(id) = opening {
+            link.remove(*id);
+            self.life = Life::Unopened;
+        }
+        self.give_up(now, index, sent, true, out);
+        let link = &self.links[index];
+        let unsent = |(work, _): &(Work, UnitId)| match work {
+            Work::Execute { group } => Some(*group),
+            _ => None,
+        };
+        let waiting: Vec<u64> = link.ready.iter().filter_map(unsent).collect();
+        for gid in waiting {
+            if self.groups.get(&gid).is_some_and(|g| g.home.is_none() && g.commits.is_none()) {
+                self.evaluate(now, gid, out);
+            }
+        }
     }
 
     pub(super) fn enter_no_quorum(&mut self, now: Time, index: usize, out: &mut Output) {
@@ -158,6 +222,7 @@ impl Coordinator {
                 Work::Open => {
                     self.links[index].remove(id);
                 }
+                Work::Close { session } | Work::Expire { session } => self.drop_retirement(session, out),
                 Work::Read { tag, .. } => {
                     self.links[index].remove(id);
                     let first_sent = self.first_sent.remove(&tag);
@@ -186,7 +251,7 @@ impl Coordinator {
         }
     }
 
-    fn tell(&mut self, gid: u64, i: usize, outcome: Outcome, out: &mut Output) {
+    pub(super) fn tell(&mut self, gid: u64, i: usize, outcome: Outcome, out: &mut Output) {
         let group = self.groups.get_mut(&gid).expect("T3: a group is told before it finishes");
         let Some(tag) = group.tags.get(i).copied() else { return };
         let told = if outcome == Outcome::Unknown { Told::Unknown } else { Told::Final };
@@ -203,5 +268,6 @@ fn outcome_of(verdict: Verdict) -> Outcome {
     match verdict {
         Verdict::Commit => Outcome::Committed,
         Verdict::Abort(reason) => Outcome::Aborted(reason),
+        Verdict::Forgotten => Outcome::Unknown,
     }
 }

@@ -9,6 +9,8 @@ use crate::types::{Reason, ShardId, Time, Transfer};
 pub enum Verdict {
     Commit,
     Abort(Reason),
+    /// No shard remembers it: how it ended will never be known (T7).
+    Forgotten,
 }
 
 /// What a client was told about one transaction so far.
@@ -37,6 +39,8 @@ pub struct Group {
     pub first_sent: Option<Time>,
     /// Nothing of this group is executed any more; registers are fenced instead.
     pub fencing: bool,
+    /// It is fenced because a participant has no space, not because one has no majority.
+    pub full: bool,
     /// The shard in whose name somebody else's transactions are recovered.
     pub home: Option<ShardId>,
 }
@@ -55,6 +59,7 @@ impl Group {
             participants,
             first_sent: None,
             fencing: false,
+            full: false,
             home: None,
         }
     }
@@ -66,29 +71,44 @@ impl Group {
     /// What the votes known so far say about transaction `i`: an abort as soon as one NO is decided, a commit when all
     /// are YES (T2).
     pub fn verdict(&self, i: usize) -> Option<Verdict> {
-        let mut reason: Option<Reason> = None;
-        let mut missing = false;
-        for vote in &self.votes {
-            match vote.as_ref().map(|statuses| statuses[i]) {
-                None => missing = true,
-                Some(Status::Aborted(r)) => reason = Some(reason.map_or(r, |known| known.min(r))),
-                // Forgotten there while this shard's log still holds it in doubt: it was a NO (T7).
-                Some(Status::Finished | Status::Expired) => reason = Some(reason.unwrap_or(Reason::NoQuorum)),
-                Some(Status::Yes | Status::YesCommitted | Status::YesAborted | Status::Committed) => {}
-                Some(status) => panic!("T2: {status:?} is not a vote, and was not let in as one"),
-            }
+        let votes = || self.votes.iter().flatten().map(|statuses| statuses[i]);
+        let no = |vote| match vote {
+            Status::Aborted(reason) => Some(reason),
+            Status::Closed => Some(Reason::NoQuorum),
+            _ => None,
+        };
+        // With a vote missing, a reason of higher precedence may still come; the abort itself is certain.
+        if let Some(reason) = votes().filter_map(no).min() {
+            let full = self.full && reason == Reason::NoQuorum;
+            return Some(Verdict::Abort(if full { Reason::StorageFull } else { reason }));
         }
-        match reason {
-            // With a vote missing, a reason of higher precedence may still come; the abort itself is certain.
-            Some(reason) => Some(Verdict::Abort(reason)),
-            None if missing => None,
-            None => Some(Verdict::Commit),
+        if !self.all_voted() {
+            return None;
         }
+        assert!(
+            votes().all(Group::is_vote),
+            "T2: {:?} are not votes, and were not let in as such",
+            self.votes
+        );
+        let forgets = |vote| matches!(vote, Status::Finished | Status::Expired);
+        if !votes().any(forgets) || votes().any(|vote| vote == Status::YesCommitted) {
+            return Some(Verdict::Commit);
+        }
+        // Forgotten by one while another's log still holds it in doubt: it was a NO (T7).
+        let in_doubt = votes().any(|vote| !forgets(vote));
+        Some(if in_doubt { Verdict::Abort(Reason::NoQuorum) } else { Verdict::Forgotten })
     }
 
     /// Whether a status says what a register holds, or that there is none and never will be.
     pub fn is_vote(status: Status) -> bool {
         !matches!(status, Status::Busy | Status::Done | Status::Invalid)
+    }
+
+    /// Whether it is a NO for the sole reason that its session was closed before anything of it was decided.
+    pub fn is_unborn(&self, i: usize) -> bool {
+        let votes = || self.votes.iter().flatten().map(|statuses| statuses[i]);
+        votes().any(|vote| vote == Status::Closed)
+            && !votes().any(|vote| matches!(vote, Status::Aborted(_) | Status::Finished | Status::Expired))
     }
 
     pub fn all_voted(&self) -> bool {

@@ -34,6 +34,8 @@ pub enum Work {
     Outcome { group: u64 },
     Open,
     Fence { group: u64 },
+    Close { session: Session },
+    Expire { session: Session },
     Execute { group: u64 },
     Read { tag: u64, account: AccountId },
 }
@@ -42,7 +44,7 @@ impl Work {
     pub fn group(self) -> Option<u64> {
         match self {
             Work::Outcome { group } | Work::Fence { group } | Work::Execute { group } => Some(group),
-            Work::Open | Work::Read { .. } => None,
+            Work::Open | Work::Close { .. } | Work::Expire { .. } | Work::Read { .. } => None,
         }
     }
 }
@@ -86,6 +88,8 @@ pub struct Link {
     pub late: BTreeMap<u64, Sent>,
     /// Nothing is sent before this time (the server was busy).
     pub pause: Time,
+    /// Until then its servers count as having no space for new work.
+    pub full_until: Time,
     /// When waiting outcomes go even if nothing else does (T3).
     pub outcomes_due: Option<Time>,
     /// Groups that are not finished at this shard, by session and first sequence.
@@ -119,6 +123,7 @@ impl Link {
             sent_reads: BTreeMap::new(),
             late: BTreeMap::new(),
             pause: Time::default(),
+            full_until: Time::default(),
             outcomes_due: None,
             open: BTreeMap::new(),
             told_marks: BTreeMap::new(),

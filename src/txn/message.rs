@@ -38,7 +38,8 @@ pub enum Response {
     Leading { request: u64, ballot: Ballot, decided: Slot },
     /// Nothing of the request was proposed.
     Refused { request: u64, why: Refusal },
-    /// The request was proposed, then this server lost the leadership: whether it takes effect is open.
+    /// The request was proposed, then this server lost the leadership, or others contradict its state (P4): whether it takes
+    /// effect is open.
     Unsure { request: u64 },
 }
 
@@ -61,8 +62,10 @@ pub enum Refusal {
     NotLeader(Option<NodeId>),
     /// This server has not heard from a majority for an election time-out.
     NoQuorum,
-    /// Its queue is full.
+    /// Its queue is full, or others contradict its state and a majority is still to be heard (P4).
     Busy,
     /// The blocks are malformed, or belong to another shard.
     Malformed(String),
+    /// The disks of a majority have no space for it. What frees locks, and every read, is served on.
+    StorageFull,
 }

@@ -7,7 +7,8 @@
 //! * **T3** the client is answered as soon as every YES is decided; outcomes travel ahead of the next request.
 //! * **T4** whoever wants to know puts a *fence* through every participant's log, which turns empty registers to NO.
 //! * **T7** a shard forgets a transaction only when the client's mark for that shard passes it, and the mark passes it
-//!   only when every participant has confirmed its outcome.
+//!   only when every participant has confirmed its outcome; or when the session expires, after every shard has closed
+//!   it and holds nothing of it in doubt.
 //! * **T8** *no quorum* is an abort, hence definite: it is reported only for what was never proposed anywhere, or has a
 //!   decided NO. What is not known is *unknown*, and fences find out later; nothing is executed then.
 //!
@@ -21,10 +22,13 @@ mod decide;
 mod group;
 mod link;
 pub mod message;
+mod port;
+mod retire;
 mod send;
 
-pub use coordinator::{Answer, Coordinator, Event, Input, Op, Outcome, Output};
+pub use coordinator::Coordinator;
 pub use link::Reach;
+pub use port::{Answer, Event, Input, Op, Outcome, Output};
 
 #[cfg(test)]
 mod tests;

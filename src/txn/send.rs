@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::bank::command;
-use crate::txn::coordinator::{Coordinator, Life, Output};
+use crate::txn::coordinator::{Coordinator, Life};
 use crate::txn::link::{Sent, UnitId, Work};
 use crate::txn::message::Request;
+use crate::txn::port::Output;
 use crate::types::{NodeId, Time, Value};
 
 /// Outcomes wait this long for a request that they can travel ahead of (T3).
@@ -24,6 +25,7 @@ impl Coordinator {
             return;
         }
         let mut frame = Frame::default();
+        let full = self.links[index].full_until > now;
         let mut sessions = self.links[index].open_sessions();
         if let Life::Open(session) = self.life {
             sessions.insert(session);
@@ -32,7 +34,8 @@ impl Coordinator {
         for session in sessions {
             let mark = self.mark(index, session);
             let told = self.links[index].told_marks.entry(session).or_insert(1);
-            if mark > *told {
+            // What is left of a full log is not for memory to be freed.
+            if mark > *told && !full {
                 *told = mark;
                 command::put_mark(&mut frame.blocks, session, mark);
                 frame.ahead += 1;
@@ -53,7 +56,10 @@ impl Coordinator {
                 }
                 continue;
             }
-            let bytes = work.group().map_or(64, |g| self.groups[&g].block_bytes());
+            let bytes = match work {
+                Work::Expire { session } => self.retiring[&session].block_bytes(),
+                work => work.group().map_or(64, |g| self.groups[&g].block_bytes()),
+            };
             if frame.blocks.len() + bytes > self.limits.frame_bytes {
                 self.send_frame(now, index, leader, std::mem::take(&mut frame), out);
             }
@@ -61,6 +67,10 @@ impl Coordinator {
                 Work::Open => command::put_open(&mut frame.blocks),
                 Work::Fence { group } => command::put_fence(&mut frame.blocks, self.groups[&group].range),
                 Work::Outcome { group } => self.groups[&group].put_outcome(&mut frame.blocks),
+                Work::Close { session } => command::put_close(&mut frame.blocks, session),
+                Work::Expire { session } => {
+                    command::put_expire(&mut frame.blocks, session, self.retiring[&session].live());
+                }
                 Work::Execute { group } => self.groups[&group].put_execute(&mut frame.blocks),
                 Work::Read { .. } => unreachable!("reads were sent above"),
             }
@@ -93,8 +103,15 @@ impl Coordinator {
     }
 
     fn may_send(&self, work: Work) -> bool {
-        let Work::Execute { group } = work else { return true };
-        let group = &self.groups[&group];
+        let group = match work {
+            Work::Execute { group } => &self.groups[&group],
+            // Without one of the shards the session cannot expire, and closing it would only fill the logs. (Nobody looks
+            // for the leader of a shard that has answered.)
+            Work::Close { session } => {
+                return self.retiring[&session].is_begun() || self.links.iter().all(|l| l.leader().is_some());
+            }
+            _ => return true,
+        };
         // T8: nothing of a transaction is sent while it is not known that every participant has a majority.
         let reachable = group.first_sent.is_some()
             || group.participants.iter().all(|p| self.links[p.index()].leader().is_some());

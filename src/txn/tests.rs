@@ -1,6 +1,8 @@
 //! Schedules that once broke the coordinator, told frame by frame.
 
 mod answers;
+mod sessions;
+mod space;
 
 use std::time::Duration;
 
@@ -136,6 +138,8 @@ fn kinds(sent: &[(NodeId, Request)], to: NodeId) -> Vec<&'static str> {
         Command::Prepare { .. } => "prepare",
         Command::Outcome { .. } => "outcome",
         Command::Fence { .. } => "fence",
+        Command::Close { .. } => "close",
+        Command::Expire { .. } => "expire",
     };
     command::blocks(&blocks.0).map(kind).collect()
 }

@@ -5,6 +5,7 @@
 mod bad_input;
 mod common;
 mod continued;
+mod full;
 mod hostile;
 mod process;
 mod restart;

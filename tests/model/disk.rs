@@ -5,8 +5,8 @@
 
 use std::io;
 
-use shardpaxosbank::storage::{CommitStats, Recovered, StableLog};
-use shardpaxosbank::types::{Ballot, Record, Slot, Value};
+use shardpaxosbank::storage::{CommitStats, Pieces, Recovered, StableLog};
+use shardpaxosbank::types::{Ballot, Cut, Record, Slot, Value};
 
 /// What a restart would find.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
@@ -63,7 +63,14 @@ impl Kept {
         let votes = (self.values[first..].iter().zip(first as u64 + 1..))
             .map(|((ballot, value), slot)| (Slot(slot), *ballot, value.clone()))
             .collect();
-        Recovered { promised: self.promised, decided: self.decided, votes, torn: None }
+        Recovered {
+            promised: self.promised,
+            decided: self.decided,
+            snapshot: None,
+            votes,
+            torn: None,
+            damaged: Vec::new(),
+        }
     }
 }
 
@@ -137,6 +144,11 @@ impl StableLog for ModelLog {
         self.known = self.known.max(slot.min(last));
     }
 
+    /// A disk of the model is never full.
+    fn secure(&mut self, _: u64, _: bool) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
     fn commit(&mut self) -> io::Result<CommitStats> {
         let Some(staged) = self.staged.take() else { return Ok(CommitStats::default()) };
         let commit = self.synced.len().saturating_sub(1) as u8;
@@ -165,6 +177,27 @@ impl StableLog for ModelLog {
             slot = slot.next();
         }
         Ok(out)
+    }
+
+    /// The model's logs are short.
+    fn wants_snapshot(&self) -> bool {
+        false
+    }
+
+    fn writes_snapshot(&self) -> bool {
+        false
+    }
+
+    fn begin_snapshot(&mut self, _: Box<dyn Pieces>, _: bool) -> io::Result<()> {
+        unreachable!("it is never wanted")
+    }
+
+    fn snapshot(&self) -> Option<Cut> {
+        None
+    }
+
+    fn read_piece(&self, _: Slot, _: u64) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
     }
 }
 

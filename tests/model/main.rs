@@ -26,7 +26,7 @@
 //!   time-outs are about liveness.
 //! * Damage of the disk, torn writes, and the bytes of the log: `tests/wal` and the simulator.
 //! * Entries read back from disk for a server that lags far behind, windows that are full, sessions that are renewed,
-//!   marks that move (T7), reads that wait for locks (T6).
+//!   marks that move and sessions that expire (T7), reads that wait for locks (T6).
 //! * Connections: a client's break and return; those between servers only lose, delay and repeat. In clusters of one
 //!   server the question who leads is answered at once.
 //! * T4 is checked where nothing is left to happen, and with everything in flight lost in one of 64 of all states. It
@@ -61,12 +61,17 @@ const S3: NodeId = NodeId(3);
 const FAULTS: &[Fault] =
     &[Fault::BeforeSync(0), Fault::AfterSync(0), Fault::BeforeSync(1), Fault::AfterSync(1)];
 
+/// The usual ones, but no session expires.
+fn timeouts() -> Timeouts {
+    Timeouts { session_idle_timeout_ms: 0, ..Timeouts::default() }
+}
+
 /// One cluster of three servers that know nothing yet.
 fn cluster(name: &'static str, campaigners: &[&[NodeId]], budget: Budget) -> Bounds {
     Bounds {
         name,
         topology: Topology { clusters: 1, servers_per_cluster: 3, accounts: 2, initial_balance: 10 },
-        timeouts: Timeouts { heartbeat_interval_ms: 0, election_timeout_ms: 0, ..Timeouts::default() },
+        timeouts: Timeouts { heartbeat_interval_ms: 0, election_timeout_ms: 0, ..timeouts() },
         campaigners: campaigners.iter().map(|c| c.to_vec()).collect(),
         crashing: vec![S1, S2, S3],
         faults: FAULTS,
@@ -83,7 +88,7 @@ fn shards(name: &'static str, budget: Budget) -> Bounds {
     Bounds {
         name,
         topology: Topology { clusters: 2, servers_per_cluster: 1, accounts: 2, initial_balance: 10 },
-        timeouts: Timeouts::default(),
+        timeouts: timeouts(),
         campaigners: vec![],
         crashing: vec![S1, S2],
         faults: &FAULTS[..2],
@@ -262,8 +267,7 @@ fn replicated_shards() {
     let budget = Budget { deaths, ..Budget::default() };
     let mut bounds = shards("Two clusters of three servers", budget);
     bounds.topology.servers_per_cluster = 3;
-    bounds.timeouts =
-        Timeouts { heartbeat_interval_ms: 6000, election_timeout_ms: 20_000, ..Timeouts::default() };
+    bounds.timeouts = Timeouts { heartbeat_interval_ms: 6000, election_timeout_ms: 20_000, ..timeouts() };
     bounds.amounts = vec![3];
     bounds.lost = |to, message| matches!(message, Message::Heartbeat(_)) && (to == S2 || to == NodeId(5));
     bounds.must = vec![Seen::YesYes, Seen::ToldCommitted];

@@ -166,3 +166,45 @@ fn the_operating_systems_own_error_is_kept() {
     let e = Wal::open(MemDisk::new(), expected()).expect_err("nothing there");
     assert!(e.source().is_none());
 }
+
+/// A full disk is asked for space when that is said, and by nobody else; what it gave in part is used when there is more.
+#[test]
+fn a_full_disk_is_left_alone_until_it_is_asked_again() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    let blank = SEGMENT - BLOCK - HEADER;
+    assert_eq!(wal.secure(blank, false).expect("nothing is asked"), None);
+    disk.set_capacity(Some(disk.used() + 100));
+    assert_eq!(wal.secure(blank + 1, false).expect("full is no failure"), Some(blank));
+    let asked = disk.counts();
+    commit(&mut wal, &[accept(1, 1, 1, value_of(blank - 400))]);
+    assert!(!wal.prepare_ahead().expect("left alone"));
+    assert_eq!(wal.secure(blank, false).expect("left alone"), Some(400));
+    assert_eq!(disk.counts().writes, asked.writes + 2, "the group and its mark");
+    assert_eq!(wal.secure(1, true).expect("still full"), Some(400));
+    assert_eq!(disk.counts().writes, asked.writes + 3);
+    // A restart finds the piece that was begun, and needs no space itself.
+    let copy = disk.copy();
+    copy.set_capacity(Some(copy.used()));
+    copy.kill();
+    let (again, recovered) = open(copy);
+    assert_eq!((again.room(), recovered.votes.len()), (400, 1));
+    disk.set_capacity(None);
+    assert_eq!(wal.secure(1, true).expect("space is back"), None);
+    commit(&mut wal, &[accept(2, 1, 2, value_of(blank))]);
+    let before = said(&wal);
+    drop(wal);
+    assert_eq!(said(&open(disk).0), before);
+}
+
+/// A sync that fails has lost pages, whatever it says was missing: that is final.
+#[test]
+fn a_sync_without_space_is_a_failed_sync() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    disk.set_capacity(Some(disk.used() + 2 * SEGMENT));
+    disk.fail_sync(1);
+    let e = wal.secure(SEGMENT, false).expect_err("a failed sync");
+    assert_ne!(e.kind(), std::io::ErrorKind::StorageFull);
+    assert!(wal.secure(0, true).is_err() && wal.commit().is_err(), "for good");
+}

@@ -3,6 +3,7 @@
 mod damage;
 mod edges;
 mod history;
+mod snapshots;
 
 use shardpaxosbank::config::Topology;
 use shardpaxosbank::storage::{

@@ -59,6 +59,14 @@ impl Log {
         self.put(|out| command::put_mark(out, session, mark))[0]
     }
 
+    fn close(&mut self, session: Session) -> Status {
+        self.put(|out| command::put_close(out, session))[0]
+    }
+
+    fn expire(&mut self, session: Session, live: &[Session]) -> Status {
+        self.put(|out| command::put_expire(out, session, live))[0]
+    }
+
     fn balance(&self, account: u64) -> u64 {
         self.bank.balance(AccountId(account)).expect("an account of D1")
     }
@@ -178,21 +186,128 @@ fn sessions_of_this_shard_open_through_the_log_alone() {
     assert_eq!(log.fence(foreign, 1), Status::Aborted(Reason::NoQuorum));
 }
 
+/// A session of the other shard.
+fn foreign(number: u64) -> Session {
+    Session::new(ShardId(2), number)
+}
+
+/// What came too late is a NO, whoever asks and whatever for; what was decided stays so.
+#[test]
+fn nothing_begins_in_a_closed_session() {
+    let (mut log, s) = Log::new();
+    assert_eq!(log.transfer(s, 1, t(1, 2, 1)), Status::Committed);
+    assert_eq!(log.prepare(s, 2, t(3, 5, 1)), Status::Yes);
+    assert_eq!(log.close(s), Status::Yes, "something is in doubt");
+    assert_eq!(log.transfer(s, 3, t(1, 2, 1)), Status::Closed);
+    assert_eq!(log.prepare(s, 4, t(1, 5, 1)), Status::Closed);
+    assert_eq!(log.prepare(s, SESSION_WINDOW + 9, t(1, 5, 1)), Status::Closed, "not busy: it is over");
+    assert_eq!((log.fence(s, 5), log.outcome(s, 6, false)), (Status::Closed, Status::Done));
+    assert_eq!(log.outcome(s, 7, true), Status::Invalid);
+    assert_eq!(log.transfer(s, 1, t(1, 2, 1)), Status::Committed, "from its record");
+    assert_eq!((log.fence(s, 2), log.outcome(s, 2, true)), (Status::Yes, Status::Done));
+    assert_eq!(log.close(s), Status::Done);
+    assert_eq!((log.balance(1), log.balance(3)), (9, 9));
+}
+
+#[test]
+fn a_session_expires_only_when_it_is_closed_and_nothing_is_in_doubt() {
+    let (mut log, s) = Log::new();
+    assert_eq!(log.prepare(s, 1, t(1, 5, 3)), Status::Yes);
+    assert_eq!(log.expire(s, &[]), Status::Invalid, "it is open");
+    assert_eq!(log.close(s), Status::Yes);
+    assert_eq!(log.expire(s, &[]), Status::Yes, "the register is all that tells whether to commit");
+    assert_eq!(log.fence(s, 1), Status::Yes);
+    assert_eq!(log.outcome(s, 1, true), Status::Done);
+    assert_eq!((log.expire(s, &[]), log.expire(s, &[])), (Status::Done, Status::Done));
+    assert_eq!(log.bank.sessions(), 0);
+    assert_eq!(
+        (log.close(s), log.mark(s, 5), log.fence(s, 1)),
+        (Status::Expired, Status::Expired, Status::Expired)
+    );
+    assert_eq!(log.transfer(s, 1, t(1, 2, 1)), Status::Expired);
+    assert_eq!(log.outcome(s, 1, true), Status::Expired);
+    assert_eq!(log.balance(1), 7);
+    let BlockResult::Opened(next) = ({
+        log.put(command::put_open);
+        log.effects.results[0].clone()
+    }) else {
+        panic!("an open opens")
+    };
+    assert_eq!(next.number(), s.number() + 1, "no number is issued twice");
+    assert_eq!(log.bank.digest(), digest_anew(&log.bank));
+}
+
+/// The prepare of an expired session that was never mentioned here would lock its account for ever.
+#[test]
+fn below_the_floor_nothing_unknown_comes_to_life() {
+    let mut log = Log { bank: bank(), effects: Effects::default() };
+    assert_eq!(log.fence(foreign(2), 1), Status::Aborted(Reason::NoQuorum));
+    assert_eq!(log.expire(foreign(9), &[]), Status::Invalid, "it was never closed here");
+    assert_eq!(log.close(foreign(9)), Status::Done);
+    assert_eq!(log.expire(foreign(9), &[foreign(2), foreign(4)]), Status::Done);
+    for number in [1, 3, 5, 8, 9] {
+        assert_eq!(log.prepare(foreign(number), 1, t(1, 5, 1)), Status::Expired, "{number}");
+        assert!(log.bank.is_expired(foreign(number)));
+    }
+    // One that is known, one that was named, one that was issued later.
+    for (number, account) in [(2, 1), (4, 2), (10, 3)] {
+        assert_eq!(log.prepare(foreign(number), 2, t(account, 5, 1)), Status::Yes, "{number}");
+    }
+    // What an old leader knew to be alive may have expired since.
+    assert_eq!((log.outcome(foreign(4), 2, false), log.close(foreign(4))), (Status::Done, Status::Done));
+    assert_eq!(log.expire(foreign(4), &[]), Status::Done);
+    assert_eq!((log.close(foreign(10)), log.outcome(foreign(10), 2, false)), (Status::Yes, Status::Done));
+    assert_eq!(log.expire(foreign(10), &[foreign(2), foreign(4)]), Status::Done);
+    assert_eq!((log.bank.sessions(), log.fence(foreign(4), 1)), (1, Status::Expired));
+    assert_eq!(log.bank.digest(), digest_anew(&log.bank));
+}
+
+#[test]
+fn an_open_beyond_the_bound_is_busy_until_another_session_expires() {
+    let bank = bank().with_limits(&Limits { sessions: 2, ..Limits::default() });
+    let mut log = Log { bank, effects: Effects::default() };
+    let open = |log: &mut Log| {
+        log.put(command::put_open);
+        match &log.effects.results[0] {
+            BlockResult::Opened(session) => Some(*session),
+            busy => {
+                assert_eq!(busy.unpack(), Some(vec![Status::Busy]));
+                assert!(log.effects.crowded);
+                None
+            }
+        }
+    };
+    let first = open(&mut log).expect("there is room");
+    assert_eq!(log.effects.used, [first]);
+    assert!(open(&mut log).is_some());
+    assert_eq!((open(&mut log), open(&mut log)), (None, None));
+    assert_eq!((log.close(first), log.expire(first, &[])), (Status::Done, Status::Done));
+    assert!(open(&mut log).is_some_and(|session| session.number() == 3));
+    // Nor is there room for numbers that the other shard never issued.
+    assert_eq!(log.fence(foreign(7), 1), Status::Aborted(Reason::NoQuorum));
+    assert_eq!(log.fence(foreign(8), 1), Status::Aborted(Reason::NoQuorum));
+    assert_eq!((log.fence(foreign(9), 1), log.outcome(foreign(9), 1, true)), (Status::Busy, Status::Busy));
+}
+
 /// The digest from scratch, to hold the incremental one against.
 fn digest_anew(bank: &Bank) -> u64 {
     let mut shares = vec![share(ISSUED, 0, bank.next_session)];
-    for (account, balance) in (bank.first_account..).zip(&bank.balances) {
-        shares.push(share(BALANCE, account, *balance));
+    for (account, balance) in (bank.first_account..).zip(bank.balances.iter()) {
+        shares.push(share(BALANCE, account, balance));
     }
-    for (account, id) in &bank.locks {
-        shares.push(share(LOCK, account.0, id.session.0 ^ id.seq.rotate_left(32)));
+    bank.holds.iter().for_each(|(id, hold)| shares.push(hold_share(*id, hold)));
+    for (issuer, floor) in &bank.floors {
+        shares.push(share(FLOOR, u64::from(issuer.0), *floor));
     }
     for (session, state) in &bank.sessions {
         shares.push(share(MARK, session.0, state.mark()));
+        if state.is_closed() {
+            shares.push(share(CLOSED, session.0, 0));
+        }
         for seq in state.mark()..state.mark() + 64 {
             let register = state.get(seq);
             if register != Register::Empty {
-                shares.push(share(REGISTER, session.0, seq << 8 | u64::from(register.code())));
+                shares.push(register_share(TxnId { session: *session, seq }, register));
             }
         }
     }
@@ -208,7 +323,7 @@ fn the_digest_is_the_same_in_every_build() {
     let (mut log, s) = Log::new();
     assert_eq!(log.prepare(s, SESSION_WINDOW, t(1, 5, 3)), Status::Yes);
     assert_eq!(log.transfer(s, 3, t(3, 2, 3)), Status::Committed);
-    assert_eq!(log.bank.digest(), 0x5da1_5950_86d5_3e72);
+    assert_eq!(log.bank.digest(), 0xc2cb_f53e_e40f_1c8e);
     assert_eq!(log.outcome(s, SESSION_WINDOW, true), Status::Done);
     assert_eq!(log.mark(s, SESSION_WINDOW + 1), Status::Done);
     // Nothing is left of the lock and of the registers.
@@ -314,6 +429,50 @@ proptest! {
             prop_assert_eq!(expected, log.bank.total() as i128);
             prop_assert_eq!(log.bank.digest(), digest_anew(&log.bank));
             prop_assert_eq!(log.bank.locks.len(), log.bank.holds.len());
+        }
+    }
+
+    /// T7: of an expired session nothing is executed any more, and its number never comes back; nothing begins in a closed
+    /// one; sessions that live are not hurt by the expiry of others.
+    #[test]
+    fn sessions_end_for_good(
+        steps in prop::collection::vec((0u8..8, 1u64..6, 1u64..5, any::<bool>()), 1..150)
+    ) {
+        let mut log = Log { bank: bank(), effects: Effects::with_history() };
+        let (mut closed, mut expired) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+        let used = (1..6).map(foreign).collect::<Vec<_>>();
+        for (kind, number, seq, commit) in steps {
+            let session = foreign(number);
+            let first = log.bank.sessions.get(&session).is_none_or(|s| seq >= s.mark() && s.get(seq) == Register::Empty);
+            let status = match kind {
+                0 => log.transfer(session, seq, t(1, 2, 1)),
+                1 | 2 => log.prepare(session, seq, t(3, 5, 1)),
+                3 | 4 => log.outcome(session, seq, commit),
+                5 => log.mark(session, seq),
+                6 => {
+                    let status = log.close(session);
+                    closed.extend((status != Status::Expired).then_some(session));
+                    status
+                }
+                _ => {
+                    let live: Vec<Session> =
+                        used.iter().filter(|s| **s < session && !expired.contains(*s)).copied().collect();
+                    let doubt = log.bank.holds().keys().any(|id| id.session == session);
+                    let status = log.expire(session, &live);
+                    prop_assert_eq!(
+                        status == Status::Done,
+                        expired.contains(&session) || closed.contains(&session) && !doubt
+                    );
+                    expired.extend((status == Status::Done).then_some(session));
+                    continue;
+                }
+            };
+            prop_assert_eq!(status == Status::Expired, expired.contains(&session));
+            if kind < 6 && closed.contains(&session) {
+                prop_assert!(!(first && matches!(status, Status::Committed | Status::Yes)), "{:?}", status);
+            }
+            prop_assert!(log.bank.sessions() + expired.len() <= used.len());
+            prop_assert_eq!(log.bank.digest(), digest_anew(&log.bank));
         }
     }
 

@@ -31,7 +31,7 @@ fn block(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 /// One block of every kind.
-fn samples() -> [Vec<u8>; 6] {
+fn samples() -> [Vec<u8>; 8] {
     [
         block(put_open),
         block(|out| put_mark(out, SESSION, 9)),
@@ -39,13 +39,15 @@ fn samples() -> [Vec<u8>; 6] {
         block(|out| put_prepare(out, range(4, 2), BOTH, &transfers(2))),
         block(|out| put_outcome(out, range(4, 9), &[0b1010_0101, 1])),
         block(|out| put_fence(out, range(1 << 60, 5))),
+        block(|out| put_close(out, SESSION)),
+        block(|out| put_expire(out, SESSION, &[Session(1 << 48 | 2), Session(1 << 48 | 6)])),
     ]
 }
 
 #[test]
 fn blocks_survive_the_way_to_bytes_and_back() {
     let value = samples().concat();
-    assert_eq!(check(&value), Ok(6));
+    assert_eq!(check(&value), Ok(8));
     assert_eq!(check(&[]), Ok(0), "the no-op");
     let all: Vec<Command> = blocks(&value).map(|b| b.expect("what was put")).collect();
     let got = |records: &[TransferRecord]| records.iter().map(TransferRecord::get).collect::<Vec<_>>();
@@ -59,9 +61,13 @@ fn blocks_survive_the_way_to_bytes_and_back() {
         panic!("a prepare")
     };
     assert_eq!((*b, got(prepared)), (range(4, 2), transfers(2)));
-    let [Command::Outcome { range: c, commits }, Command::Fence { range: d }] = rest else {
+    let [Command::Outcome { range: c, commits }, Command::Fence { range: d }, rest @ ..] = rest else {
         panic!("an outcome and a fence")
     };
+    let [Command::Close { session: SESSION }, Command::Expire { session: SESSION, live }] = rest else {
+        panic!("a close and an expiry")
+    };
+    assert_eq!(live.iter().map(|n| n.get()).collect::<Vec<_>>(), [2, 6]);
     assert_eq!((*c, *d), (range(4, 9), range(1 << 60, 5)));
     let yes: Vec<usize> = (0..9).filter(|i| bit(commits, *i)).collect();
     assert_eq!(yes, [0, 2, 5, 7, 8]);
@@ -88,16 +94,16 @@ fn what_is_cut_off_is_refused() {
 /// bytes for the same block would drift apart.
 #[test]
 fn each_wrong_field_is_refused() {
-    let [open, mark, transfers, prepare, outcome, fence] = samples();
+    let [open, mark, transfers, prepare, outcome, fence, close, expire] = samples();
     let longer = |sample: &[u8]| {
         let mut bytes = [sample, &[0; 8]].concat();
         bytes[BYTES] += 8;
         bytes
     };
-    for sample in [&open, &mark, &transfers, &prepare, &outcome, &fence] {
+    for sample in [&open, &mark, &transfers, &prepare, &outcome, &fence, &close, &expire] {
         assert!(check(&longer(sample)).is_err(), "a longer body of kind {}", sample[KIND]);
         for (at, byte) in
-            [(ZERO, 1), (ZERO2, 1), (ZERO2 + 1, 1), (BYTES, 31), (BYTES + 3, 1), (KIND, 0), (KIND, 7)]
+            [(ZERO, 1), (ZERO2, 1), (ZERO2 + 1, 1), (BYTES, 31), (BYTES + 3, 1), (KIND, 0), (KIND, 9)]
         {
             let mut bytes = sample.clone();
             bytes[at] = byte;
@@ -113,8 +119,14 @@ fn each_wrong_field_is_refused() {
         assert!(refused(&open, at, &[1]), "an open with something at {at}");
     }
     assert!(refused(&mark, COUNT, &[1]));
+    assert!(refused(&close, COUNT, &[1]) && refused(&close, FIRST, &[1]) && refused(&expire, FIRST, &[1]));
+    assert!(refused(&expire, COUNT, &[1]) && refused(&expire, COUNT, &[3]));
+    for number in [0, 7, 1 << 48] {
+        let others = expire[..expire.len() - 8].len();
+        assert!(refused(&expire, others, &u64::to_le_bytes(number)), "{number} is no older session");
+    }
     let session = |session: Session| session.0.to_le_bytes();
-    for sample in [&mark, &transfers, &prepare, &outcome, &fence] {
+    for sample in [&mark, &transfers, &prepare, &outcome, &fence, &close] {
         assert!(refused(sample, SESSION_AT, &session(Session(7))), "a session of no shard");
         assert!(refused(sample, SESSION_AT, &session(Session(1 << 48))), "session 0 of a shard");
         assert!(!refused(sample, SESSION_AT, &session(Session(2 << 48 | 1))));

@@ -10,7 +10,7 @@ fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-fn outcomes(out: &Output) -> Vec<(u64, Outcome)> {
+pub(super) fn outcomes(out: &Output) -> Vec<(u64, Outcome)> {
     out.answers.iter().map(|a| (a.tag, a.outcome.clone())).collect()
 }
 
@@ -18,7 +18,7 @@ fn ask(tag: u64, op: Op) -> Input {
     Input::Submit { tag, op }
 }
 
-fn refused(sent: &[(NodeId, Request)], from: NodeId, why: Refusal) -> Input {
+pub(super) fn refused(sent: &[(NodeId, Request)], from: NodeId, why: Refusal) -> Input {
     Input::Response { from, response: Response::Refused { request: frame(sent, from).0, why } }
 }
 
@@ -27,7 +27,7 @@ fn unsure(sent: &[(NodeId, Request)], from: NodeId) -> Input {
 }
 
 /// What the last block of the only frame from `from` is answered with; the others take effect.
-fn answered(sent: &[(NodeId, Request)], from: NodeId, status: Status) -> Input {
+pub(super) fn answered(sent: &[(NodeId, Request)], from: NodeId, status: Status) -> Input {
     let mut results = vec![one(Status::Done); kinds(sent, from).len()];
     *results.last_mut().expect("a block") = one(status);
     done(sent, from, results)

@@ -1,0 +1,171 @@
+//! The sessions that a shard knows (B3, T7): opened, used, closed, expired.
+//!
+//! A session of this shard is known from its `open` until it expires, and no other is ever issued under its number. One
+//! of another shard becomes known when it is first mentioned, unless its number lies below the *floor* of its issuer:
+//! whatever is unknown below a floor has expired. A floor rises with every expiry, and names the older sessions that
+//! live, so that these become known first. Nothing needs to be remembered of a session that expired.
+//!
+//! The issuer lets a session expire last of all shards. So at any moment every shard knows no sessions of an issuer
+//! but those that the issuer itself knows, which are no more than [`Limits::sessions`].
+
+use super::*;
+
+impl Bank {
+    /// Sessions that this shard issued and that have not expired, with whether they are closed, in order.
+    pub fn issued(&self) -> impl Iterator<Item = (Session, bool)> + '_ {
+        self.known_of(self.shard).map(|(session, state)| (*session, state.is_closed()))
+    }
+
+    /// Sessions that are known here, of all shards.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether a session is not known here and never will be.
+    pub fn is_expired(&self, session: Session) -> bool {
+        let floor = self.floors.get(&session.shard()).copied().unwrap_or(0);
+        let issuer = session.shard();
+        !self.sessions.contains_key(&session) && (issuer == self.shard || session.number() < floor)
+    }
+
+    fn known_of(&self, issuer: ShardId) -> impl Iterator<Item = (&Session, &SessionState)> {
+        let last = Session(Session::new(issuer, 0).0 | ((1 << 48) - 1));
+        self.sessions.range(Session::new(issuer, 0)..=last)
+    }
+
+    /// `None` if there is no room for one more.
+    pub(super) fn open(&mut self) -> Option<Session> {
+        if self.known_of(self.shard).count() >= self.sessions_max {
+            return None;
+        }
+        let session = Session::new(self.shard, self.next_session);
+        self.swap_share(ISSUED, 0, Some(self.next_session), Some(self.next_session + 1));
+        self.next_session += 1;
+        self.create(session);
+        Some(session)
+    }
+
+    fn create(&mut self, session: Session) {
+        let state = SessionState::new(self.session_window);
+        self.swap_share(MARK, session.0, None, Some(state.mark()));
+        self.sessions.insert(session, state);
+    }
+
+    /// Makes sure that a session exists if it may: one of another shard opens with its first mention, one of this shard
+    /// only through `open`, because its number would otherwise be issued twice.
+    fn admit(&mut self, session: Session) -> Result<(), Status> {
+        if self.sessions.contains_key(&session) {
+            return Ok(());
+        }
+        if self.is_expired(session) {
+            return Err(Status::Expired);
+        }
+        // Only numbers that were never issued come here so often.
+        if self.known_of(session.shard()).count() >= self.sessions_max {
+            return Err(Status::Busy);
+        }
+        self.create(session);
+        Ok(())
+    }
+
+    fn state(&mut self, session: Session) -> &mut SessionState {
+        self.sessions.get_mut(&session).expect("B3: the session was admitted first")
+    }
+
+    pub(super) fn advance_mark(&mut self, session: Session, mark: u64) -> Status {
+        if let Err(status) = self.admit(session) {
+            return status;
+        }
+        let state = self.sessions.get_mut(&session).expect("B3: the session was admitted first");
+        let before = state.mark();
+        let mut digest = self.digest;
+        state.advance(mark, |seq, register| {
+            if register != Register::Empty {
+                let id = TxnId { session, seq };
+                digest = digest.wrapping_sub(register_share(id, register));
+            }
+        });
+        let after = state.mark();
+        self.digest = digest;
+        self.swap_share(MARK, session.0, Some(before), Some(after));
+        Status::Done
+    }
+
+    /// The answer to a mention of `id` that may set its register, if it is not up to this mention to set it.
+    pub(super) fn recorded(&mut self, id: TxnId, within_window: bool) -> Option<Status> {
+        if let Err(status) = self.admit(id.session) {
+            return Some(status);
+        }
+        let state = self.state(id.session);
+        if id.seq < state.mark() {
+            return Some(Status::Finished);
+        }
+        let register = state.get(id.seq).status();
+        if state.is_closed() {
+            return register.or(Some(Status::Closed));
+        }
+        if within_window && !state.in_window(id.seq) {
+            return Some(Status::Busy);
+        }
+        register
+    }
+
+    /// Sets a register that is empty, or turns an undecided YES into its outcome; nothing else is ever written (T1).
+    pub(super) fn record(&mut self, id: TxnId, register: Register) {
+        let before = self.state(id.session).set(id.seq, register);
+        match (before, register) {
+            (Register::Empty, _) => {}
+            (Register::Yes, Register::YesCommitted | Register::YesAborted) => {
+                self.digest = self.digest.wrapping_sub(register_share(id, before));
+            }
+            _ => panic!("T1: the register of {id} is {before:?} and would become {register:?}"),
+        }
+        self.digest = self.digest.wrapping_add(register_share(id, register));
+    }
+
+    fn is_in_doubt(&self, session: Session) -> bool {
+        let id = |seq| TxnId { session, seq };
+        self.holds.range(id(0)..=id(u64::MAX)).next().is_some()
+    }
+
+    /// `Done`: nothing of the session is in doubt here, now or ever. `Yes`: something still is.
+    pub(super) fn close(&mut self, session: Session) -> Status {
+        if let Err(status) = self.admit(session) {
+            return status;
+        }
+        if !self.state(session).is_closed() {
+            self.state(session).close();
+            self.swap_share(CLOSED, session.0, None, Some(0));
+        }
+        if self.is_in_doubt(session) { Status::Yes } else { Status::Done }
+    }
+
+    /// `Done` if the session is gone, now or earlier; otherwise nothing happens.
+    pub(super) fn expire(&mut self, session: Session, live: impl Iterator<Item = u64>) -> Status {
+        if self.is_expired(session) {
+            return Status::Done;
+        }
+        let closed = self.sessions.get(&session).is_some_and(SessionState::is_closed);
+        if !closed || self.is_in_doubt(session) {
+            return if closed { Status::Yes } else { Status::Invalid };
+        }
+        let issuer = session.shard();
+        if issuer != self.shard {
+            for number in live {
+                // One that expired meanwhile stays so.
+                let _ = self.admit(Session::new(issuer, number));
+            }
+            let before = self.floors.get(&issuer).copied();
+            let after = before.unwrap_or(0).max(session.number() + 1);
+            self.swap_share(FLOOR, u64::from(issuer.0), before, Some(after));
+            self.floors.insert(issuer, after);
+        }
+        let state = self.sessions.remove(&session).expect("T7: a closed session is known");
+        self.swap_share(CLOSED, session.0, Some(0), None);
+        self.swap_share(MARK, session.0, Some(state.mark()), None);
+        for (seq, register) in state.registers() {
+            self.digest = self.digest.wrapping_sub(register_share(TxnId { session, seq }, register));
+        }
+        Status::Done
+    }
+}

@@ -1,0 +1,201 @@
+//! A shard's whole state at one slot as a string of bytes: what a snapshot holds and what is sent to a server that lags.
+//!
+//! ```text
+//! balances   8 bytes each, little-endian, in order of accounts
+//! the rest   for each session, each undecided transaction, and the number of the next session: length u32, then
+//!            serde with bincode
+//! ```
+//!
+//! Equal states give equal bytes, so a piece of an image is the same whoever sends it. Whoever takes one in computes the
+//! digest anew (P4): bytes that were altered on the way, or a state that never was, are refused.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bank::apply::{Bank, Hold};
+use crate::bank::balances::Balances;
+use crate::bank::session::SessionState;
+use crate::codec;
+use crate::config::Topology;
+use crate::types::{Cut, Session, ShardId, Slot, TxnId, Value};
+
+/// A consistent cut of one shard's state. It shares the balances with the bank that it was taken from.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Image {
+    slot: Slot,
+    digest: u64,
+    piece_bytes: u32,
+    balances: Balances,
+    rest: Arc<[u8]>,
+}
+
+/// What stands behind the balances, in the order of the variants.
+#[derive(Serialize, Deserialize)]
+enum Part {
+    NextSession(u64),
+    Floor(ShardId, u64),
+    Session(Session, SessionImage),
+    Hold(TxnId, Hold),
+}
+
+/// One session as bytes; how wide its window is, each server knows.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SessionImage {
+    pub mark: u64,
+    pub ring: Value,
+    pub beside: Vec<(u64, u8)>,
+    pub closed: bool,
+}
+
+/// What a bank has beside its balances.
+#[derive(Default)]
+pub(super) struct Parts {
+    pub next_session: u64,
+    pub floors: BTreeMap<ShardId, u64>,
+    pub sessions: BTreeMap<Session, SessionState>,
+    pub holds: BTreeMap<TxnId, Hold>,
+}
+
+/// A guard for memory: no rest is ever as long.
+const MAX_REST: u64 = 1 << 32;
+
+impl Image {
+    pub fn cut(&self) -> Cut {
+        let bytes = (self.balances.len() * 8 + self.rest.len()) as u64;
+        Cut { slot: self.slot, digest: self.digest, bytes, piece_bytes: self.piece_bytes }
+    }
+
+    /// The `n`-th piece, counted from 0; empty beyond the last one.
+    pub fn piece(&self, n: u64) -> Vec<u8> {
+        let (start, size) = self.cut().piece(n);
+        let mut out = Vec::with_capacity(size);
+        let mut index = (start / 8) as usize;
+        while out.len() < size && index < self.balances.len() {
+            let run = self.balances.run(index);
+            let run = &run[..run.len().min((size - out.len()) / 8)];
+            run.iter().for_each(|balance| out.extend_from_slice(&balance.to_le_bytes()));
+            index += run.len();
+        }
+        if out.len() < size {
+            let from = start as usize + out.len() - self.balances.len() * 8;
+            out.extend_from_slice(&self.rest[from..from + size - out.len()]);
+        }
+        out
+    }
+}
+
+impl Bank {
+    /// The state as it is now, in pieces of `piece_bytes`, a multiple of 8. Takes a reference count for every 4096
+    /// accounts, and a copy of all registers.
+    pub fn image(&self, piece_bytes: u32) -> Image {
+        assert!(piece_bytes > 0 && piece_bytes.is_multiple_of(8), "balances are not cut apart");
+        let mut rest = Vec::new();
+        let floors = self.floors.iter().map(|(issuer, floor)| Part::Floor(*issuer, *floor));
+        let sessions = self.sessions.iter().map(|(session, state)| Part::Session(*session, state.image()));
+        let holds = self.holds.iter().map(|(id, hold)| Part::Hold(*id, hold.clone()));
+        for part in
+            [Part::NextSession(self.next_session)].into_iter().chain(floors).chain(sessions).chain(holds)
+        {
+            let start = rest.len();
+            rest.extend_from_slice(&[0; 4]);
+            codec::encode(&part, &mut rest);
+            let bytes = (rest.len() - start - 4) as u32;
+            rest[start..start + 4].copy_from_slice(&bytes.to_le_bytes());
+        }
+        let (slot, digest, balances) = (self.applied(), self.digest(), self.balances.clone());
+        Image { slot, digest, piece_bytes, balances, rest: rest.into() }
+    }
+}
+
+/// An image that comes in piece by piece.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Incoming {
+    cut: Cut,
+    bytes: Vec<u8>,
+}
+
+impl Incoming {
+    /// # Errors
+    ///
+    /// No shard with so many accounts has so short an image, or one so long.
+    pub fn new(cut: Cut, topology: &Topology, shard: ShardId) -> Result<Incoming, String> {
+        let accounts = accounts(topology, shard) as u64;
+        if cut.bytes < accounts * 8 || cut.bytes > accounts * 8 + MAX_REST {
+            return Err(format!("an image of {} bytes for {accounts} accounts", cut.bytes));
+        }
+        if cut.piece_bytes == 0 || !cut.piece_bytes.is_multiple_of(8) {
+            return Err(format!("an image in pieces of {} bytes", cut.piece_bytes));
+        }
+        Ok(Incoming { cut, bytes: Vec::new() })
+    }
+
+    pub fn cut(&self) -> Cut {
+        self.cut
+    }
+
+    /// The piece that is wanted next, `None` once it is complete.
+    pub fn wanted(&self) -> Option<u64> {
+        let have = self.bytes.len() as u64;
+        (have < self.cut.bytes).then(|| have / u64::from(self.cut.piece_bytes))
+    }
+
+    /// Takes in the piece that is wanted. `false` if it is too long or too short for that.
+    pub fn push(&mut self, piece: &[u8]) -> bool {
+        let fits = self.wanted().is_some_and(|n| self.cut.piece(n).1 == piece.len());
+        if fits {
+            self.bytes.extend_from_slice(piece);
+        }
+        fits
+    }
+
+    /// The bank that a complete image describes.
+    ///
+    /// # Errors
+    ///
+    /// The bytes describe no bank of this shard, or not the one whose digest was announced (P4).
+    pub fn finish(self, topology: Topology, shard: ShardId) -> Result<Bank, String> {
+        let Incoming { cut, bytes } = self;
+        if bytes.len() as u64 != cut.bytes {
+            return Err(format!("{} bytes of an image of {}", bytes.len(), cut.bytes));
+        }
+        let accounts = accounts(&topology, shard);
+        let (dense, rest) = bytes.split_at(accounts * 8);
+        let numbers =
+            dense.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of eight bytes")));
+        let balances = Balances::collect(accounts, numbers).expect("as many as accounts");
+        let mut parts = Parts::default();
+        let mut rest = rest;
+        while let Some((bytes, behind)) = rest.split_first_chunk::<4>() {
+            let bytes = u32::from_le_bytes(*bytes) as usize;
+            let part = behind.get(..bytes).ok_or("it ends in the middle of a part")?;
+            match codec::decode(part)? {
+                Part::NextSession(number) => parts.next_session = number,
+                Part::Floor(issuer, floor) => _ = parts.floors.insert(issuer, floor),
+                Part::Session(session, image) => {
+                    let state = SessionState::from_image(image).map_err(|e| format!("{session}: {e}"))?;
+                    parts.sessions.insert(session, state);
+                }
+                Part::Hold(id, hold) => _ = parts.holds.insert(id, hold),
+            }
+            rest = &behind[bytes..];
+        }
+        if parts.next_session == 0 || !rest.is_empty() {
+            return Err("it ends too early".into());
+        }
+        let bank = Bank::from_parts(topology, shard, cut.slot, balances, parts)?;
+        if bank.digest() != cut.digest {
+            return Err(format!("P4: its digest is {:016x}, not {:016x}", bank.digest(), cut.digest));
+        }
+        Ok(bank)
+    }
+}
+
+fn accounts(topology: &Topology, shard: ShardId) -> usize {
+    let range = topology.accounts_of(shard);
+    (range.end() + 1 - range.start()) as usize
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,53 @@
+//! Recovery (T4): what this server does, while it leads, about transactions that stay in doubt. The coordinator that
+//! finishes them is the one that clients use.
+
+use crate::shard::{Event, MYSELF, Output, Shard};
+use crate::txn;
+use crate::types::{Time, TxnId};
+
+impl Shard {
+    pub(super) fn arm(&mut self, now: Time, id: TxnId) {
+        // Jitter keeps the participants' leaders apart; two recoverers at once are safe, but a waste.
+        self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(id.seq | 1);
+        let timeout = self.timeouts.in_doubt();
+        let jitter = timeout.mul_f64((self.random >> 40) as f64 / (1u64 << 24) as f64);
+        self.doubts.insert(id, now + timeout + jitter);
+    }
+
+    pub(super) fn recover_doubts(&mut self, now: Time, out: &mut Output) {
+        let due: Vec<TxnId> = self.doubts.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            let hold = self.bank.holds().get(&id).expect("T5: only undecided transactions are in doubt");
+            let participants = hold.participants;
+            out.events.push(Event::Recovering { id });
+            self.arm(now, id);
+            self.recovery_step(now, txn::Input::Recover { id, participants, home: self.shard }, out);
+        }
+    }
+
+    /// Begins the expiry of sessions that nobody uses (T7).
+    pub(super) fn retire_sessions(&mut self, now: Time, out: &mut Output) {
+        for (session, live) in self.idle.due(now, self.timeouts.session_idle(), &self.limits, &self.bank) {
+            self.recovery_step(now, txn::Input::Retire { session, live }, out);
+        }
+    }
+
+    pub(super) fn recovery_step(&mut self, now: Time, input: txn::Input, out: &mut Output) {
+        let mut asked = txn::Output::default();
+        self.recoverer.step(now, input, &mut asked);
+        out.events.extend(asked.events.into_iter().map(Event::Recovery));
+        out.connect.extend(asked.connect);
+        for (to, request) in asked.send {
+            if to == self.me {
+                self.request(now, MYSELF, request, out);
+            } else {
+                out.remote.push((to, request));
+            }
+        }
+        // What this server refused itself came out as a reply to a client that does not exist.
+        let own: Vec<_> = out.replies.extract_if(.., |(client, _)| *client == MYSELF).collect();
+        for (client, response) in own {
+            self.reply(now, client, response, out);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! When snapshots are taken, and what goes once they are there: old snapshots, and the segments of the log before them.
+
+use std::io;
+
+use super::disk::Disk;
+use super::format::{Position, segment_name};
+use super::snapshot::{self, Pieces, Snapshot, Start, Writing};
+use super::wal::{Wal, is_full, sync};
+use crate::types::{Cut, Slot};
+
+/// When a snapshot is due, and how much of the log is kept that no restart needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Retention {
+    /// Bytes of log behind the newest snapshot after which another one is wanted.
+    pub snapshot_bytes: u64,
+    /// Bytes of older log that are kept as the audit log, rounded up to a segment.
+    pub audit_bytes: u64,
+}
+
+/// No snapshots: the history of committed transactions is computed from the whole log, and is stored nowhere else yet.
+impl Default for Retention {
+    fn default() -> Retention {
+        Retention { snapshot_bytes: u64::MAX, audit_bytes: u64::MAX }
+    }
+}
+
+impl<D: Disk> Wal<D> {
+    /// Whether so much log lies behind the newest snapshot that the next one should be begun.
+    pub fn wants_snapshot(&self) -> bool {
+        let start = self.snapshots.last().map_or(Position::start_of(1), |s| s.start.at);
+        let behind = u64::from(self.end.segment.saturating_sub(start.segment)) * self.segment_bytes
+            + self.end.offset.saturating_sub(start.offset);
+        self.failed.is_none() && self.writing.is_none() && behind >= self.retention.snapshot_bytes
+    }
+
+    /// Begins to write a snapshot; [`Wal::prepare_ahead`] goes on with it. Nothing happens if a newer one is there or in
+    /// the making. Every slot up to the snapshot's is decided; `foreign` if the log here does not lead up to it.
+    pub fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {
+        self.check()?;
+        let slot = source.cut().slot;
+        let newest = self.snapshots.last().map_or(Slot::ZERO, |s| s.cut.slot);
+        if slot <= newest || self.writing.as_ref().is_some_and(|w| w.slot() >= slot) {
+            return Ok(());
+        }
+        // Votes that come later stand behind the end, wherever their slots are.
+        let start = match self.contents.lowest_above(slot) {
+            Some(lowest) => *self
+                .boundaries
+                .values()
+                .rev()
+                .find(|start| start.at <= lowest)
+                .expect("S2: what is read stands behind a boundary"),
+            None => Start { group: self.group, at: self.end },
+        };
+        self.abandon_snapshot()?;
+        self.writing = Some(Writing::new(source, start, foreign));
+        Ok(())
+    }
+
+    fn abandon_snapshot(&mut self) -> io::Result<()> {
+        match self.writing.take() {
+            Some(writing) => writing.abandon(&self.disk),
+            None => Ok(()),
+        }
+    }
+
+    /// One piece of the snapshot in the making. True if there was something to do.
+    pub(super) fn write_snapshot(&mut self) -> io::Result<bool> {
+        let Some(writing) = &mut self.writing else { return Ok(false) };
+        let slot = writing.slot();
+        match writing.step(&self.disk, &self.identity, self.contents.promised) {
+            Ok(None) => Ok(true),
+            Ok(Some(snapshot)) => {
+                let foreign = writing.foreign;
+                self.writing = None;
+                self.retire(snapshot, foreign).map_err(|e| {
+                    self.poison(format!("{}: retiring the log before it", snapshot::name(slot)), e)
+                })?;
+                Ok(true)
+            }
+            // A snapshot can wait for space; what is there stays as good as it is.
+            Err(e) if is_full(&e) => match self.abandon_snapshot() {
+                Ok(()) => Ok(false),
+                Err(e) => Err(self.poison(snapshot::name(slot), e)),
+            },
+            Err(e) => Err(self.poison(snapshot::name(slot), e)),
+        }
+    }
+
+    /// A snapshot is durable: the last but two goes, and of the log what neither recovery nor the audit needs.
+    fn retire(&mut self, snapshot: Snapshot, foreign: bool) -> io::Result<()> {
+        if foreign {
+            // The log does not lead from the older ones to this one.
+            self.snapshots.clear();
+            self.contents.jump(snapshot.cut.slot);
+        }
+        self.snapshots.push(snapshot);
+        if self.snapshots.len() > 2 {
+            self.snapshots.remove(0);
+        }
+        let kept: Vec<String> = self.snapshots.iter().map(|s| snapshot::name(s.cut.slot)).collect();
+        for name in self.disk.list()? {
+            if snapshot::slot_of(&name).is_some() && !kept.contains(&name) {
+                self.disk.remove(&name)?;
+            }
+        }
+        if foreign || self.snapshots.len() == 2 {
+            self.contents.forget(self.snapshots[0].cut.slot);
+            self.retire_segments(self.snapshots[0].start.at.segment)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the oldest segments in front of `needed` until the audit log is no longer than it should be.
+    fn retire_segments(&mut self, needed: u32) -> io::Result<()> {
+        let audit = self.retention.audit_bytes.div_ceil(self.segment_bytes);
+        let first = needed.saturating_sub(u32::try_from(audit).unwrap_or(u32::MAX)).max(self.oldest);
+        if first == self.oldest {
+            return Ok(());
+        }
+        // Recovery begins at the mark if that is older than the snapshot: it must not point at what is gone.
+        sync(&mut self.mark)?;
+        for number in self.oldest..first {
+            self.disk.remove(&segment_name(number))?;
+        }
+        self.boundaries.retain(|segment, _| *segment >= first);
+        self.oldest = first;
+        self.disk.sync_dir()
+    }
+
+    /// The number of the oldest segment that is kept.
+    pub fn oldest_segment(&self) -> u32 {
+        self.oldest
+    }
+
+    /// The newest snapshot on disk.
+    pub fn snapshot(&self) -> Option<Cut> {
+        self.snapshots.last().map(|snapshot| snapshot.cut)
+    }
+
+    /// The `n`-th piece of the snapshot of `slot`, verified; `None` if there is no such snapshot or piece.
+    ///
+    /// # Errors
+    ///
+    /// The disk cannot be read, or what it gives back is damaged.
+    pub fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+        match self.snapshots.iter().find(|s| s.cut.slot == slot && n < s.cut.pieces()) {
+            Some(snapshot) => snapshot.read_piece(&self.disk, n).map(Some),
+            None => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Snapshots beside the log: a restart begins with one, the log before it goes, and whatever happens on the way leaves
+//! either the old ones or the new one.
+
+use super::*;
+use shardpaxosbank::storage::{Pieces, Retention};
+use shardpaxosbank::types::Cut;
+
+/// A state of three pieces, the last one short.
+#[derive(Clone, Copy, Debug)]
+struct State(u64);
+
+impl Pieces for State {
+    fn cut(&self) -> Cut {
+        Cut { slot: Slot(self.0), digest: self.0 * 7, bytes: 40, piece_bytes: 16 }
+    }
+
+    fn piece(&self, n: u64) -> Vec<u8> {
+        vec![self.0 as u8 ^ n as u8; self.cut().piece(n).1]
+    }
+}
+
+fn retention(audit_bytes: u64) -> Retention {
+    Retention { snapshot_bytes: 2 * SEGMENT, audit_bytes }
+}
+
+/// Slots `from` to `to`, one group each, everything but the last two decided.
+fn slots<D: Disk>(wal: &mut Wal<D>, from: u64, to: u64) {
+    for slot in from..=to {
+        commit(wal, &[accept(slot, slot / 10 + 1, slot as u8, 200)]);
+        wal.set_decided(Slot(slot.saturating_sub(2)));
+    }
+}
+
+fn write<D: Disk>(wal: &mut Wal<D>, slot: u64, foreign: bool) {
+    wal.begin_snapshot(Box::new(State(slot)), foreign).expect("begin");
+    while wal.has_work() {
+        wal.prepare_ahead().expect("space");
+    }
+    assert_eq!(wal.snapshot(), Some(State(slot).cut()));
+}
+
+fn snapshots(disk: &MemDisk) -> Vec<String> {
+    disk.list().expect("list").into_iter().filter(|name| name.starts_with("snapshot-")).collect()
+}
+
+/// 40 slots with snapshots after 16 and 32.
+fn sample_with_snapshots(disk: &MemDisk, audit_bytes: u64) -> Wal<MemDisk> {
+    let mut wal = format(disk.clone()).with_retention(retention(audit_bytes));
+    slots(&mut wal, 1, 18);
+    write(&mut wal, 16, false);
+    slots(&mut wal, 19, 34);
+    write(&mut wal, 32, false);
+    slots(&mut wal, 35, 40);
+    wal
+}
+
+/// What a restart knows: the same as before it, but for values that the snapshot stands for.
+fn check_restart(disk: &MemDisk, slot: u64) -> Recovered {
+    let (wal, recovered) = open(disk.copy());
+    assert_eq!(recovered.snapshot, Some(State(slot).cut()));
+    assert_eq!(recovered.promised, ballot(5));
+    assert!(recovered.decided >= Slot(37), "{}", recovered.decided);
+    let known: Vec<u64> = wal.read(Slot(slot + 1), LIMIT).expect("read").iter().map(|(s, ..)| s.0).collect();
+    assert_eq!(known, (slot + 1..=40).collect::<Vec<_>>());
+    assert!(wal.read(Slot(slot), LIMIT).expect("nothing").is_empty());
+    for n in 0..3 {
+        assert_eq!(wal.read_piece(Slot(slot), n).expect("whole"), Some(State(slot).piece(n)));
+    }
+    assert_eq!(wal.read_piece(Slot(slot), 3).expect("none"), None);
+    recovered
+}
+
+#[test]
+fn a_restart_begins_with_the_newest_snapshot() {
+    let mut needed = 0;
+    for audit_bytes in [0, 2 * SEGMENT, u64::MAX] {
+        let disk = MemDisk::new();
+        let wal = sample_with_snapshots(&disk, audit_bytes);
+        assert_eq!(snapshots(&disk).len(), 2);
+        let kept = log_files(&disk);
+        match audit_bytes {
+            u64::MAX => assert_eq!(wal.oldest_segment(), 1),
+            0 => needed = wal.oldest_segment(),
+            _ => assert_eq!(wal.oldest_segment(), needed - 2),
+        }
+        assert!(needed > 3, "{needed}");
+        assert_eq!(kept[0], format!("wal-{:08}.seg", wal.oldest_segment()));
+        // Values are read down to the older of the two.
+        assert_eq!(wal.read(Slot(17), 0).expect("read").len(), 1);
+        assert!(wal.read(Slot(16), 0).expect("read").is_empty());
+        drop(wal);
+        assert!(check_restart(&disk, 32).damaged.is_empty());
+    }
+}
+
+#[test]
+fn one_is_wanted_after_so_much_log_and_a_third_replaces_the_first() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone()).with_retention(retention(0));
+    let mut taken = Vec::new();
+    for slot in 1..=60 {
+        slots(&mut wal, slot, slot);
+        if wal.wants_snapshot() {
+            write(&mut wal, slot - 1, false);
+            assert!(!wal.wants_snapshot());
+            taken.push(slot - 1);
+        }
+    }
+    assert!(taken.len() > 3, "{taken:?}");
+    let last: Vec<String> =
+        taken[taken.len() - 2..].iter().map(|slot| format!("snapshot-{slot:016}.snap")).collect();
+    assert_eq!(snapshots(&disk), last);
+    // Older than what is there: nothing to do.
+    wal.begin_snapshot(Box::new(State(3)), false).expect("ignored");
+    assert!(!wal.has_work());
+}
+
+/// S2: a damaged snapshot is named and the one before it used, wherever the damage is; two damaged ones are too many.
+#[test]
+fn damage_falls_back_to_the_older_snapshot() {
+    let disk = MemDisk::new();
+    drop(sample_with_snapshots(&disk, 0));
+    let names = snapshots(&disk);
+    let bytes = disk.contents(&names[1]).expect("snapshot");
+    let pieces = 4096..bytes.len();
+    for at in (0..200).chain(pieces) {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x10;
+        let copy = disk.copy();
+        copy.overwrite(&names[1], flipped);
+        let recovered = check_restart(&copy, 16);
+        assert!(recovered.damaged[0].starts_with(&names[1]), "{:?}", recovered.damaged);
+    }
+    for len in [0, 1, 4095, 4096, 4100, bytes.len() - 1, bytes.len() + 1] {
+        let mut cut = bytes.clone();
+        cut.resize(len, 0);
+        let copy = disk.copy();
+        copy.overwrite(&names[1], cut);
+        check_restart(&copy, 16);
+        let mut older = copy.contents(&names[0]).expect("snapshot");
+        older[4100] ^= 1;
+        copy.overwrite(&names[0], older);
+        let text = refusal(copy);
+        assert!(text.contains("no snapshot is whole") && text.contains(&names[1]), "{text}");
+    }
+    let copy = disk.copy();
+    copy.remove(&names[1]).expect("remove");
+    check_restart(&copy, 16);
+    // With the whole log there, none is needed.
+    let whole = MemDisk::new();
+    drop(sample_with_snapshots(&whole, u64::MAX));
+    names.iter().for_each(|name| whole.remove(name).expect("remove"));
+    let (wal, recovered) = open(whole);
+    assert_eq!((recovered.snapshot, wal.read(Slot(1), LIMIT).expect("read").len()), (None, 40));
+}
+
+#[test]
+fn a_missing_segment_is_damage_from_the_snapshot_on_and_none_before() {
+    let disk = MemDisk::new();
+    drop(sample_with_snapshots(&disk, u64::MAX));
+    let files = log_files(&disk);
+    let (mut refused, mut unharmed) = (0, 0);
+    for name in &files {
+        let copy = disk.copy();
+        copy.remove(name).expect("remove");
+        match Wal::open(copy, expected()) {
+            Ok(_) => unharmed += 1,
+            Err(e) => {
+                refused += 1;
+                assert!(e.to_string().contains("missing"), "{e}");
+            }
+        }
+    }
+    assert!(refused >= 2 && unharmed >= 3, "{refused} {unharmed}");
+}
+
+/// The power may go between any two writes and syncs of a snapshot, and each of them may fail.
+#[test]
+fn whatever_stops_a_snapshot_leaves_the_old_ones_or_the_new_one() {
+    for kind in ["power", "write", "sync"] {
+        let mut hits = 0;
+        for n in 1.. {
+            let disk = MemDisk::new();
+            let mut wal = sample_with_snapshots(&disk, 0);
+            wal.begin_snapshot(Box::new(State(38)), false).expect("begin");
+            match kind {
+                "write" => disk.fail_write(n),
+                "sync" => disk.fail_sync(n),
+                _ => {}
+            }
+            let mut steps = 0;
+            let mut failed = false;
+            while wal.has_work() && !failed && (kind != "power" || steps < n) {
+                failed = wal.prepare_ahead().is_err();
+                steps += 1;
+            }
+            if failed {
+                assert!(wal.commit().is_err() && wal.prepare_ahead().is_err(), "the log is poisoned");
+            } else if !wal.has_work() {
+                break;
+            }
+            hits += 1;
+            drop(wal);
+            for kept in [Kept::Lost, Kept::Whole, Kept::Sectors(0b1010_0110)] {
+                let copy = disk.copy();
+                copy.crash(|_| kept);
+                let (_, recovered) = open(copy.clone());
+                let slot = recovered.snapshot.expect("one of them").slot.0;
+                assert!([32, 38].contains(&slot), "{slot}");
+                check_restart(&copy, slot);
+                assert!(!copy.list().expect("list").iter().any(|name| name.ends_with(".snap.new")));
+            }
+        }
+        assert!(hits >= 2, "{kind} {hits}");
+    }
+}
+
+/// A snapshot from elsewhere: the log does not lead up to it, and votes above it stay (P2).
+#[test]
+fn a_foreign_snapshot_stands_for_slots_that_the_log_lacks() {
+    let disk = MemDisk::new();
+    let mut wal = sample_with_snapshots(&disk, u64::MAX);
+    write(&mut wal, 39, true);
+    assert_eq!((wal.decided(), wal.last_slot()), (Slot(39), Slot(40)));
+    assert_eq!(snapshots(&disk).len(), 1, "the log does not lead on from the older ones");
+    write(&mut wal, 100, true);
+    assert_eq!((wal.decided(), wal.last_slot()), (Slot(100), Slot(100)));
+    commit(&mut wal, &[accept(101, 9, 101, 30), accept(102, 9, 102, 30), Record::Decided(Slot(101))]);
+    drop(wal);
+    let (_, recovered) = open(disk);
+    assert_eq!((recovered.snapshot, recovered.decided), (Some(State(100).cut()), Slot(101)));
+    assert_eq!(recovered.votes, [(Slot(102), ballot(9), value(102, 30))]);
+    assert_eq!(recovered.promised, ballot(9));
+}
+
+#[test]
+fn a_snapshot_without_space_is_given_up_and_harms_nothing() {
+    let disk = MemDisk::new();
+    let mut wal = sample_with_snapshots(&disk, 0);
+    disk.set_capacity(Some(disk.used() + 20));
+    wal.begin_snapshot(Box::new(State(38)), false).expect("begin");
+    while wal.has_work() {
+        wal.prepare_ahead().expect("a full disk is no failure");
+    }
+    assert_eq!(wal.snapshot(), Some(State(32).cut()));
+    assert!(!disk.list().expect("list").iter().any(|name| name.ends_with(".snap.new")));
+    check_restart(&disk, 32);
+    disk.set_capacity(None);
+    write(&mut wal, 38, false);
+    drop(wal);
+    check_restart(&disk, 38);
+}
