@@ -256,3 +256,76 @@ fn a_client_does_not_make_a_server_campaign_against_a_candidate() {
     assert!(!asks(&mut s1, Time(later.0 - 1)));
     assert!(asks(&mut s1, later), "the candidate had its time");
 }
+
+/// What a follower thinks of its leader lasts exactly an election time-out; a leader that asks its own followers because
+/// it was refused for a higher ballot gets their grant.
+#[test]
+fn a_pre_vote_is_granted_to_the_leader_and_to_others_only_when_it_is_silent() {
+    let timeouts = Timeouts::default();
+    let start = (Ballot::ZERO, Slot(3), Vec::new());
+    let mut s1 = Replica::new(S1, vec![S1, S2, S3], timeouts, Time(0), 1, start);
+    let heard = Time(10_000_000);
+    let heartbeat = Heartbeat { ballot: Ballot::new(1, S2), round: 1, decided: Slot(3) };
+    step(&mut s1, heard, |r, out| r.message(heard, S2, Message::Heartbeat(heartbeat), out));
+    let mut grants = |now, from| {
+        let ask = Message::PreVote(PreVote { attempt: 1, has_room: true });
+        let sent = step(&mut s1, now, |r, out| r.message(now, from, ask, out));
+        match &sent[..] {
+            [(to, Message::PreVoteReply(reply))] if *to == from => reply.granted,
+            other => panic!("one answer is expected, not {other:?}"),
+        }
+    };
+    let end = heard + timeouts.election();
+    for now in [heard, Time(end.0 - 1)] {
+        assert!(grants(now, S2) && !grants(now, S3), "at {now:?}");
+    }
+    assert!(grants(end, S3));
+}
+
+/// What a follower lacks comes from disk piece by piece, each after the last one that was sent.
+#[test]
+fn entries_from_disk_follow_each_other() {
+    let (mut s1, now) = leader();
+    let ballot = s1.promised();
+    let reply = |position| {
+        let reply = HeartbeatReply { ballot, round: 1, position: Slot(position), room: None };
+        Message::HeartbeatReply(reply)
+    };
+    let mut asked = |act: &mut dyn FnMut(&mut Replica, &mut Output)| {
+        let mut out = Output::default();
+        act(&mut s1, &mut out);
+        let first = out.reads.first().map(|read| read.from);
+        (first, out.gone)
+    };
+    assert_eq!(asked(&mut |r, out| r.message(now, S3, reply(0), out)).0, Some(Slot(1)));
+    let entries = vec![(Ballot::ZERO, Value::noop()); 2];
+    asked(&mut |r, out| r.log_read(Purpose::CatchUp(S3), Slot(1), entries.clone(), out));
+    assert_eq!(asked(&mut |r, out| r.message(now, S3, reply(2), out)).0, Some(Slot(3)));
+    // They are gone, and a snapshot is due: once for each time that the follower says where it stands.
+    let gone = asked(&mut |r, out| r.log_read(Purpose::CatchUp(S3), Slot(3), Vec::new(), out));
+    assert_eq!(gone, (None, vec![S3]));
+    assert_eq!(asked(&mut |r, out| r.turn_end(now, out)).0, None);
+    assert_eq!(asked(&mut |r, out| r.message(now, S3, reply(2), out)).0, Some(Slot(3)));
+}
+
+/// P2: a snapshot takes no vote above its slot away, and no promise.
+#[test]
+fn a_snapshot_leaves_the_votes_above_it() {
+    let votes = (4..8).map(|n| (Ballot::new(1, S2), Value::from_slice(&[n]))).collect();
+    let start = (Ballot::new(2, S3), Slot(3), votes);
+    let mut s1 = Replica::new(S1, vec![S1, S2, S3], Timeouts::default(), Time(0), 1, start);
+    step(&mut s1, Time(1), |r, out| r.install(Time(1), Slot(5), out));
+    assert_eq!((s1.promised(), s1.decided(), s1.position()), (Ballot::new(2, S3), Slot(5), Slot(5)));
+    assert_eq!(s1.entry(Slot(5)), None);
+    assert_eq!(s1.entry(Slot(6)), Some(&(Ballot::new(1, S2), Value::from_slice(&[6]))));
+    assert_eq!(s1.entry(Slot(7)), Some(&(Ballot::new(1, S2), Value::from_slice(&[7]))));
+    step(&mut s1, Time(2), |r, out| r.install(Time(2), Slot(100), out));
+    let accept = Accept {
+        ballot: Ballot::new(2, S3),
+        decided: Slot(100),
+        first: Slot(101),
+        values: vec![Value::noop()],
+    };
+    step(&mut s1, Time(3), |r, out| r.message(Time(3), S3, Message::Accept(accept), out));
+    assert_eq!(s1.position(), Slot(101), "entries follow the snapshot");
+}
