@@ -221,6 +221,16 @@ pub fn restore(
     let id = topology.shard_of_server(me);
     let mut bank = load(topology, id, recovered.snapshot, wal)?.with_limits(&limits);
     let agreed = replay(&mut bank, recovered.decided, limits.digest_slots, wal)?;
+    // P2: a server leaves no gap above what it knows as decided, unless the snapshot that stood for it is damaged.
+    let expected = (recovered.decided.0 + 1..).map(Slot);
+    if let Some((slot, ..)) = recovered.votes.iter().zip(expected).find_map(|(v, e)| (v.0 != e).then_some(v))
+    {
+        return Err(StorageError::Damaged {
+            file: recovered.damaged.first().cloned().unwrap_or_else(|| "the write-ahead log".into()),
+            offset: None,
+            what: format!("the next vote after slot {} is for slot {slot}", recovered.decided),
+        });
+    }
     let votes = recovered.votes.into_iter().map(|(_, ballot, value)| (ballot, value)).collect();
     let servers = topology.servers_of(id).collect();
     let restored = (recovered.promised, recovered.decided, votes);

@@ -143,6 +143,9 @@ impl Shard {
     }
 
     fn on_piece(&mut self, now: Time, from: NodeId, slot: Slot, n: u64, bytes: &Value, out: &mut Output) {
+        // Entries may have come meanwhile, from a server that still had them.
+        let decided = self.replica.decided();
+        self.transfer.take_if(|transfer| transfer.incoming.cut().slot <= decided);
         let Some(transfer) = &mut self.transfer else { return };
         let wanted = transfer.incoming.wanted();
         if transfer.incoming.cut().slot != slot || wanted != Some(n) || !transfer.incoming.push(&bytes.0) {
