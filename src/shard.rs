@@ -40,7 +40,7 @@ struct Queued {
     client: ClientId,
     request: u64,
     blocks: Value,
-    count: usize,
+    size: command::Size,
 }
 
 /// A slot in flight that this leader proposed.
@@ -332,19 +332,19 @@ impl Shard {
             let what = format!("{} bytes of blocks, a slot holds {}", blocks.len(), limits::VALUE_BYTES);
             return Err(Refusal::Malformed(what));
         }
-        let count = self.check(&blocks).map_err(Refusal::Malformed)?;
+        let size = self.check(&blocks).map_err(Refusal::Malformed)?;
         if self.queue_bytes + blocks.len() > self.limits.queue_bytes {
             return Err(Refusal::Busy);
         }
         self.queue_bytes += blocks.len();
-        self.queue.push_back(Queued { client, request, blocks, count });
+        self.queue.push_back(Queued { client, request, blocks, size });
         Ok(())
     }
 
-    /// Whether these blocks are well formed and belong to this shard; how many there are.
-    fn check(&self, blocks: &Value) -> Result<usize, String> {
-        let count = command::check(&blocks.0)?;
-        if count == 0 {
+    /// Whether these blocks are well formed and belong to this shard; how much there is.
+    fn check(&self, blocks: &Value) -> Result<command::Size, String> {
+        let size = command::check(&blocks.0)?;
+        if size.blocks == 0 {
             return Err("no blocks".into());
         }
         for block in command::blocks(&blocks.0) {
@@ -367,7 +367,7 @@ impl Shard {
                 }
             }
         }
-        Ok(count)
+        Ok(size)
     }
 
     fn forget(&mut self, client: ClientId) {
@@ -400,13 +400,17 @@ impl Shard {
             let mut bytes = Vec::new();
             let mut waiting = Vec::new();
             let mut single = None;
+            let mut sequences = 0;
             while let Some(next) = self.queue.front() {
-                if !waiting.is_empty() && bytes.len() + next.blocks.len() > self.limits.batch_bytes {
+                sequences += next.size.sequences;
+                let long = sequences > command::MAX_SEQUENCES;
+                let full = long || bytes.len() + next.blocks.len() > self.limits.batch_bytes;
+                if full && !waiting.is_empty() {
                     break;
                 }
                 let next = self.queue.pop_front().expect("the front was just read");
                 self.queue_bytes -= next.blocks.len();
-                waiting.push((next.client, next.request, next.count));
+                waiting.push((next.client, next.request, next.size.blocks));
                 bytes.extend_from_slice(&next.blocks.0);
                 single = Some(next.blocks);
             }

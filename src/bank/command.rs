@@ -9,7 +9,7 @@
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::config::limits::VALUE_BYTES;
+use crate::config::limits::{SESSION_WINDOW, VALUE_BYTES};
 use crate::types::{AccountId, Session, ShardId, Transfer};
 
 /// What every block begins with; `bytes` counts the header too, so that a reader can step from block to block.
@@ -32,6 +32,10 @@ const HEADER: usize = size_of::<Header>();
 /// The most sequences in one block, of any kind: what a slot full of transfers holds. A fence has no body that would
 /// bound it, and every sequence costs every server a register.
 pub const MAX_COUNT: usize = VALUE_BYTES / size_of::<TransferRecord>();
+
+/// The most sequences in one slot, unless a single block has more: a whole window of outcomes and one of prepares. Bounds
+/// the time that applying it takes.
+pub const MAX_SEQUENCES: u64 = 2 * SESSION_WINDOW;
 
 /// One transfer as it stands in a block.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -86,15 +90,22 @@ pub enum Command<'a> {
 }
 
 impl Command<'_> {
+    /// The transactions that it mentions.
+    pub fn range(&self) -> Option<Range> {
+        match self {
+            Command::Transfers { range, .. }
+            | Command::Prepare { range, .. }
+            | Command::Outcome { range, .. }
+            | Command::Fence { range } => Some(*range),
+            Command::Open | Command::Mark { .. } | Command::Close { .. } | Command::Expire { .. } => None,
+        }
+    }
+
     /// The session that its client uses with this command.
     pub fn used(&self) -> Option<Session> {
         match self {
             Command::Mark { session, .. } => Some(*session),
-            Command::Transfers { range, .. }
-            | Command::Prepare { range, .. }
-            | Command::Outcome { range, .. }
-            | Command::Fence { range } => Some(range.session),
-            Command::Open | Command::Close { .. } | Command::Expire { .. } => None,
+            other => other.range().map(|range| range.session),
         }
     }
 }
@@ -140,14 +151,26 @@ pub fn blocks(value: &[u8]) -> impl Iterator<Item = Result<Command<'_>, String>>
     })
 }
 
-/// Checks bytes that came from outside, block by block, and returns how many there are.
-pub fn check(value: &[u8]) -> Result<usize, String> {
-    let mut count = 0;
+/// What [`check`] counts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Size {
+    pub blocks: usize,
+    /// Sequences that the blocks name, together.
+    pub sequences: u64,
+}
+
+/// Checks bytes that came from outside, block by block, and returns how much there is.
+pub fn check(value: &[u8]) -> Result<Size, String> {
+    let mut size = Size::default();
     for block in blocks(value) {
-        block.map_err(|e| format!("block {}: {e}", count + 1))?;
-        count += 1;
+        let block = block.map_err(|e| format!("block {}: {e}", size.blocks + 1))?;
+        size.blocks += 1;
+        size.sequences += block.range().map_or(0, |range| u64::from(range.count));
     }
-    Ok(count)
+    if size.sequences > MAX_SEQUENCES {
+        return Err(format!("{} sequences in all; a slot has at most {MAX_SEQUENCES}", size.sequences));
+    }
+    Ok(size)
 }
 
 fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {

@@ -70,7 +70,7 @@ pub struct SessionState {
     window: u64,
     /// Registers of the sequences from `mark` on; what lies behind its end is empty.
     ring: VecDeque<u8>,
-    /// Registers beyond the window: fences and outcomes may set them, transfers and prepares may not.
+    /// Registers beyond the window, no more than it has: fences and outcomes may set them, transfers and prepares may not.
     beside: BTreeMap<u64, u8>,
     /// What is empty is a NO and stays one (T7).
     closed: bool,
@@ -103,6 +103,12 @@ impl SessionState {
     /// Whether a transfer or prepare with this sequence may set a register.
     pub fn in_window(&self, seq: u64) -> bool {
         seq < self.mark + self.window
+    }
+
+    /// Whether a fence or an outcome may set the register of this sequence. The client's oldest transaction is always in
+    /// the window, and what is closed needs no registers: so nothing waits for ever for one beside it to become free.
+    pub fn has_room(&self, seq: u64) -> bool {
+        self.in_window(seq) || (self.beside.len() as u64) < self.window
     }
 
     /// The register of a sequence at or above the mark.

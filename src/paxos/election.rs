@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::limits::RECORD_BYTES;
-use crate::paxos::leader::Leader;
+use crate::paxos::leader::{Leader, Progress};
 use crate::paxos::message::*;
 use crate::paxos::output::{Event, Output};
 use crate::paxos::replica::{Replica, Role};
@@ -217,12 +217,12 @@ impl Replica {
             return self.step_down(now, "its log has no room", out);
         }
         let mut progress: BTreeMap<_, _> =
-            self.servers.iter().map(|s| (*s, Replica::progress(now, None))).collect();
+            self.servers.iter().map(|s| (*s, Progress::new(now, None))).collect();
         for (server, promise) in &promises {
-            progress.insert(*server, Replica::progress(now, Some(promise.decided)));
+            progress.insert(*server, Progress::new(now, Some(promise.decided)));
         }
         // Its own acknowledgement comes through the message to itself, when it is durable.
-        progress.insert(self.me, Replica::progress(now, None));
+        progress.insert(self.me, Progress::new(now, None));
         self.position = self.decided;
         while self.position < phase1_end {
             let slot = self.position.next();

@@ -27,6 +27,22 @@ pub struct Progress {
     pub room: Option<u64>,
 }
 
+impl Progress {
+    /// A fresh view of one server: what its promise said, or nothing yet.
+    pub fn new(now: Time, acked: Option<Slot>) -> Progress {
+        Progress {
+            acked,
+            sent: acked.unwrap_or(Slot::ZERO),
+            sent_in_round: 0,
+            echoed: 0,
+            heard: now,
+            reading: false,
+            gone: false,
+            room: None,
+        }
+    }
+}
+
 /// A leader's state; it ends with the ballot.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Leader {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::limits::RECORD_BYTES;
 use crate::config::{Limits, Timeouts};
-use crate::paxos::leader::{Leader, Progress};
+use crate::paxos::leader::Leader;
 use crate::paxos::log::Log;
 use crate::paxos::message::*;
 use crate::paxos::output::{Event, Output, Purpose, ReadLog, Standing};
@@ -471,12 +471,16 @@ impl Replica {
         echo: Option<(u64, Option<u64>)>,
         out: &mut Output,
     ) {
-        let (promised, majority, last) = (self.promised, self.majority(), self.log.last());
-        let Role::Leader(leader) = &mut self.role else { return };
-        if ballot != promised {
+        let (promised, majority) = (self.promised, self.majority());
+        if !self.is_leader() || ballot != promised {
             return;
         }
-        assert!(position <= last, "P2: {from} accepted slot {position} which {ballot} never proposed");
+        if position > self.log.last() {
+            // Nobody accepts what this ballot never proposed. So it stands where a snapshot does, whose slots a later
+            // ballot decided, of which neither of them has heard yet.
+            return self.step_down(now, "another server stands beyond all that it proposed", out);
+        }
+        let leader = self.leading();
         let progress = leader.progress.get_mut(&from).expect("a leader tracks every server of its cluster");
         progress.heard = now;
         progress.gone = false;
@@ -494,7 +498,8 @@ impl Replica {
                 out.events.push(Event::Resending { to: from, from: position.next() });
             }
         }
-        self.decided = self.decided.max(leader.majority_position(majority));
+        let decided = leader.majority_position(majority);
+        self.decided = self.decided.max(decided);
         if from != self.me {
             self.send_entries(from, out);
         }
@@ -551,21 +556,6 @@ impl Replica {
         match &mut self.role {
             Role::Leader(leader) => leader,
             role => panic!("P2: {} acts as leader in the role {role:?}", self.me),
-        }
-    }
-
-    /// A fresh view of one server: what its promise said, or nothing yet.
-    pub(super) fn progress(now: Time, acked: Option<Slot>) -> Progress {
-        let sent = acked.unwrap_or(Slot::ZERO);
-        Progress {
-            acked,
-            sent,
-            sent_in_round: 0,
-            echoed: 0,
-            heard: now,
-            reading: false,
-            gone: false,
-            room: None,
         }
     }
 

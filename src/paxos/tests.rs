@@ -329,3 +329,13 @@ fn a_snapshot_leaves_the_votes_above_it() {
     step(&mut s1, Time(3), |r, out| r.message(Time(3), S3, Message::Accept(accept), out));
     assert_eq!(s1.position(), Slot(101), "entries follow the snapshot");
 }
+
+/// In a cluster of five, one that follows a leader of the past may be sent a snapshot by others, who have long gone on.
+#[test]
+fn a_leader_hears_of_slots_that_a_later_one_decided() {
+    let (mut s1, now) = leader();
+    let ballot = s1.promised();
+    let beyond = HeartbeatReply { ballot, round: 1, position: Slot(100), room: None };
+    step(&mut s1, now, |r, out| r.message(now, S2, Message::HeartbeatReply(beyond), out));
+    assert!(!s1.is_leader() && s1.decided() < Slot(100));
+}

@@ -196,3 +196,27 @@ fn a_leader_full_of_reads_can_still_be_found() {
     let out = turn(&mut shard, now, Input::Request { client: ClientId(1), request: probe });
     assert!(matches!(&out.replies[..], [(_, Response::Leading { request: 6, .. })]), "{:?}", out.replies);
 }
+
+/// A request of 256 KiB could name 90 million sequences with fences alone, and applying it would take seconds.
+#[test]
+fn a_request_names_no_more_sequences_than_a_window_and_its_outcomes_have() {
+    let (mut shard, now) = alone();
+    let fences = |blocks: u64| {
+        let mut bytes = Vec::new();
+        for n in 0..blocks {
+            let first = 1 + n * command::MAX_SEQUENCES / 16;
+            let count = (command::MAX_SEQUENCES / 16) as u32;
+            command::put_fence(&mut bytes, Range { session: Session::new(ShardId(2), 1), first, count });
+        }
+        let blocks = Value::from_slice(&bytes);
+        Input::Request { client: ClientId(1), request: Request::Submit { request: 1, blocks } }
+    };
+    let out = turn(&mut shard, now, fences(17));
+    assert!(matches!(&out.replies[..], [(_, Response::Refused { why: Refusal::Malformed(_), .. })]));
+    // Two that are allowed do not come into one slot.
+    let mut out = Output::default();
+    shard.step(now, fences(16), &mut out);
+    let out = turn(&mut shard, now, fences(1));
+    assert_eq!(out.replies.len(), 2);
+    assert_eq!(shard.bank().applied(), Slot(2));
+}

@@ -107,7 +107,7 @@ impl Bank {
         if within_window && !state.in_window(id.seq) {
             return Some(Status::Busy);
         }
-        register
+        register.or_else(|| (!state.has_room(id.seq)).then_some(Status::Busy))
     }
 
     /// Sets a register that is empty, or turns an undecided YES into its outcome; nothing else is ever written (T1).

@@ -33,7 +33,7 @@ impl Log {
     fn put(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> Vec<Status> {
         let mut bytes = Vec::new();
         encode(&mut bytes);
-        assert_eq!(command::check(&bytes), Ok(1));
+        assert_eq!(command::check(&bytes).map(|size| size.blocks), Ok(1));
         let slot = self.bank.applied().next();
         self.bank.apply(slot, &Value::from_slice(&bytes), &mut self.effects);
         self.effects.results[0].unpack().unwrap_or_default()
@@ -161,6 +161,29 @@ fn beyond_the_window_only_fences_and_outcomes_leave_a_record() {
     assert_eq!(log.prepare(s, far + 1, t(1, 5, 1)), Status::Aborted(Reason::NoQuorum));
     assert_eq!(log.mark(s, 3 * far), Status::Done);
     assert_eq!(log.fence(s, far), Status::Finished);
+}
+
+/// What a client may make every server remember is bounded. A register that is there is answered all the same, and there
+/// is room again once the mark has passed some.
+#[test]
+fn registers_beside_the_window_are_no_more_than_it_has() {
+    let (mut log, session) = Log::new();
+    let first = 1 + SESSION_WINDOW;
+    let mut left = SESSION_WINDOW as u32;
+    let mut seq = first;
+    while left > 0 {
+        let count = left.min(command::MAX_COUNT as u32);
+        let fenced = log.put(|out| command::put_fence(out, Range { session, first: seq, count }));
+        assert!(fenced.iter().all(|s| *s == Status::Aborted(Reason::NoQuorum)), "{fenced:?}");
+        (seq, left) = (seq + u64::from(count), left - count);
+    }
+    assert_eq!(log.fence(session, seq), Status::Busy);
+    assert_eq!(log.outcome(session, seq, false), Status::Busy);
+    assert_eq!(log.fence(session, seq - 1), Status::Aborted(Reason::NoQuorum));
+    assert_eq!(log.fence(session, 1), Status::Aborted(Reason::NoQuorum), "in the window there is room");
+    log.mark(session, 2);
+    assert_eq!(log.fence(session, seq), Status::Aborted(Reason::NoQuorum));
+    assert_eq!(log.fence(session, seq + 1), Status::Busy);
 }
 
 /// A fence of four billion sequences fits in 32 bytes, and applying it would stop every server of the shard for good.
