@@ -231,6 +231,8 @@ pub struct Limits {
     pub piece_bytes: u32,
     /// Servers compare the digests of their states after every slot that this divides (P4), and take snapshots there.
     pub digest_slots: u64,
+    /// Bytes of decided values from one snapshot to the next; at `u64::MAX` none is taken.
+    pub snapshot_bytes: u64,
     /// Bytes of a log without space that new work may not have: see [`limits::RESERVE_BYTES`].
     pub reserve_bytes: u64,
 }
@@ -251,6 +253,7 @@ impl Default for Limits {
             frame_bytes: limits::VALUE_BYTES,
             piece_bytes: limits::PIECE_BYTES,
             digest_slots: limits::DIGEST_SLOTS,
+            snapshot_bytes: limits::SNAPSHOT_BYTES,
             reserve_bytes: limits::RESERVE_BYTES,
         }
     }
@@ -297,6 +300,8 @@ pub mod limits {
     pub const RECORD_BYTES: u64 = 64;
     /// Size of a WAL segment file.
     pub const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+    /// No snapshots: the history of committed transactions is computed from the whole log, and is stored nowhere else yet.
+    pub const SNAPSHOT_BYTES: u64 = u64::MAX;
     /// Bytes of a piece of a snapshot.
     pub const PIECE_BYTES: u32 = 256 * 1024;
 }

@@ -9,11 +9,11 @@
 //!
 //! A leader's followers therefore write at the same time as it does, and nobody's disk is waited for twice.
 
-use crate::bank::{Bank, Effects, Image, Incoming};
+use crate::bank::{Bank, Effects, Image, Incoming, Verifier};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::room::record_bytes;
 use crate::paxos::{self, Message, ReadLog, Replica};
-use crate::shard::{self, Divergence, Input, Output, Shard};
+use crate::shard::{self, Cuts, Divergence, Event, Input, Output, Shard};
 use crate::storage::{CommitStats, Pieces, Recovered, StableLog, StorageError};
 use crate::txn::message::{Request, Response};
 use crate::types::{ClientId, Cut, NodeId, ShardId, Slot, Time, Value};
@@ -46,13 +46,10 @@ pub fn turn(
     let mut out = Output::default();
     let inputs: Vec<Input> = inputs.into_iter().collect();
     secure_room(now, shard, wal, inputs.iter().map(Input::demand).sum(), &mut out)?;
-    if let Some(cut) = wal.snapshot().filter(|cut| shard.snapshot_saved() != Some(*cut)) {
-        shard.step(now, Input::SnapshotSaved(cut), &mut out);
+    if wal.snapshot() != shard.snapshot_saved() {
+        shard.step(now, Input::Snapshot(wal.snapshot()), &mut out);
     } else if shard.is_installing() && !wal.writes_snapshot() {
         shard.step(now, Input::SnapshotLost, &mut out);
-    }
-    if wal.wants_snapshot() {
-        shard.step(now, Input::SnapshotWanted, &mut out);
     }
     for input in inputs {
         shard.step(now, input, &mut out);
@@ -88,7 +85,7 @@ pub fn turn(
         }
         if let Some((image, foreign)) = snapshot {
             // After the sync: the log must hold what comes behind the snapshot.
-            wal.begin_snapshot(Box::new(image), foreign)?;
+            wal.begin_snapshot(Box::new(Checked::new(image, shard)), foreign)?;
         }
 
         let mut more = false;
@@ -106,7 +103,15 @@ pub fn turn(
             more = true;
         }
         for read in pieces {
-            let bytes = wal.read_piece(read.slot, read.n)?.map(|bytes| Value(bytes.into()));
+            let bytes = wal.read_piece(read.slot, read.n).unwrap_or_else(|e| {
+                // S2: others have the same, or can do without.
+                let (slot, why) = (read.slot, e.to_string());
+                out.events.push(Event::SnapshotDamaged { slot, why });
+                wal.distrust_snapshot(slot);
+                shard.step(now, Input::Snapshot(wal.snapshot()), &mut out);
+                None
+            });
+            let bytes = bytes.map(|bytes| Value(bytes.into()));
             shard.step(now, Input::PieceRead { read, bytes }, &mut out);
             more = true;
         }
@@ -144,13 +149,29 @@ fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {
     Ok(Input::LogRead { purpose, first: from, entries })
 }
 
-impl Pieces for Image {
+/// An image that is compared with the digest it stands for while it is written: once it is durable, log in front of it
+/// goes.
+#[derive(Debug)]
+struct Checked {
+    image: Image,
+    verifier: Verifier,
+}
+
+impl Checked {
+    fn new(image: Image, shard: &Shard) -> Checked {
+        Checked { verifier: Verifier::new(image.cut(), shard.topology(), shard.shard()), image }
+    }
+}
+
+impl Pieces for Checked {
     fn cut(&self) -> Cut {
-        Image::cut(self)
+        self.image.cut()
     }
 
-    fn piece(&self, n: u64) -> Vec<u8> {
-        Image::piece(self, n)
+    fn piece(&mut self, n: u64) -> std::io::Result<Vec<u8>> {
+        let piece = self.image.piece(n);
+        self.verifier.push(&piece).map_err(std::io::Error::other)?;
+        Ok(piece)
     }
 }
 
@@ -163,7 +184,7 @@ fn load(
     topology: Topology,
     id: ShardId,
     snapshot: Option<Cut>,
-    wal: &impl StableLog,
+    wal: &mut impl StableLog,
 ) -> Result<Bank, StorageError> {
     let Some(cut) = snapshot else { return Ok(Bank::new(topology, id)) };
     let file = format!("the snapshot of slot {}", cut.slot);
@@ -181,6 +202,7 @@ fn load(
 /// Applies every decided value of a log that a bank does not know yet. Returns the last agreed slot, and its digest.
 fn replay(
     bank: &mut Bank,
+    cuts: &mut Cuts,
     decided: Slot,
     digest_slots: u64,
     wal: &impl StableLog,
@@ -201,6 +223,7 @@ fn replay(
         for (slot, _, value) in entries {
             if slot <= decided {
                 bank.apply(slot, &value, &mut effects);
+                cuts.applied(bank, &value);
                 last = agreed(bank).or(last);
             }
         }
@@ -208,19 +231,21 @@ fn replay(
     Ok(last)
 }
 
-/// Puts a server together from its log: the bank from its snapshot and by applying what was decided after it, the replica from promise and votes.
+/// Puts a server together from its log: the bank from its snapshot and by applying what was decided after it, the replica
+/// from promise and votes.
 pub fn restore(
     me: NodeId,
     topology: Topology,
     (timeouts, limits): (Timeouts, Limits),
     now: Time,
     random: u64,
-    wal: &impl StableLog,
+    wal: &mut impl StableLog,
     recovered: Recovered,
 ) -> Result<Shard, StorageError> {
     let id = topology.shard_of_server(me);
     let mut bank = load(topology, id, recovered.snapshot, wal)?.with_limits(&limits);
-    let agreed = replay(&mut bank, recovered.decided, limits.digest_slots, wal)?;
+    let mut cuts = Cuts::new(&limits);
+    let agreed = replay(&mut bank, &mut cuts, recovered.decided, limits.digest_slots, wal)?;
     // P2: a server leaves no gap above what it knows as decided, unless the snapshot that stood for it is damaged.
     let expected = (recovered.decided.0 + 1..).map(Slot);
     if let Some((slot, ..)) = recovered.votes.iter().zip(expected).find_map(|(v, e)| (v.0 != e).then_some(v))
@@ -236,7 +261,7 @@ pub fn restore(
     let restored = (recovered.promised, recovered.decided, votes);
     let replica = Replica::new(me, servers, timeouts, now, random, restored);
     let shard = Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits);
-    let mut shard = shard.with_snapshot(recovered.snapshot);
+    let mut shard = shard.with_snapshot(recovered.snapshot, cuts);
     if let Some((slot, digest)) = agreed {
         shard.remember_digest(slot, digest);
     }

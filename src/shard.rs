@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::bank::command::{self, Command};
-use crate::bank::{Bank, Effects, Image, validate};
+use crate::bank::{Bank, Effects, validate};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::{Message, Replica, Standing};
 use crate::txn::message::{Refusal, Request, Response};
@@ -17,6 +17,7 @@ use crate::txn::{self, Coordinator};
 use crate::types::{AccountId, Ballot, ClientId, Cut, NodeId, Reason, ShardId, Slot, Time, TxnId, Value};
 
 mod catch_up;
+mod cuts;
 mod digests;
 mod idle;
 mod io;
@@ -25,6 +26,7 @@ mod space;
 
 pub use catch_up::ReadPiece;
 use catch_up::Transfer;
+pub use cuts::Cuts;
 pub use io::{Event, Input, Output};
 
 use digests::Comparison;
@@ -89,12 +91,12 @@ pub struct Shard {
     idle: Idle,
     recoverer: Coordinator,
     random: u64,
-    snapshot_wanted: bool,
-    /// A snapshot of its own that no majority has confirmed yet.
-    snapshot_cut: Option<Image>,
+    cuts: Cuts,
     snapshot_saved: Option<Cut>,
     /// A snapshot that another server sends.
     transfer: Option<Transfer>,
+    /// Before this no snapshot is asked for: there was no space for the last one.
+    no_transfer_before: Time,
     /// One that is complete, and not durable yet.
     installing: Option<Bank>,
 }
@@ -132,17 +134,17 @@ impl Shard {
             idle: Idle::default(),
             recoverer,
             random: u64::from(me.0),
-            snapshot_wanted: false,
-            snapshot_cut: None,
+            cuts: Cuts::new(&Limits::default()),
             snapshot_saved: None,
             transfer: None,
+            no_transfer_before: Time::default(),
             installing: None,
         }
     }
 
-    /// The same with the newest snapshot on its disk.
-    pub fn with_snapshot(self, snapshot_saved: Option<Cut>) -> Shard {
-        Shard { snapshot_saved, ..self }
+    /// The same with the newest snapshot on its disk, and what was counted since.
+    pub fn with_snapshot(self, snapshot_saved: Option<Cut>, cuts: Cuts) -> Shard {
+        Shard { snapshot_saved, cuts, ..self }
     }
 
     /// Whether a snapshot that another server sent is complete, and not durable yet.
@@ -165,6 +167,14 @@ impl Shard {
 
     pub fn id(&self) -> NodeId {
         self.me
+    }
+
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    pub fn topology(&self) -> &Topology {
+        &self.topology
     }
 
     pub fn replica(&self) -> &Replica {
@@ -225,9 +235,8 @@ impl Shard {
                 }
             }
             Input::Room(room) => self.replica.set_room(now, room, &mut out.paxos),
-            Input::SnapshotWanted => self.snapshot_wanted = true,
-            Input::SnapshotSaved(cut) => self.on_snapshot_saved(now, cut, out),
-            Input::SnapshotLost => self.installing = None,
+            Input::Snapshot(cut) => self.on_snapshot(now, cut, out),
+            Input::SnapshotLost => self.on_snapshot_lost(now),
             Input::PieceRead { read, bytes } => self.send_piece(read, bytes, out),
             Input::Resume => {
                 self.comparison.resume();
@@ -241,6 +250,10 @@ impl Shard {
                 self.propose_queue(now, out);
                 self.begin_reads(out);
                 self.replica.turn_end(now, &mut out.paxos);
+                if self.installing.is_some() {
+                    // It is being written; a campaign's clock stands still meanwhile.
+                    self.replica.catching_up(now);
+                }
             }
         }
         self.offer_snapshots(out);
@@ -479,8 +492,10 @@ impl Shard {
         while self.bank.applied() < self.replica.decided() {
             let slot = self.bank.applied().next();
             let (_, value) = self.replica.entry(slot).expect("P2: a decided slot has its value in the log");
-            self.bank.apply(slot, &value.clone(), &mut effects);
+            let value = value.clone();
+            self.bank.apply(slot, &value, &mut effects);
             self.comparison.applied(slot, self.bank.digest());
+            self.cuts.applied(&self.bank, &value);
             if self.leading.is_some() {
                 for id in std::mem::take(&mut effects.prepared) {
                     self.arm(now, id);
@@ -491,10 +506,6 @@ impl Shard {
                 if effects.crowded {
                     self.idle.crowded(now, self.timeouts.session_idle(), &self.bank);
                 }
-            }
-            // After the same slots everywhere, so that a server that is sent one can get it from any other.
-            if slot.0.is_multiple_of(self.limits.digest_slots) {
-                self.cut_snapshot(slot);
             }
             let Some(batch) = self.pending.remove(&slot) else { continue };
             let mut results = std::mem::take(&mut effects.results).into_iter();

@@ -201,6 +201,14 @@ impl Cut {
         self.bytes.div_ceil(u64::from(self.piece_bytes))
     }
 
+    /// Whether a state with this digest is the one that was cut (P4).
+    pub fn check(&self, digest: u64) -> Result<(), String> {
+        let expected = self.digest;
+        (digest == expected).then_some(()).ok_or_else(|| {
+            format!("P4: the digest after slot {} is {digest:016x}, not {expected:016x}", self.slot)
+        })
+    }
+
     /// Where the `n`-th piece begins, counted from 0, and how long it is; no bytes beyond the last.
     pub fn piece(&self, n: u64) -> (u64, usize) {
         let whole = u64::from(self.piece_bytes);

@@ -121,6 +121,35 @@ const ISSUED: u64 = 5;
 const FLOOR: u64 = 6;
 const CLOSED: u64 = 7;
 
+/// The share of consecutive accounts, from `first` on.
+pub(super) fn digest_balances(first: u64, balances: impl Iterator<Item = u64>) -> u64 {
+    let shares = (first..).zip(balances).map(|(account, balance)| share(BALANCE, account, balance));
+    shares.fold(0, u64::wrapping_add)
+}
+
+/// The share of everything else.
+pub(super) fn digest_rest(
+    next_session: u64,
+    floors: &BTreeMap<ShardId, u64>,
+    sessions: &BTreeMap<Session, SessionState>,
+    holds: &BTreeMap<TxnId, Hold>,
+) -> u64 {
+    let mut digest = share(ISSUED, 0, next_session);
+    let mut add = |share: u64| digest = digest.wrapping_add(share);
+    holds.iter().for_each(|(id, hold)| add(hold_share(*id, hold)));
+    floors.iter().for_each(|(issuer, floor)| add(share(FLOOR, u64::from(issuer.0), *floor)));
+    for (session, state) in sessions {
+        add(share(MARK, session.0, state.mark()));
+        if state.is_closed() {
+            add(share(CLOSED, session.0, 0));
+        }
+        for (seq, register) in state.registers() {
+            add(register_share(TxnId { session: *session, seq }, register));
+        }
+    }
+    digest
+}
+
 impl Bank {
     /// The shard as it is opened: every account holds the initial balance.
     pub fn new(topology: Topology, shard: ShardId) -> Bank {
@@ -192,23 +221,9 @@ impl Bank {
     }
 
     fn digest_anew(&self) -> u64 {
-        let mut digest = share(ISSUED, 0, self.next_session);
-        let mut add = |share: u64| digest = digest.wrapping_add(share);
-        for (account, balance) in (self.first_account..).zip(self.balances.iter()) {
-            add(share(BALANCE, account, balance));
-        }
-        self.holds.iter().for_each(|(id, hold)| add(hold_share(*id, hold)));
-        self.floors.iter().for_each(|(issuer, floor)| add(share(FLOOR, u64::from(issuer.0), *floor)));
-        for (session, state) in &self.sessions {
-            add(share(MARK, session.0, state.mark()));
-            if state.is_closed() {
-                add(share(CLOSED, session.0, 0));
-            }
-            for (seq, register) in state.registers() {
-                add(register_share(TxnId { session: *session, seq }, register));
-            }
-        }
-        digest
+        let balances = digest_balances(self.first_account, self.balances.iter());
+        let rest = digest_rest(self.next_session, &self.floors, &self.sessions, &self.holds);
+        balances.wrapping_add(rest)
     }
 
     /// The same with other bounds than the usual ones.

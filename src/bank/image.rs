@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bank::apply::{Bank, Hold};
+use crate::bank::apply::{Bank, Hold, digest_balances, digest_rest};
 use crate::bank::balances::Balances;
 use crate::bank::session::SessionState;
 use crate::codec;
@@ -56,6 +56,30 @@ pub(super) struct Parts {
     pub floors: BTreeMap<ShardId, u64>,
     pub sessions: BTreeMap<Session, SessionState>,
     pub holds: BTreeMap<TxnId, Hold>,
+}
+
+impl Parts {
+    fn decode(mut rest: &[u8]) -> Result<Parts, String> {
+        let mut parts = Parts::default();
+        while let Some((bytes, behind)) = rest.split_first_chunk::<4>() {
+            let bytes = u32::from_le_bytes(*bytes) as usize;
+            let part = behind.get(..bytes).ok_or("it ends in the middle of a part")?;
+            match codec::decode(part)? {
+                Part::NextSession(number) => parts.next_session = number,
+                Part::Floor(issuer, floor) => _ = parts.floors.insert(issuer, floor),
+                Part::Session(session, image) => {
+                    let state = SessionState::from_image(image).map_err(|e| format!("{session}: {e}"))?;
+                    parts.sessions.insert(session, state);
+                }
+                Part::Hold(id, hold) => _ = parts.holds.insert(id, hold),
+            }
+            rest = &behind[bytes..];
+        }
+        if parts.next_session == 0 || !rest.is_empty() {
+            return Err("it ends too early".into());
+        }
+        Ok(parts)
+    }
 }
 
 /// A guard for memory: no rest is ever as long.
@@ -106,6 +130,45 @@ impl Bank {
         }
         let (slot, digest, balances) = (self.applied(), self.digest(), self.balances.clone());
         Image { slot, digest, piece_bytes, balances, rest: rest.into() }
+    }
+}
+
+/// Computes the digest of an image anew, piece by piece, without keeping its balances.
+#[derive(Debug)]
+pub struct Verifier {
+    cut: Cut,
+    next_account: u64,
+    /// Bytes of balances, and of everything, that are still to come.
+    dense: usize,
+    left: u64,
+    digest: u64,
+    rest: Vec<u8>,
+}
+
+impl Verifier {
+    pub fn new(cut: Cut, topology: &Topology, shard: ShardId) -> Verifier {
+        let next_account = *topology.accounts_of(shard).start();
+        let (dense, left) = (accounts(topology, shard) * 8, cut.bytes);
+        Verifier { cut, next_account, dense, left, digest: 0, rest: Vec::new() }
+    }
+
+    /// Takes in the next piece.
+    ///
+    /// # Errors
+    ///
+    /// It was the last one, and they are not the state that the digest stands for (P4).
+    pub fn push(&mut self, piece: &[u8]) -> Result<(), String> {
+        let (dense, rest) = piece.split_at(piece.len().min(self.dense));
+        self.digest = self.digest.wrapping_add(digest_balances(self.next_account, numbers(dense)));
+        self.next_account += dense.len() as u64 / 8;
+        self.dense -= dense.len();
+        self.rest.extend_from_slice(rest);
+        self.left -= piece.len() as u64;
+        if self.left > 0 {
+            return Ok(());
+        }
+        let Parts { next_session, floors, sessions, holds } = Parts::decode(&self.rest)?;
+        self.cut.check(self.digest.wrapping_add(digest_rest(next_session, &floors, &sessions, &holds)))
     }
 }
 
@@ -162,34 +225,15 @@ impl Incoming {
         }
         let accounts = accounts(&topology, shard);
         let (dense, rest) = bytes.split_at(accounts * 8);
-        let numbers =
-            dense.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of eight bytes")));
-        let balances = Balances::collect(accounts, numbers).expect("as many as accounts");
-        let mut parts = Parts::default();
-        let mut rest = rest;
-        while let Some((bytes, behind)) = rest.split_first_chunk::<4>() {
-            let bytes = u32::from_le_bytes(*bytes) as usize;
-            let part = behind.get(..bytes).ok_or("it ends in the middle of a part")?;
-            match codec::decode(part)? {
-                Part::NextSession(number) => parts.next_session = number,
-                Part::Floor(issuer, floor) => _ = parts.floors.insert(issuer, floor),
-                Part::Session(session, image) => {
-                    let state = SessionState::from_image(image).map_err(|e| format!("{session}: {e}"))?;
-                    parts.sessions.insert(session, state);
-                }
-                Part::Hold(id, hold) => _ = parts.holds.insert(id, hold),
-            }
-            rest = &behind[bytes..];
-        }
-        if parts.next_session == 0 || !rest.is_empty() {
-            return Err("it ends too early".into());
-        }
-        let bank = Bank::from_parts(topology, shard, cut.slot, balances, parts)?;
-        if bank.digest() != cut.digest {
-            return Err(format!("P4: its digest is {:016x}, not {:016x}", bank.digest(), cut.digest));
-        }
+        let balances = Balances::collect(accounts, numbers(dense)).expect("as many as accounts");
+        let bank = Bank::from_parts(topology, shard, cut.slot, balances, Parts::decode(rest)?)?;
+        cut.check(bank.digest())?;
         Ok(bank)
     }
+}
+
+fn numbers(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of eight bytes")))
 }
 
 fn accounts(topology: &Topology, shard: ShardId) -> usize {

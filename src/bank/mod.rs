@@ -19,5 +19,5 @@ mod session;
 mod status;
 
 pub use apply::{Bank, Committed, Effects, Hold, validate};
-pub use image::{Image, Incoming};
+pub use image::{Image, Incoming, Verifier};
 pub use status::{BlockResult, Status};

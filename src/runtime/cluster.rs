@@ -236,11 +236,14 @@ pub fn prepare<D: Disk>(
     context: Context,
     timeouts: Timeouts,
     clock: Clock,
-    (wal, recovered): (Wal<D>, crate::storage::Recovered),
+    (mut wal, recovered): (Wal<D>, crate::storage::Recovered),
     around: Threading,
 ) -> Result<Setup<D>, String> {
     if let Some(torn) = &recovered.torn {
         log::warn!("{server}: {torn}");
+    }
+    for damaged in &recovered.damaged {
+        log::warn!("{server}: {damaged}; an older snapshot and the log behind it give the same state");
     }
     let now = clock.now();
     let shard = drive::restore(
@@ -249,7 +252,7 @@ pub fn prepare<D: Disk>(
         (timeouts, Limits::default()),
         now,
         rand::random(),
-        &wal,
+        &mut wal,
         recovered,
     )
     .map_err(|e| format!("{server}: {e}"))?;

@@ -506,6 +506,9 @@ impl Ports for NodePorts<'_> {
             SnapshotRefused { from, slot, why } => {
                 log::error!("{}: the snapshot of slot {slot} that {from} sent is refused: {why}", self.me)
             }
+            SnapshotDamaged { slot, why } => {
+                log::warn!("{}: the snapshot of slot {slot} cannot be sent: {why}", self.me)
+            }
             DigestsDiffer { slot } => {
                 log::warn!(
                     "{}: others have another state after slot {slot}; it waits for a majority",

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Servers take snapshots after the same slots, and equal states are equal bytes, so a transfer goes on at any server that
-//! has the same snapshot: after a change of leader, and after a connection broke.
+//! has the same snapshot: after a change of leader, and after a connection broke. Who sends one keeps it to the end, and
+//! who is sent one stays with it, so that transfers end however often servers take new ones.
 
 use std::time::Duration;
 
@@ -37,8 +38,10 @@ pub struct ReadPiece {
     pub n: u64,
 }
 
-/// Agreed slots for which a cut waits to be confirmed before a later one takes its place.
-const CUT_PATIENCE: u64 = 8;
+/// Election time-outs without an answer after which a transfer is given up for that of a newer snapshot.
+const GIVE_UP: u32 = 4;
+/// How long a server without space for a snapshot asks for no other.
+const AFTER_LOSS: Duration = Duration::from_secs(5);
 
 impl Shard {
     /// The server that sends this one a snapshot.
@@ -46,22 +49,13 @@ impl Shard {
         self.transfer.as_ref().map(|transfer| transfer.from)
     }
 
-    /// Cuts a snapshot after an agreed slot, if one is wanted and none waits.
-    pub(super) fn cut_snapshot(&mut self, slot: Slot) {
-        let patience = CUT_PATIENCE * self.limits.digest_slots;
-        let waits = self.snapshot_cut.as_ref().is_some_and(|cut| slot.0 < cut.cut().slot.0 + patience);
-        if self.snapshot_wanted && !waits {
-            self.snapshot_cut = Some(self.bank.image(self.limits.piece_bytes));
-        }
-    }
-
-    /// Hands out a cut once a majority has confirmed its digest (P4): what others are sent, and what the log in front of
-    /// it is given up for, is a state that a majority has.
+    /// Hands out the cut of this server's own state, once it may be written.
     pub(super) fn begin_snapshot(&mut self, out: &mut Output) {
-        let confirmed = self.comparison.confirmed().map_or(Slot::ZERO, |(slot, _)| slot);
-        if let Some(image) = self.snapshot_cut.take_if(|image| image.cut().slot <= confirmed) {
-            self.snapshot_wanted = false;
-            out.snapshot.get_or_insert((image, false));
+        let Some((confirmed, _)) = self.comparison.confirmed() else { return };
+        if out.snapshot.is_none()
+            && let Some(image) = self.cuts.take_confirmed(confirmed)
+        {
+            out.snapshot = Some((image, false));
         }
     }
 
@@ -105,15 +99,16 @@ impl Shard {
     }
 
     fn on_offer(&mut self, now: Time, from: NodeId, cut: Cut, out: &mut Output) {
-        if cut.slot <= self.replica.decided() || self.installing.is_some() {
+        let early = now < self.no_transfer_before;
+        if cut.slot <= self.replica.decided() || self.installing.is_some() || early {
             return;
         }
-        let timeout = self.timeouts.election();
+        let give_up = self.timeouts.election() * GIVE_UP;
         if let Some(transfer) = &self.transfer {
             let idle = now.since(transfer.active);
             let same = transfer.incoming.cut() == cut;
             // A question may be lost, and so may its answer. And nobody may have the snapshot any more.
-            if same && idle < self.patience() || !same && idle < timeout {
+            if same && idle < self.patience() || !same && idle < give_up {
                 return;
             }
         }
@@ -167,9 +162,17 @@ impl Shard {
         }
     }
 
-    /// A snapshot is durable: if it came from another server, this one now goes on from there (P1: not before).
-    pub(super) fn on_snapshot_saved(&mut self, now: Time, cut: Cut, out: &mut Output) {
-        self.snapshot_saved = Some(cut);
+    /// There was no space for the snapshot of another server. Entries may still come.
+    pub(super) fn on_snapshot_lost(&mut self, now: Time) {
+        self.installing = None;
+        self.no_transfer_before = now + AFTER_LOSS;
+    }
+
+    /// A snapshot is durable: if it came from another server, this one now goes on from there (P1: not before). Or one
+    /// turned out to be damaged.
+    pub(super) fn on_snapshot(&mut self, now: Time, cut: Option<Cut>, out: &mut Output) {
+        self.snapshot_saved = cut;
+        let Some(cut) = cut else { return };
         let Some(bank) = self.installing.take_if(|bank| bank.applied() <= cut.slot) else { return };
         // Entries may have come meanwhile, from a server that still had them.
         if bank.applied() > self.replica.decided() && !self.replica.is_leader() {
@@ -181,6 +184,7 @@ impl Shard {
         let slot = bank.applied();
         self.comparison.applied(slot, bank.digest());
         self.bank = bank;
+        self.cuts.jumped();
         self.replica.install(now, slot, &mut out.paxos);
         out.events.push(Event::SnapshotInstalled { slot });
     }

@@ -39,10 +39,8 @@ pub enum Input {
     /// How many bytes of records are certain to fit into the log; `None` while the disk gives space. Before a turn, and
     /// after each group of records that was written.
     Room(Option<u64>),
-    /// So much log lies behind the last snapshot that another one is due.
-    SnapshotWanted,
-    /// A snapshot is durable.
-    SnapshotSaved(Cut),
+    /// The newest snapshot that is durable is another one than before, or there is none any more.
+    Snapshot(Option<Cut>),
     /// There was no space for the snapshot that another server sent.
     SnapshotLost,
     /// What [`ReadPiece`] asked for, if it is there.
@@ -115,6 +113,11 @@ pub enum Event {
     /// What came is no state of this shard, or not the one that was announced (P4).
     SnapshotRefused {
         from: NodeId,
+        slot: Slot,
+        why: String,
+    },
+    /// A snapshot on disk cannot be read; nothing is done with it any more (S2).
+    SnapshotDamaged {
         slot: Slot,
         why: String,
     },

@@ -50,10 +50,6 @@ impl StableLog for DoomedLog<'_> {
         self.wal.read(from, max_bytes)
     }
 
-    fn wants_snapshot(&self) -> bool {
-        self.wal.wants_snapshot()
-    }
-
     fn writes_snapshot(&self) -> bool {
         self.wal.has_work()
     }
@@ -66,25 +62,30 @@ impl StableLog for DoomedLog<'_> {
         self.wal.snapshot()
     }
 
-    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+    fn read_piece(&mut self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
         self.wal.read_piece(slot, n)
+    }
+
+    fn distrust_snapshot(&mut self, slot: Slot) {
+        self.wal.distrust_snapshot(slot);
     }
 }
 
 /// The log as a server reads it whose memory fails it: of one decided value a bit is wrong. The disk is sound.
 pub struct MisreadLog<'a> {
-    pub wal: &'a Wal<SimDisk>,
+    pub wal: &'a mut Wal<SimDisk>,
     pub misread: Option<(Slot, Value)>,
 }
 
 impl<'a> MisreadLog<'a> {
     /// Misreads an amount in the last value up to `last` that has one.
-    pub fn new(wal: &'a Wal<SimDisk>, last: Slot) -> MisreadLog<'a> {
+    pub fn new(wal: &'a mut Wal<SimDisk>, last: Slot) -> MisreadLog<'a> {
         let wrong = |slot| {
             let (_, _, value) = wal.read(slot, 0).ok()?.into_iter().next()?;
             Some((slot, with_other_amount(&value)?))
         };
-        MisreadLog { wal, misread: (1..=last.0).rev().find_map(|slot| wrong(Slot(slot))) }
+        let misread = (1..=last.0).rev().find_map(|slot| wrong(Slot(slot)));
+        MisreadLog { wal, misread }
     }
 }
 
@@ -129,10 +130,6 @@ impl StableLog for MisreadLog<'_> {
         panic!("a server that starts writes nothing");
     }
 
-    fn wants_snapshot(&self) -> bool {
-        false
-    }
-
     fn writes_snapshot(&self) -> bool {
         false
     }
@@ -145,8 +142,12 @@ impl StableLog for MisreadLog<'_> {
         self.wal.snapshot()
     }
 
-    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+    fn read_piece(&mut self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
         self.wal.read_piece(slot, n)
+    }
+
+    fn distrust_snapshot(&mut self, slot: Slot) {
+        self.wal.distrust_snapshot(slot);
     }
 }
 

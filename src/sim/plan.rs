@@ -248,7 +248,8 @@ fn snapshots(rng: &mut SplitMix64, limits: &mut Limits) -> Retention {
     limits.digest_slots = limits.digest_slots.min(1 << rng.below(4));
     // Pieces so small that a transfer takes long.
     limits.piece_bytes = if rng.one_in(4) { 64 << rng.below(4) } else { 8 };
-    Retention { snapshot_bytes: 1_000 + rng.below(30_000), audit_bytes: rng.below(2) * 40_000 }
+    limits.snapshot_bytes = 500 + rng.below(10_000);
+    Retention { audit_bytes: rng.below(2) * 40_000 }
 }
 
 /// In half of the runs nothing, in the others something below `most`.

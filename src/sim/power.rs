@@ -125,14 +125,14 @@ impl World {
         let mut sights = Vec::new();
         let misreads = std::mem::take(&mut server.misreads);
         let mut misread = None;
-        let started = Wal::open(server.disk.clone(), expected).and_then(|(wal, recovered)| {
+        let started = Wal::open(server.disk.clone(), expected).and_then(|(mut wal, recovered)| {
             sights.extend(recovered.torn.is_some().then_some(Seen::TornTailCut));
             sights.extend(recovered.snapshot.is_some().then_some(Seen::StartedFromSnapshot));
             sights.extend((!recovered.damaged.is_empty()).then_some(Seen::SnapshotDamaged));
             sights.extend((!recovered.votes.is_empty()).then_some(Seen::Restarted));
             let nothing = if misreads { recovered.decided } else { Slot::ZERO };
-            let log = MisreadLog::new(&wal, nothing);
-            let shard = drive::restore(id, topology, (timeouts, limits), local, random, &log, recovered)?;
+            let mut log = MisreadLog::new(&mut wal, nothing);
+            let shard = drive::restore(id, topology, (timeouts, limits), local, random, &mut log, recovered)?;
             misread = log.misread.map(|(slot, _)| slot);
             Ok(Running { shard, wal: wal.with_retention(retention) })
         });

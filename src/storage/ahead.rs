@@ -75,6 +75,11 @@ impl<D: Disk> Wal<D> {
         let number = self.end.segment + 1 + self.ready.len() as u32;
         match self.fill_step(number) {
             Ok(()) => Ok(()),
+            // The log comes first.
+            Err(e) if is_full(&e) && self.writing.is_some() => {
+                self.abandon_snapshot()?;
+                self.fill()
+            }
             Err(e) if is_full(&e) => {
                 self.full = true;
                 Err(e)

@@ -88,8 +88,6 @@ pub trait StableLog {
     ///
     /// The disk cannot be read, or what it gives back is damaged.
     fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>>;
-    /// See [`Wal::wants_snapshot`].
-    fn wants_snapshot(&self) -> bool;
     /// Whether a snapshot is in the making. One that finds the disk full is given up.
     fn writes_snapshot(&self) -> bool;
     /// See [`Wal::begin_snapshot`].
@@ -105,7 +103,9 @@ pub trait StableLog {
     /// # Errors
     ///
     /// The disk cannot be read, or what it gives back is damaged.
-    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>>;
+    fn read_piece(&mut self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>>;
+    /// See [`Wal::distrust_snapshot`].
+    fn distrust_snapshot(&mut self, slot: Slot);
 }
 
 /// What the log says after a restart.
@@ -147,14 +147,14 @@ pub enum StorageError {
 impl fmt::Display for StorageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StorageError::Io { file, doing, source } => {
+            StorageError::Io { source, .. } => {
                 let todo = match source.kind() {
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                         "the disk is full, free some space and start again"
                     }
                     _ => "check the disk and the directory's permissions",
                 };
-                write!(f, "{file}: cannot {doing}: {source}; {todo}")
+                write!(f, "{}; {todo}", self.what())
             }
             StorageError::NotFormatted => {
                 write!(
@@ -177,16 +177,23 @@ impl fmt::Display for StorageError {
                 "{file}: belongs to {field} {found}, but this server was started for {field} {expected}; use the \
                  directory or the configuration that fits"
             ),
-            StorageError::Damaged { file, offset, what } => {
-                write!(f, "{file}")?;
-                if let Some(offset) = offset {
-                    write!(f, " at offset {offset}")?;
-                }
-                write!(
-                    f,
-                    ": damaged (S2): {what}; keep this directory for inspection and do not start from it"
-                )
+            StorageError::Damaged { .. } => {
+                write!(f, "{}; keep this directory for inspection and do not start from it", self.what())
             }
+        }
+    }
+}
+
+impl StorageError {
+    /// What is wrong, without what to do about it.
+    pub fn what(&self) -> String {
+        match self {
+            StorageError::Damaged { file, offset: Some(offset), what } => {
+                format!("{file} at offset {offset}: damaged (S2): {what}")
+            }
+            StorageError::Damaged { file, offset: None, what } => format!("{file}: damaged (S2): {what}"),
+            StorageError::Io { file, doing, source } => format!("{file}: cannot {doing}: {source}"),
+            other => other.to_string(),
         }
     }
 }

@@ -37,7 +37,7 @@ impl<D: Disk> Wal<D> {
         for name in names.iter().filter(|name| is_leftover(name)) {
             disk.remove(name).map_err(io_error(name, "remove"))?;
         }
-        let (snapshots, damaged) = open_snapshots(&disk, &names, &identity)?;
+        let (snapshots, damaged) = open_snapshots(&disk, &names, &identity);
         let newest = snapshots.last().copied();
         let (contents, start) = match newest {
             Some(Snapshot { cut, start, .. }) => (Contents::behind(cut.slot), start),
@@ -111,11 +111,7 @@ fn is_leftover(name: &str) -> bool {
 }
 
 /// The newest snapshot that is whole, and the one before it, the newest last; and what is damaged among them.
-fn open_snapshots<D: Disk>(
-    disk: &D,
-    names: &[String],
-    identity: &Identity,
-) -> Result<(Vec<Snapshot>, Vec<String>), StorageError> {
+fn open_snapshots<D: Disk>(disk: &D, names: &[String], identity: &Identity) -> (Vec<Snapshot>, Vec<String>) {
     let mut slots: Vec<Slot> = names.iter().filter_map(|name| snapshot::slot_of(name)).collect();
     slots.sort_unstable();
     let (mut good, mut damaged) = (Vec::new(), Vec::new());
@@ -123,11 +119,11 @@ fn open_snapshots<D: Disk>(
         // The older one is read only when it is needed.
         match snapshot::open(disk, slot, identity, good.is_empty()) {
             Ok(snapshot) => good.insert(0, snapshot),
-            Err(e @ StorageError::Damaged { .. }) => damaged.push(e.to_string()),
-            Err(e) => return Err(e),
+            // Also where the disk cannot read it: the log behind the older one says the same.
+            Err(e) => damaged.push(e.what()),
         }
     }
-    Ok((good, damaged))
+    (good, damaged)
 }
 
 /// Checks that no file is missing that must be there, and returns the first and the last segment of the gapless run that

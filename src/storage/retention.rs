@@ -1,45 +1,38 @@
-//! When snapshots are taken, and what goes once they are there: old snapshots, and the segments of the log before them.
+//! What goes once a snapshot is there: old snapshots, and the segments of the log before them.
 
 use std::io;
 
 use super::disk::Disk;
-use super::format::{Position, segment_name};
+use super::format::segment_number;
 use super::snapshot::{self, Pieces, Snapshot, Start, Writing};
 use super::wal::{Wal, is_full, sync};
 use crate::types::{Cut, Slot};
 
-/// When a snapshot is due, and how much of the log is kept that no restart needs.
+/// How much of the log is kept that no restart needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Retention {
-    /// Bytes of log behind the newest snapshot after which another one is wanted.
-    pub snapshot_bytes: u64,
     /// Bytes of older log that are kept as the audit log, rounded up to a segment.
     pub audit_bytes: u64,
 }
 
-/// No snapshots: the history of committed transactions is computed from the whole log, and is stored nowhere else yet.
 impl Default for Retention {
     fn default() -> Retention {
-        Retention { snapshot_bytes: u64::MAX, audit_bytes: u64::MAX }
+        Retention { audit_bytes: u64::MAX }
     }
 }
 
-impl<D: Disk> Wal<D> {
-    /// Whether so much log lies behind the newest snapshot that the next one should be begun.
-    pub fn wants_snapshot(&self) -> bool {
-        let start = self.snapshots.last().map_or(Position::start_of(1), |s| s.start.at);
-        let behind = u64::from(self.end.segment.saturating_sub(start.segment)) * self.segment_bytes
-            + self.end.offset.saturating_sub(start.offset);
-        self.failed.is_none() && self.writing.is_none() && behind >= self.retention.snapshot_bytes
-    }
+/// Snapshots that are kept although there are two newer ones, since they are being sent.
+const SENT_AT_MOST: usize = 4;
 
-    /// Begins to write a snapshot; [`Wal::prepare_ahead`] goes on with it. Nothing happens if a newer one is there or in
-    /// the making. Every slot up to the snapshot's is decided; `foreign` if the log here does not lead up to it.
+impl<D: Disk> Wal<D> {
+    /// Begins to write a snapshot; [`Wal::prepare_ahead`] goes on with it. Nothing happens if a newer one is there, and the
+    /// one in the making is given up only for a newer one from elsewhere. Every slot up to the snapshot's is decided;
+    /// `foreign` if the log here does not lead up to it.
     pub fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {
         self.check()?;
         let slot = source.cut().slot;
         let newest = self.snapshots.last().map_or(Slot::ZERO, |s| s.cut.slot);
-        if slot <= newest || self.writing.as_ref().is_some_and(|w| w.slot() >= slot) {
+        if slot <= newest || self.writing.as_ref().is_some_and(|w| w.slot() >= slot || !foreign) {
             return Ok(());
         }
         // Votes that come later stand behind the end, wherever their slots are.
@@ -57,11 +50,11 @@ impl<D: Disk> Wal<D> {
         Ok(())
     }
 
-    fn abandon_snapshot(&mut self) -> io::Result<()> {
-        match self.writing.take() {
-            Some(writing) => writing.abandon(&self.disk),
-            None => Ok(()),
-        }
+    /// Gives up the snapshot in the making.
+    pub(super) fn abandon_snapshot(&mut self) -> io::Result<()> {
+        let Some(writing) = self.writing.take() else { return Ok(()) };
+        let name = snapshot::name(writing.slot());
+        writing.abandon(&self.disk).map_err(|e| self.poison(format!("{name}.new: giving it up"), e))
     }
 
     /// One piece of the snapshot in the making. True if there was something to do.
@@ -79,10 +72,7 @@ impl<D: Disk> Wal<D> {
                 Ok(true)
             }
             // A snapshot can wait for space; what is there stays as good as it is.
-            Err(e) if is_full(&e) => match self.abandon_snapshot() {
-                Ok(()) => Ok(false),
-                Err(e) => Err(self.poison(snapshot::name(slot), e)),
-            },
+            Err(e) if is_full(&e) => self.abandon_snapshot().map(|()| false),
             Err(e) => Err(self.poison(snapshot::name(slot), e)),
         }
     }
@@ -95,16 +85,23 @@ impl<D: Disk> Wal<D> {
             self.contents.jump(snapshot.cut.slot);
         }
         self.snapshots.push(snapshot);
-        if self.snapshots.len() > 2 {
+        // One that is being sent stays for a while, and the log behind it.
+        let done = |s: &Snapshot| !self.sent.contains(&s.cut.slot);
+        while self.snapshots.len() > 2
+            && (self.snapshots.len() > 2 + SENT_AT_MOST || done(&self.snapshots[0]))
+        {
             self.snapshots.remove(0);
         }
+        self.sent.clear();
         let kept: Vec<String> = self.snapshots.iter().map(|s| snapshot::name(s.cut.slot)).collect();
         for name in self.disk.list()? {
             if snapshot::slot_of(&name).is_some() && !kept.contains(&name) {
                 self.disk.remove(&name)?;
             }
         }
-        if foreign || self.snapshots.len() == 2 {
+        // Before the log goes that leads on from them.
+        self.disk.sync_dir()?;
+        if foreign || self.snapshots.len() >= 2 {
             self.contents.forget(self.snapshots[0].cut.slot);
             self.retire_segments(self.snapshots[0].start.at.segment)?;
         }
@@ -120,8 +117,11 @@ impl<D: Disk> Wal<D> {
         }
         // Recovery begins at the mark if that is older than the snapshot: it must not point at what is gone.
         sync(&mut self.mark)?;
-        for number in self.oldest..first {
-            self.disk.remove(&segment_name(number))?;
+        for name in self.disk.list()? {
+            // Some may have come back that a loss of power kept from going.
+            if segment_number(&name).is_some_and(|number| number < first) {
+                self.disk.remove(&name)?;
+            }
         }
         self.boundaries.retain(|segment, _| *segment >= first);
         self.oldest = first;
@@ -143,10 +143,16 @@ impl<D: Disk> Wal<D> {
     /// # Errors
     ///
     /// The disk cannot be read, or what it gives back is damaged.
-    pub fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
-        match self.snapshots.iter().find(|s| s.cut.slot == slot && n < s.cut.pieces()) {
-            Some(snapshot) => snapshot.read_piece(&self.disk, n).map(Some),
-            None => Ok(None),
-        }
+    pub fn read_piece(&mut self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+        let Some(snapshot) = self.snapshots.iter().find(|s| s.cut.slot == slot && n < s.cut.pieces()) else {
+            return Ok(None);
+        };
+        self.sent.insert(slot);
+        snapshot.read_piece(&self.disk, n).map(Some)
+    }
+
+    /// S2: nothing is done any more with a snapshot that cannot be read. Its file stays until the next one is there.
+    pub fn distrust_snapshot(&mut self, slot: Slot) {
+        self.snapshots.retain(|snapshot| snapshot.cut.slot != slot);
     }
 }

@@ -32,8 +32,12 @@ const MAX_PIECE: u32 = 16 * 1024 * 1024;
 /// The state that becomes a snapshot.
 pub trait Pieces: Debug + Send {
     fn cut(&self) -> Cut;
-    /// The `n`-th piece, counted from 0, as long as [`Cut::piece`] says.
-    fn piece(&self, n: u64) -> Vec<u8>;
+    /// The `n`-th piece, counted from 0, as long as [`Cut::piece`] says. They are asked for in order.
+    ///
+    /// # Errors
+    ///
+    /// What was asked for is not the state that its digest stands for (P4), and the server must stop.
+    fn piece(&mut self, n: u64) -> io::Result<Vec<u8>>;
 }
 
 pub(super) fn name(slot: Slot) -> String {
@@ -250,7 +254,7 @@ impl<F: DiskFile> Writing<F> {
             None => self.file.insert(disk.create(&name_new)?),
         };
         if self.next < snapshot.cut.pieces() {
-            let piece = self.source.piece(self.next);
+            let piece = self.source.piece(self.next)?;
             let mut bytes = Vec::with_capacity(PIECE_HEADER as usize + piece.len());
             bytes.extend_from_slice(&crc32c::crc32c(&piece).to_le_bytes());
             bytes.extend_from_slice(&(piece.len() as u32).to_le_bytes());

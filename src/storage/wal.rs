@@ -1,6 +1,6 @@
 //! The writer: groups of records into zero-filled segments, one write and one sync per group (S1).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
 use zerocopy::IntoBytes;
@@ -44,6 +44,8 @@ pub struct Wal<D: Disk> {
     pub(super) boundaries: BTreeMap<u32, Start>,
     /// The snapshots to start from, the newest last: at most two.
     pub(super) snapshots: Vec<Snapshot>,
+    /// Those of which a piece was read since the newest one was finished.
+    pub(super) sent: BTreeSet<Slot>,
     /// The snapshot in the making.
     pub(super) writing: Option<Writing<D::File>>,
     /// The segment before which no other is any more.
@@ -212,6 +214,7 @@ impl<D: Disk> Wal<D> {
             mark: tail.mark,
             boundaries: tail.boundaries,
             snapshots: tail.snapshots,
+            sent: BTreeSet::new(),
             writing: None,
             oldest: tail.oldest,
             retention: Retention::default(),
@@ -224,7 +227,7 @@ impl<D: Disk> Wal<D> {
         }
     }
 
-    /// The same with another idea of when to take snapshots and what to keep.
+    /// The same with another idea of what to keep.
     pub fn with_retention(self, retention: Retention) -> Wal<D> {
         Wal { retention, ..self }
     }
@@ -454,10 +457,6 @@ impl<D: Disk> StableLog for Wal<D> {
         Wal::read(self, from, max_bytes)
     }
 
-    fn wants_snapshot(&self) -> bool {
-        Wal::wants_snapshot(self)
-    }
-
     fn writes_snapshot(&self) -> bool {
         self.has_work()
     }
@@ -470,8 +469,12 @@ impl<D: Disk> StableLog for Wal<D> {
         Wal::snapshot(self)
     }
 
-    fn read_piece(&self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
+    fn read_piece(&mut self, slot: Slot, n: u64) -> io::Result<Option<Vec<u8>>> {
         Wal::read_piece(self, slot, n)
+    }
+
+    fn distrust_snapshot(&mut self, slot: Slot) {
+        Wal::distrust_snapshot(self, slot);
     }
 }
 

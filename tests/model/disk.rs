@@ -179,11 +179,6 @@ impl StableLog for ModelLog {
         Ok(out)
     }
 
-    /// The model's logs are short.
-    fn wants_snapshot(&self) -> bool {
-        false
-    }
-
     fn writes_snapshot(&self) -> bool {
         false
     }
@@ -196,9 +191,11 @@ impl StableLog for ModelLog {
         None
     }
 
-    fn read_piece(&self, _: Slot, _: u64) -> io::Result<Option<Vec<u8>>> {
+    fn read_piece(&mut self, _: Slot, _: u64) -> io::Result<Option<Vec<u8>>> {
         Ok(None)
     }
+
+    fn distrust_snapshot(&mut self, _: Slot) {}
 }
 
 mod tests {

@@ -162,12 +162,13 @@ impl Node {
         id: NodeId,
         topology: Topology,
         timeouts: Timeouts,
-        log: ModelLog,
+        mut log: ModelLog,
         clock: Time,
         life: u8,
     ) -> Node {
         let recovered = log.durable().recovered();
-        let shard = drive::restore(id, topology, (timeouts, Limits::default()), clock, 0, &log, recovered)
+        let limits = (timeouts, Limits::default());
+        let shard = drive::restore(id, topology, limits, clock, 0, &mut log, recovered)
             .expect("a disk of the model can always be read");
         let mut node = Node { shard, log, clock, life };
         // Connections to other clusters stand at once, and are never in the way.

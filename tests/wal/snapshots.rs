@@ -2,25 +2,33 @@
 //! either the old ones or the new one.
 
 use super::*;
+use shardpaxosbank::config::{Limits, Timeouts};
+use shardpaxosbank::drive;
 use shardpaxosbank::storage::{Pieces, Retention};
-use shardpaxosbank::types::Cut;
+use shardpaxosbank::types::{Cut, Time};
 
 /// A state of three pieces, the last one short.
 #[derive(Clone, Copy, Debug)]
 struct State(u64);
+
+impl State {
+    fn bytes(&self, n: u64) -> Vec<u8> {
+        vec![self.0 as u8 ^ n as u8; self.cut().piece(n).1]
+    }
+}
 
 impl Pieces for State {
     fn cut(&self) -> Cut {
         Cut { slot: Slot(self.0), digest: self.0 * 7, bytes: 40, piece_bytes: 16 }
     }
 
-    fn piece(&self, n: u64) -> Vec<u8> {
-        vec![self.0 as u8 ^ n as u8; self.cut().piece(n).1]
+    fn piece(&mut self, n: u64) -> std::io::Result<Vec<u8>> {
+        Ok(self.bytes(n))
     }
 }
 
 fn retention(audit_bytes: u64) -> Retention {
-    Retention { snapshot_bytes: 2 * SEGMENT, audit_bytes }
+    Retention { audit_bytes }
 }
 
 /// Slots `from` to `to`, one group each, everything but the last two decided.
@@ -56,7 +64,7 @@ fn sample_with_snapshots(disk: &MemDisk, audit_bytes: u64) -> Wal<MemDisk> {
 
 /// What a restart knows: the same as before it, but for values that the snapshot stands for.
 fn check_restart(disk: &MemDisk, slot: u64) -> Recovered {
-    let (wal, recovered) = open(disk.copy());
+    let (mut wal, recovered) = open(disk.copy());
     assert_eq!(recovered.snapshot, Some(State(slot).cut()));
     assert_eq!(recovered.promised, ballot(5));
     assert!(recovered.decided >= Slot(37), "{}", recovered.decided);
@@ -64,7 +72,7 @@ fn check_restart(disk: &MemDisk, slot: u64) -> Recovered {
     assert_eq!(known, (slot + 1..=40).collect::<Vec<_>>());
     assert!(wal.read(Slot(slot), LIMIT).expect("nothing").is_empty());
     for n in 0..3 {
-        assert_eq!(wal.read_piece(Slot(slot), n).expect("whole"), Some(State(slot).piece(n)));
+        assert_eq!(wal.read_piece(Slot(slot), n).expect("whole"), Some(State(slot).bytes(n)));
     }
     assert_eq!(wal.read_piece(Slot(slot), 3).expect("none"), None);
     recovered
@@ -94,25 +102,96 @@ fn a_restart_begins_with_the_newest_snapshot() {
 }
 
 #[test]
-fn one_is_wanted_after_so_much_log_and_a_third_replaces_the_first() {
+fn a_third_replaces_the_first_unless_that_is_being_sent() {
     let disk = MemDisk::new();
-    let mut wal = format(disk.clone()).with_retention(retention(0));
-    let mut taken = Vec::new();
-    for slot in 1..=60 {
-        slots(&mut wal, slot, slot);
-        if wal.wants_snapshot() {
-            write(&mut wal, slot - 1, false);
-            assert!(!wal.wants_snapshot());
-            taken.push(slot - 1);
+    let mut wal = sample_with_snapshots(&disk, 0);
+    let slots_of = |disk: &MemDisk| -> Vec<u64> {
+        snapshots(disk).iter().map(|name| name[9..25].parse().expect("a slot")).collect()
+    };
+    write(&mut wal, 34, false);
+    assert_eq!(slots_of(&disk), [32, 34]);
+    // A piece of it now and then, and it stays, with the log behind it; but not for ever.
+    let mut expected = vec![32, 34];
+    for slot in 35..=40 {
+        assert!(wal.read_piece(Slot(32), 0).expect("whole").is_some() || expected[0] > 32);
+        slots(&mut wal, slot + 6, slot + 6);
+        write(&mut wal, slot, false);
+        expected.push(slot);
+        if expected.len() > 6 || expected[0] > 32 {
+            expected = expected.split_off(expected.len() - 2);
         }
+        assert_eq!(slots_of(&disk), expected);
+        let read = wal.read(Slot(expected[0] + 1), 0).expect("read");
+        assert_eq!(read.len(), 1, "the log goes on behind {}", expected[0]);
     }
-    assert!(taken.len() > 3, "{taken:?}");
-    let last: Vec<String> =
-        taken[taken.len() - 2..].iter().map(|slot| format!("snapshot-{slot:016}.snap")).collect();
-    assert_eq!(snapshots(&disk), last);
-    // Older than what is there: nothing to do.
+    assert!(expected[0] > 32);
+    // Older than what is there: nothing to do. And one of its own never takes the place of another in the making.
     wal.begin_snapshot(Box::new(State(3)), false).expect("ignored");
     assert!(!wal.has_work());
+    wal.begin_snapshot(Box::new(State(42)), false).expect("begin");
+    wal.begin_snapshot(Box::new(State(43)), false).expect("ignored");
+    wal.begin_snapshot(Box::new(State(41)), true).expect("ignored");
+    while wal.has_work() {
+        wal.prepare_ahead().expect("space");
+    }
+    assert_eq!(wal.snapshot(), Some(State(42).cut()));
+}
+
+/// A sender goes on without a snapshot that it cannot read; a restart finds the damage and begins with the other.
+#[test]
+fn a_snapshot_that_cannot_be_sent_is_not_offered_again() {
+    let disk = MemDisk::new();
+    let mut wal = sample_with_snapshots(&disk, 0);
+    let name = snapshots(&disk).pop().expect("two of them");
+    let mut bytes = disk.contents(&name).expect("snapshot");
+    bytes[4096 + 30] ^= 1;
+    disk.overwrite(&name, bytes);
+    let damage = wal.read_piece(Slot(32), 1).expect_err("a flipped bit").to_string();
+    assert!(damage.contains(&name) && damage.contains("piece 1"), "{damage}");
+    wal.distrust_snapshot(Slot(32));
+    assert_eq!(wal.snapshot(), Some(State(16).cut()));
+    assert_eq!(wal.read_piece(Slot(32), 0).expect("none"), None);
+    check_restart(&disk, 16);
+    write(&mut wal, 38, false);
+    assert_eq!(snapshots(&disk), ["snapshot-0000000000000016.snap", "snapshot-0000000000000038.snap"]);
+    drop(wal);
+    check_restart(&disk, 38);
+}
+
+/// A loss of power may bring some of the segments back that went.
+#[test]
+fn segments_that_came_back_go_with_the_next_ones() {
+    let disk = MemDisk::new();
+    let mut wal = sample_with_snapshots(&disk, 0);
+    let first = log_files(&disk).remove(0);
+    disk.overwrite("wal-00000001.seg", disk.contents(&first).expect("segment"));
+    slots(&mut wal, 41, 60);
+    write(&mut wal, 58, false);
+    let kept = log_files(&disk);
+    assert!(kept[0] > first && wal.oldest_segment() > 2, "{kept:?}");
+}
+
+/// The snapshot of another server stood for a gap in the log. Without it, the votes above stand for other slots than it
+/// would seem.
+#[test]
+fn without_the_snapshot_that_stood_for_a_gap_nothing_starts() {
+    let noop = |slot| Record::Accept { slot: Slot(slot), ballot: ballot(1), value: Value::noop() };
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    commit(&mut wal, &[noop(1), noop(2), Record::Decided(Slot(1))]);
+    write(&mut wal, 100, true);
+    commit(&mut wal, &[noop(101)]);
+    drop(wal);
+    let name = snapshots(&disk).pop().expect("one");
+    let mut bytes = disk.contents(&name).expect("snapshot");
+    bytes[4100] ^= 1;
+    disk.overwrite(&name, bytes);
+    let (mut wal, recovered) = open(disk);
+    let Identity { topology, server, .. } = *wal.identity();
+    let limits = (Timeouts::default(), Limits::default());
+    let error = drive::restore(server, topology, limits, Time(0), 0, &mut wal, recovered).expect_err("a gap");
+    let text = error.to_string();
+    assert!(text.starts_with(&name) && text.contains("is for slot 101"), "{text}");
 }
 
 /// S2: a damaged snapshot is named and the one before it used, wherever the damage is; two damaged ones are too many.
@@ -249,4 +328,19 @@ fn a_snapshot_without_space_is_given_up_and_harms_nothing() {
     write(&mut wal, 38, false);
     drop(wal);
     check_restart(&disk, 38);
+}
+
+/// A snapshot in the making takes no space that the log needs.
+#[test]
+fn the_log_comes_before_a_snapshot_in_the_making() {
+    let disk = MemDisk::new();
+    let mut wal = sample_with_snapshots(&disk, 0);
+    wal.begin_snapshot(Box::new(State(38)), false).expect("begin");
+    while !disk.list().expect("list").iter().any(|name| name.ends_with(".snap.new")) {
+        wal.prepare_ahead().expect("space");
+    }
+    assert!(wal.has_work());
+    disk.set_capacity(Some(disk.used() + SEGMENT - 60));
+    assert_eq!(wal.secure(1000, false).expect("space"), None, "there is space without it");
+    assert!(!wal.has_work());
 }

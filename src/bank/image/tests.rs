@@ -110,3 +110,29 @@ fn pieces_of_another_size_and_unlikely_images_are_refused() {
     }
     assert!(incoming.finish(topology, D1).is_err_and(|e| e.starts_with("P4")));
 }
+
+/// What is written as a snapshot is compared with its digest, whatever becomes wrong: a balance, a hold, a register.
+#[test]
+fn a_verifier_finds_what_differs_from_the_digest() {
+    let mut bank = Bank::new(topology(20), D1);
+    let session = Session::new(D1, 1);
+    for step in [(0, 1, 0), (1, 1, 1), (2, 2, 4), (2, 3, 2), (3, 3, 1), (4, 4, 1), (1, 5, 6)] {
+        apply(&mut bank, 20, session, step);
+    }
+    for piece_bytes in [8, 24, PIECE] {
+        let image = bank.image(piece_bytes);
+        let pieces: Vec<Vec<u8>> = (0..image.cut().pieces()).map(|n| image.piece(n)).collect();
+        let verify = |pieces: &[Vec<u8>]| {
+            let mut verifier = Verifier::new(image.cut(), &topology(20), D1);
+            let (last, others) = pieces.split_last().expect("some");
+            others.iter().for_each(|piece| assert_eq!(verifier.push(piece), Ok(())));
+            verifier.push(last)
+        };
+        assert_eq!(verify(&pieces), Ok(()));
+        for (n, at) in pieces.iter().enumerate().flat_map(|(n, p)| (0..p.len()).map(move |at| (n, at))) {
+            let mut wrong = pieces.clone();
+            wrong[n][at] ^= 1;
+            assert!(verify(&wrong).is_err(), "byte {at} of piece {n}");
+        }
+    }
+}
