@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use shardpaxosbank::config::Topology;
+use shardpaxosbank::config::{Keep, Topology};
 use shardpaxosbank::runtime::runner::Options;
 use shardpaxosbank::runtime::session::{self, Exit, NodeArgs, RunArgs};
 use shardpaxosbank::soak::{self, SimArgs};
@@ -55,6 +55,12 @@ struct Run {
     /// Keep the servers' directories here and continue from them; without it a temporary directory is used.
     #[arg(long, conflicts_with = "config")]
     data_dir: Option<PathBuf>,
+    /// Decided values from one snapshot to the next, in MiB.
+    #[arg(long, default_value_t = Keep::default().snapshot_mib, conflicts_with = "config")]
+    snapshot_mib: u32,
+    /// Log that is kept although no restart needs it, in MiB.
+    #[arg(long, default_value_t = Keep::default().audit_mib, conflicts_with = "config")]
+    audit_mib: u32,
     /// Remove what is in the data directory and start anew.
     #[arg(long, requires = "data_dir")]
     fresh: bool,
@@ -164,6 +170,7 @@ fn main() -> ExitCode {
                 reset_each_set: run.reset_each_set,
                 progress: !run.json,
             },
+            keep: Keep { snapshot_mib: run.snapshot_mib, audit_mib: run.audit_mib },
             data_dir: run.data_dir,
             fresh: run.fresh,
             config: run.config,

@@ -201,6 +201,57 @@ impl Timeouts {
     }
 }
 
+/// How much of its past a server keeps on its disk, in MiB.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Keep {
+    /// Decided values from one snapshot to the next, 1 to 1,000,000. A restart applies that much again, and twice as much
+    /// log is kept. All servers of a bank should have the same, so that they can help each other out with snapshots.
+    pub snapshot_mib: u32,
+    /// Log that no restart needs: the audit log, 0 to 1,000,000,000.
+    pub audit_mib: u32,
+}
+
+impl Default for Keep {
+    fn default() -> Keep {
+        Keep { snapshot_mib: 64, audit_mib: 1024 }
+    }
+}
+
+impl Keep {
+    pub fn validate(&self) -> Result<(), String> {
+        for (name, mib, range) in [
+            ("snapshot_mib", self.snapshot_mib, 1..=1_000_000),
+            ("audit_mib", self.audit_mib, 0..=1_000_000_000),
+        ] {
+            if !range.contains(&mib) {
+                return Err(format!("{name} {mib}: must be {} to {}", range.start(), range.end()));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn snapshot_bytes(&self) -> u64 {
+        u64::from(self.snapshot_mib) << 20
+    }
+
+    pub fn audit_bytes(&self) -> u64 {
+        u64::from(self.audit_mib) << 20
+    }
+}
+
+/// What may be chosen for a bank besides its topology, and changed when its servers start again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Settings {
+    pub timeouts: Timeouts,
+    pub keep: Keep,
+}
+
+impl From<Timeouts> for Settings {
+    fn from(timeouts: Timeouts) -> Settings {
+        Settings { timeouts, ..Settings::default() }
+    }
+}
+
 /// Bounds that change how work is cut into pieces and nothing else. Servers run with the default; the simulator also with
 /// bounds so small that every piece of work meets them. All servers and clients of a bank need the same ones.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -253,7 +304,7 @@ impl Default for Limits {
             frame_bytes: limits::VALUE_BYTES,
             piece_bytes: limits::PIECE_BYTES,
             digest_slots: limits::DIGEST_SLOTS,
-            snapshot_bytes: limits::SNAPSHOT_BYTES,
+            snapshot_bytes: Keep::default().snapshot_bytes(),
             reserve_bytes: limits::RESERVE_BYTES,
         }
     }
@@ -300,8 +351,6 @@ pub mod limits {
     pub const RECORD_BYTES: u64 = 64;
     /// Size of a WAL segment file.
     pub const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
-    /// No snapshots: the history of committed transactions is computed from the whole log, and is stored nowhere else yet.
-    pub const SNAPSHOT_BYTES: u64 = u64::MAX;
     /// Bytes of a piece of a snapshot.
     pub const PIECE_BYTES: u32 = 256 * 1024;
 }

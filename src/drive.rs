@@ -13,7 +13,7 @@ use crate::bank::{Bank, Effects, Image, Incoming, Verifier};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::room::record_bytes;
 use crate::paxos::{self, Message, ReadLog, Replica};
-use crate::shard::{self, Cuts, Divergence, Event, Input, Output, Shard};
+use crate::shard::{self, Cuts, Divergence, Event, History, Input, Output, Shard};
 use crate::storage::{CommitStats, Pieces, Recovered, StableLog, StorageError};
 use crate::txn::message::{Request, Response};
 use crate::types::{ClientId, Cut, NodeId, ShardId, Slot, Time, Value};
@@ -202,7 +202,7 @@ fn load(
 /// Applies every decided value of a log that a bank does not know yet. Returns the last agreed slot, and its digest.
 fn replay(
     bank: &mut Bank,
-    cuts: &mut Cuts,
+    (cuts, history): (&mut Cuts, &mut History),
     decided: Slot,
     digest_slots: u64,
     wal: &impl StableLog,
@@ -224,6 +224,7 @@ fn replay(
             if slot <= decided {
                 bank.apply(slot, &value, &mut effects);
                 cuts.applied(bank, &value);
+                history.applied(slot, &effects.history);
                 last = agreed(bank).or(last);
             }
         }
@@ -244,8 +245,9 @@ pub fn restore(
 ) -> Result<Shard, StorageError> {
     let id = topology.shard_of_server(me);
     let mut bank = load(topology, id, recovered.snapshot, wal)?.with_limits(&limits);
-    let mut cuts = Cuts::new(&limits);
-    let agreed = replay(&mut bank, &mut cuts, recovered.decided, limits.digest_slots, wal)?;
+    let (mut cuts, noted) = (Cuts::new(&limits), recovered.noted.max(bank.applied()));
+    let mut history = History::new(noted, limits.digest_slots);
+    let agreed = replay(&mut bank, (&mut cuts, &mut history), recovered.decided, limits.digest_slots, wal)?;
     // P2: a server leaves no gap above what it knows as decided, unless the snapshot that stood for it is damaged.
     let expected = (recovered.decided.0 + 1..).map(Slot);
     if let Some((slot, ..)) = recovered.votes.iter().zip(expected).find_map(|(v, e)| (v.0 != e).then_some(v))
@@ -261,7 +263,7 @@ pub fn restore(
     let restored = (recovered.promised, recovered.decided, votes);
     let replica = Replica::new(me, servers, timeouts, now, random, restored);
     let shard = Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits);
-    let mut shard = shard.with_snapshot(recovered.snapshot, cuts);
+    let mut shard = shard.with_log(recovered.snapshot, cuts, history);
     if let Some((slot, digest)) = agreed {
         shard.remember_digest(slot, digest);
     }

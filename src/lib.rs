@@ -12,6 +12,7 @@
 //! * [`net`]: frames and bounded connections; [`runtime`]: threads, event loops, clocks, and the commands of the
 //!   executable.
 //! * [`sim`]: the same core and the same log in a deterministic world, with crashes, partitions and a checker.
+//! * [`audit`]: which transactions committed, read back from a log.
 //! * [`history`]: whether what clients saw can be explained by a bank that does one thing at a time.
 //! * [`testset`] and [`workload`]: set files, the sequential model they are checked against, and random ones.
 //!   [`metrics`] and [`report`]: what is counted, and how it is shown.
@@ -47,6 +48,7 @@
 //! * **S2** Everything else that does not fit is damage, and nothing is dropped in silence.
 //! * **S3** Formatting is an explicit act, once in the life of a directory.
 
+pub mod audit;
 pub mod bank;
 pub mod codec;
 pub mod config;

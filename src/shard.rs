@@ -19,6 +19,7 @@ use crate::types::{AccountId, Ballot, ClientId, Cut, NodeId, Reason, ShardId, Sl
 mod catch_up;
 mod cuts;
 mod digests;
+mod history;
 mod idle;
 mod io;
 mod recovery;
@@ -31,6 +32,7 @@ pub use io::{Event, Input, Output};
 
 use digests::Comparison;
 pub use digests::Divergence;
+pub use history::{History, Run};
 use idle::Idle;
 
 /// The client under whose name this server's own recoverer asks its own shard. Drivers number clients from 1.
@@ -91,6 +93,7 @@ pub struct Shard {
     idle: Idle,
     recoverer: Coordinator,
     random: u64,
+    history: History,
     cuts: Cuts,
     snapshot_saved: Option<Cut>,
     /// A snapshot that another server sends.
@@ -115,7 +118,7 @@ impl Shard {
         let mut recoverer = Coordinator::recoverer(topology, timeouts, now);
         recoverer.step(now, txn::Input::Connected(me), &mut txn::Output::default());
         let shard = topology.shard_of_server(me);
-        let servers = topology.servers_of(shard).collect();
+        let (servers, applied) = (topology.servers_of(shard).collect(), bank.applied());
         Shard {
             me,
             shard,
@@ -134,6 +137,7 @@ impl Shard {
             idle: Idle::default(),
             recoverer,
             random: u64::from(me.0),
+            history: History::new(applied, limits::DIGEST_SLOTS),
             cuts: Cuts::new(&Limits::default()),
             snapshot_saved: None,
             transfer: None,
@@ -142,9 +146,14 @@ impl Shard {
         }
     }
 
-    /// The same with the newest snapshot on its disk, and what was counted since.
-    pub fn with_snapshot(self, snapshot_saved: Option<Cut>, cuts: Cuts) -> Shard {
-        Shard { snapshot_saved, cuts, ..self }
+    /// The same with the newest snapshot on its disk, and what was gathered from the log behind it.
+    pub fn with_log(self, snapshot_saved: Option<Cut>, cuts: Cuts, history: History) -> Shard {
+        Shard { snapshot_saved, cuts, history, ..self }
+    }
+
+    /// What is known of committed transactions and not in the log yet.
+    pub fn unwritten_history(&self) -> impl Iterator<Item = Run> + '_ {
+        self.history.unwritten(self.bank.applied())
     }
 
     /// Whether a snapshot that another server sent is complete, and not durable yet.
@@ -234,7 +243,10 @@ impl Shard {
                     self.replica.timer(now, random, &mut out.paxos);
                 }
             }
-            Input::Room(room) => self.replica.set_room(now, room, &mut out.paxos),
+            Input::Room(room) => {
+                self.history.secure(room.is_none());
+                self.replica.set_room(now, room, &mut out.paxos);
+            }
             Input::Snapshot(cut) => self.on_snapshot(now, cut, out),
             Input::SnapshotLost => self.on_snapshot_lost(now),
             Input::PieceRead { read, bytes } => self.send_piece(read, bytes, out),
@@ -253,6 +265,10 @@ impl Shard {
                 if self.installing.is_some() {
                     // It is being written; a campaign's clock stands still meanwhile.
                     self.replica.catching_up(now);
+                }
+                let confirmed = self.comparison.confirmed().map_or(Slot::ZERO, |(slot, _)| slot);
+                if !out.paxos.records.is_empty() || self.cuts.waits() {
+                    self.history.write(confirmed, &mut out.paxos.records);
                 }
             }
         }
@@ -496,6 +512,7 @@ impl Shard {
             self.bank.apply(slot, &value, &mut effects);
             self.comparison.applied(slot, self.bank.digest());
             self.cuts.applied(&self.bank, &value);
+            self.history.applied(slot, &effects.history);
             if self.leading.is_some() {
                 for id in std::mem::take(&mut effects.prepared) {
                     self.arm(now, id);

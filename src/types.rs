@@ -180,6 +180,9 @@ pub enum Record {
     Learn { slot: Slot, ballot: Ballot, value: Value },
     /// Every slot up to this one is decided and its value stands earlier in the log.
     Decided(Slot),
+    /// Which transactions of these slots committed, all of which are decided. What does not fit into one record goes on in
+    /// the next, of which `more` follow.
+    History { from: Slot, to: Slot, more: u16, bytes: Value },
 }
 
 /// A snapshot without its bytes: which state, and how it is cut into pieces.

@@ -364,9 +364,10 @@ fn logs_and_views_are_listed() {
     let id = TxnId { session: Session::new(ShardId(1), 2), seq: 7 };
     let line = LogLine { slot: Slot(12), id, transfer: transfer(100, 501, 8), scope: Scope::IntraShard };
     assert_text(
-        &tables::log(NodeId(1), &[line]),
+        &tables::log(NodeId(1), &Log { lines: vec![line], gaps: vec![(Slot(1), Slot(8))] }),
         "
 S1: 1 committed transaction in log order
+slots 1 to 8 are not in its log any more
 ┌──────┬────────┬───────────────┬─────────────┐
 │ slot ┆ id     ┆ transaction   ┆ scope       │
 ╞══════╪════════╪═══════════════╪═════════════╡
@@ -374,7 +375,10 @@ S1: 1 committed transaction in log order
 └──────┴────────┴───────────────┴─────────────┘
 ",
     );
-    assert_eq!(tables::log(NodeId(1), &[]), "S1: 0 committed transactions in log order");
+    assert_eq!(
+        tables::log(NodeId(1), &Log { lines: vec![], gaps: vec![] }),
+        "S1: 0 committed transactions in log order"
+    );
 
     let election = Election {
         shard: ShardId(2),

@@ -26,6 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("shard", &["types", "config", "codec", "paxos", "bank", "txn"]),
     ("storage", &["types", "config", "codec"]),
     ("net", &["types", "config", "codec"]),
+    ("audit", &["types", "bank", "shard", "storage"]),
     ("drive", &["types", "config", "paxos", "bank", "txn", "shard", "storage"]),
     ("testset", &["types", "config"]),
     ("workload", &["types", "config", "testset"]),
@@ -35,15 +36,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "sim",
         &[
-            "types", "config", "codec", "paxos", "bank", "txn", "shard", "storage", "drive", "testset",
-            "workload", "metrics", "history", "history",
+            "types", "config", "codec", "paxos", "bank", "txn", "shard", "storage", "drive", "audit",
+            "testset", "workload", "metrics", "history",
         ],
     ),
     ("soak", &["report", "sim"]),
     (
         "runtime",
         &[
-            "types", "config", "codec", "paxos", "bank", "txn", "shard", "storage", "net", "drive",
+            "types", "config", "codec", "paxos", "bank", "txn", "shard", "storage", "net", "drive", "audit",
             "testset", "workload", "metrics", "report",
         ],
     ),

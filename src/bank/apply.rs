@@ -8,7 +8,7 @@ use crate::bank::balances::Balances;
 use crate::bank::command::{self, Command, Range, TransferRecord};
 use crate::bank::image::Parts;
 use crate::bank::session::{Register, SessionState};
-use crate::bank::{BlockResult, Status};
+use crate::bank::{BlockResult, Status, history};
 use crate::config::limits::{SESSION_WINDOW, SESSIONS};
 use crate::config::{Limits, Topology};
 use crate::types::{AccountId, Reason, Session, ShardId, Slot, Transfer, TxnId, Value};
@@ -21,7 +21,7 @@ pub struct Hold {
 }
 
 /// A transaction that took effect at this shard, in log order.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Committed {
     pub slot: Slot,
     pub id: TxnId,
@@ -33,8 +33,10 @@ pub struct Committed {
 pub struct Effects {
     /// One result for each block of the value, in order.
     pub results: Vec<BlockResult>,
-    /// Transactions that committed here, if `history` is set.
+    /// Transactions that committed here.
     pub committed: Vec<Committed>,
+    /// The same as bytes for the log: see [`crate::bank::history`].
+    pub history: Vec<u8>,
     /// Transactions that became in doubt.
     pub prepared: Vec<TxnId>,
     /// Transactions that are in doubt no longer.
@@ -43,21 +45,15 @@ pub struct Effects {
     pub used: Vec<Session>,
     /// An open found no room.
     pub crowded: bool,
-    /// Whether to collect `committed`.
-    history: bool,
     /// Scratch space for the statuses of a block.
     statuses: Vec<Status>,
 }
 
 impl Effects {
-    /// Effects that collect what commits.
-    pub fn with_history() -> Effects {
-        Effects { history: true, ..Effects::default() }
-    }
-
     fn clear(&mut self) {
         self.results.clear();
         self.committed.clear();
+        self.history.clear();
         self.prepared.clear();
         self.settled.clear();
         self.used.clear();
@@ -277,6 +273,7 @@ impl Bank {
     fn apply_block(&mut self, slot: Slot, command: Command<'_>, effects: &mut Effects) {
         let mut statuses = std::mem::take(&mut effects.statuses);
         statuses.clear();
+        let committed = effects.committed.len();
         effects.used.extend(command.used().filter(|session| session.shard() == self.shard));
         let common = match command {
             Command::Open => {
@@ -325,6 +322,7 @@ impl Bank {
         };
         effects.results.push(BlockResult::pack(common, &statuses));
         effects.statuses = statuses;
+        history::put(&mut effects.history, &command, &effects.committed[committed..]);
     }
 
     fn abort(&mut self, id: TxnId, reason: Reason) -> Status {
@@ -339,9 +337,7 @@ impl Bank {
         match self.execute(&transfer) {
             Ok(()) => {
                 self.record(id, Register::Committed);
-                if effects.history {
-                    effects.committed.push(Committed { slot, id, transfer });
-                }
+                effects.committed.push(Committed { slot, id, transfer });
                 Status::Committed
             }
             Err(reason) => self.abort(id, reason),
@@ -444,9 +440,7 @@ impl Bank {
                 self.balances.get(index).checked_add(amount).expect("B2: all money together fits")
             };
             self.set_balance(index, balance);
-            if effects.history {
-                effects.committed.push(Committed { slot, id, transfer: hold.transfer });
-            }
+            effects.committed.push(Committed { slot, id, transfer: hold.transfer });
         }
         self.record(id, if commit { Register::YesCommitted } else { Register::YesAborted });
         effects.settled.push(id);

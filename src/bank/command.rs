@@ -46,6 +46,12 @@ pub struct TransferRecord {
     amount: I64,
 }
 
+impl From<Transfer> for TransferRecord {
+    fn from(t: Transfer) -> TransferRecord {
+        TransferRecord { from: U64::new(t.from.0), to: U64::new(t.to.0), amount: I64::new(t.amount) }
+    }
+}
+
 impl TransferRecord {
     pub fn get(&self) -> Transfer {
         Transfer { from: AccountId(self.from.get()), to: AccountId(self.to.get()), amount: self.amount.get() }
@@ -283,14 +289,7 @@ fn put_records(
     transfers: &[Transfer],
 ) {
     assert_eq!(transfers.len(), range.count as usize);
-    let records: Vec<TransferRecord> = transfers
-        .iter()
-        .map(|t| TransferRecord {
-            from: U64::new(t.from.0),
-            to: U64::new(t.to.0),
-            amount: I64::new(t.amount),
-        })
-        .collect();
+    let records: Vec<TransferRecord> = transfers.iter().map(|t| TransferRecord::from(*t)).collect();
     put(out, kind, participants, range, records.as_bytes());
 }
 

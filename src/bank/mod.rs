@@ -14,6 +14,7 @@
 mod apply;
 mod balances;
 pub mod command;
+pub mod history;
 mod image;
 mod session;
 mod status;

@@ -51,6 +51,7 @@ fn cost(record: &Record) -> u64 {
     match record {
         Record::Promise(_) | Record::Decided(_) => RECORD_BYTES,
         Record::Accept { value, .. } | Record::Learn { value, .. } => record_bytes(value),
+        Record::History { bytes, .. } => record_bytes(bytes),
     }
 }
 

@@ -176,6 +176,14 @@ pub struct LogLine {
     pub scope: Scope,
 }
 
+/// The committed transactions of one server, in log order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Log {
+    pub lines: Vec<LogLine>,
+    /// Runs of slots, from one to another, of which it does not know any more.
+    pub gaps: Vec<(Slot, Slot)>,
+}
+
 impl SetReport {
     /// Transfers whose outcome was unknown at the end of this set.
     pub fn unknown(&self) -> usize {

@@ -8,9 +8,7 @@ use std::time::Duration;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
-use super::{
-    Election, LogLine, Performance, RowReport, Scope, ScopeTally, ServerRow, ServerState, SetReport,
-};
+use super::{Election, Log, Performance, RowReport, Scope, ScopeTally, ServerRow, ServerState, SetReport};
 use crate::metrics::Latencies;
 use crate::testset::Command;
 use crate::types::{AccountId, NodeId, Reason, ShardId};
@@ -143,9 +141,13 @@ pub fn balance(account: AccountId, shard: ShardId, servers: &[(NodeId, ServerSta
 }
 
 /// A server's committed transactions in log order.
-pub fn log(server: NodeId, lines: &[LogLine]) -> String {
+pub fn log(server: NodeId, log: &Log) -> String {
+    let Log { lines, gaps } = log;
     let plural = if lines.len() == 1 { "" } else { "s" };
-    let title = format!("{server}: {} committed transaction{plural} in log order", lines.len());
+    let mut title = format!("{server}: {} committed transaction{plural} in log order", lines.len());
+    for (from, to) in gaps {
+        title += &format!("\nslots {from} to {to} are not in its log any more");
+    }
     if lines.is_empty() {
         return title;
     }

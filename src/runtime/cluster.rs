@@ -17,7 +17,7 @@ use mio::net::TcpListener;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use crate::config::{Limits, Timeouts, Topology, limits};
+use crate::config::{Limits, Settings, Timeouts, Topology, limits};
 use crate::drive;
 use crate::net::listen;
 use crate::report::ServerState;
@@ -28,7 +28,7 @@ use crate::runtime::conns::Context;
 use crate::runtime::node::{self, Control, Setup, poll_and_waker};
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::Status;
-use crate::storage::{Disk, Expected, FileDisk, Identity, StorageError, Wal, is_formatted};
+use crate::storage::{Disk, Expected, FileDisk, Identity, Retention, StorageError, Wal, is_formatted};
 use crate::types::NodeId;
 
 /// Longer than any honest catch-up; a server that takes longer is reported instead of waited for.
@@ -138,7 +138,7 @@ struct Running {
 /// The servers of a bank as threads of this process.
 pub struct Cluster {
     context: Context,
-    timeouts: Timeouts,
+    settings: Settings,
     data: DataDir,
     servers: BTreeMap<NodeId, Server>,
     clock: Clock,
@@ -147,7 +147,7 @@ pub struct Cluster {
 impl Cluster {
     /// Starts every server, on ports that the system chooses. A directory without any server in it is formatted; in any
     /// other all servers must be there and belong together.
-    pub fn start(topology: Topology, timeouts: Timeouts, data: DataDir) -> Result<Cluster, String> {
+    pub fn start(topology: Topology, settings: Settings, data: DataDir) -> Result<Cluster, String> {
         topology.validate()?;
         let mut logs = open_logs(topology, data.path())?;
         let cluster_id = logs.values().next().map_or(0, |(wal, _)| wal.identity().cluster_id);
@@ -164,7 +164,7 @@ impl Cluster {
             .into_iter()
             .map(|(id, address)| (id, Server { address, state: ServerState::Crashed, running: None }))
             .collect();
-        let mut cluster = Cluster { context, timeouts, data, servers, clock: Clock::start() };
+        let mut cluster = Cluster { context, settings, data, servers, clock: Clock::start() };
         for (server, listener) in listeners {
             let (wal, recovered) = logs.remove(&server).expect("every server's log was opened");
             cluster.spawn(server, listener, wal, recovered)?;
@@ -189,7 +189,7 @@ impl Cluster {
         let setup = prepare(
             server,
             self.context.clone(),
-            self.timeouts,
+            self.settings,
             self.clock,
             (wal, recovered),
             Threading { poll, listener, control: orders, status: status.clone(), admin: false },
@@ -234,7 +234,7 @@ pub struct Threading {
 pub fn prepare<D: Disk>(
     server: NodeId,
     context: Context,
-    timeouts: Timeouts,
+    settings: Settings,
     clock: Clock,
     (mut wal, recovered): (Wal<D>, crate::storage::Recovered),
     around: Threading,
@@ -246,16 +246,19 @@ pub fn prepare<D: Disk>(
         log::warn!("{server}: {damaged}; an older snapshot and the log behind it give the same state");
     }
     let now = clock.now();
+    let Settings { timeouts, keep } = settings;
+    let limits = Limits { snapshot_bytes: keep.snapshot_bytes(), ..Limits::default() };
     let shard = drive::restore(
         server,
         context.topology,
-        (timeouts, Limits::default()),
+        (timeouts, limits),
         now,
         rand::random(),
         &mut wal,
         recovered,
     )
     .map_err(|e| format!("{server}: {e}"))?;
+    let wal = wal.with_retention(Retention { audit_bytes: keep.audit_bytes() });
     let Threading { poll, listener, control, status, admin } = around;
     Ok(Setup { context, shard, wal, clock, poll, listener, control, status, admin })
 }
@@ -301,7 +304,7 @@ impl Fleet for Cluster {
     }
 
     fn timeouts(&self) -> Timeouts {
-        self.timeouts
+        self.settings.timeouts
     }
 
     fn state(&self, server: NodeId) -> ServerState {
@@ -416,7 +419,7 @@ impl Fleet for Processes {
     }
 
     fn timeouts(&self) -> Timeouts {
-        self.config.timeouts
+        self.config.settings.timeouts
     }
 
     fn state(&self, server: NodeId) -> ServerState {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Timeouts, Topology};
+use crate::config::{Keep, Settings, Timeouts, Topology};
 use crate::runtime::conns::Context;
 use crate::types::NodeId;
 
@@ -26,6 +26,8 @@ struct File {
     allow_admin: bool,
     #[serde(default)]
     timeouts: TimeoutsTable,
+    #[serde(default)]
+    keep: KeepTable,
     servers: BTreeMap<String, String>,
 }
 
@@ -40,11 +42,18 @@ struct TimeoutsTable {
     session_idle_timeout_ms: Option<u64>,
 }
 
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeepTable {
+    snapshot_mib: Option<u32>,
+    audit_mib: Option<u32>,
+}
+
 /// A configuration that was read and found sound.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
     pub context: Context,
-    pub timeouts: Timeouts,
+    pub settings: Settings,
     /// Whether operators may give orders (fail, recover, …) over the wire.
     pub allow_admin: bool,
 }
@@ -92,6 +101,12 @@ fn parse(text: &str) -> Result<ClusterConfig, (Option<usize>, String)> {
         session_idle_timeout_ms: given.session_idle_timeout_ms.unwrap_or(usual.session_idle_timeout_ms),
     };
     timeouts.validate().map_err(|e| whole(format!("[timeouts] {e}")))?;
+    let usual = Keep::default();
+    let keep = Keep {
+        snapshot_mib: file.keep.snapshot_mib.unwrap_or(usual.snapshot_mib),
+        audit_mib: file.keep.audit_mib.unwrap_or(usual.audit_mib),
+    };
+    keep.validate().map_err(|e| whole(format!("[keep] {e}")))?;
     let cluster_id = u128::from_str_radix(&file.cluster_id, 16)
         .ok()
         .filter(|_| file.cluster_id.len() == 32)
@@ -114,7 +129,7 @@ fn parse(text: &str) -> Result<ClusterConfig, (Option<usize>, String)> {
         return Err(whole(format!("[servers] has no address for {missing}")));
     }
     let context = Context { cluster_id, topology, addresses };
-    Ok(ClusterConfig { context, timeouts, allow_admin: file.allow_admin })
+    Ok(ClusterConfig { context, settings: Settings { timeouts, keep }, allow_admin: file.allow_admin })
 }
 
 #[cfg(test)]
@@ -130,7 +145,7 @@ mod tests {
         let config = parse(GOOD).expect("a sound file");
         assert_eq!(config.context.topology.servers_per_cluster, 3);
         assert_eq!(config.context.addresses[&NodeId(3)].port(), 7003);
-        assert_eq!(config.timeouts, Timeouts::default());
+        assert_eq!(config.settings, Settings::default());
         assert!(!config.allow_admin);
     }
 
@@ -146,6 +161,8 @@ mod tests {
             ("_cluster = 3", "_cluster = 2", None, "--servers 2"),
             ("0001020304", "00010203", None, "32 hexadecimal"),
             ("[servers]", "[timeouts]\nelection_timeout_ms = 3\n[servers]", None, "[timeouts] election"),
+            ("[servers]", "[keep]\nsnapshot_mib = 0\n[servers]", None, "[keep] snapshot_mib 0: must be 1 to"),
+            ("[servers]", "[keep]\naudit_mib = -1\n[servers]", Some(7), "invalid value"),
             ("[servers]", "[timeouts]\nsession_idle_timeout_ms = 9\n[servers]", None, "or 0 (sessions never"),
         ] {
             let (at, what) = parse(&GOOD.replacen(from, to, 1)).expect_err("an unsound file");

@@ -13,7 +13,6 @@ pub mod clock;
 pub mod cluster;
 pub mod config_file;
 pub mod conns;
-pub mod history;
 pub mod node;
 pub mod order;
 pub mod runner;

@@ -13,6 +13,7 @@ use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use parking_lot::Mutex;
 
+use crate::audit::Replay;
 use crate::codec::{Hello, Opener, kind};
 use crate::drive::{self, Ports};
 use crate::net::{Accepted, SpareFd, accept};
@@ -20,7 +21,6 @@ use crate::paxos::{self, Message, Standing};
 use crate::report::Role as StatusRole;
 use crate::runtime::clock::{Clock, until, uptime};
 use crate::runtime::conns::{Conns, Context, Item, Received, Role};
-use crate::runtime::history::Replay;
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::{Status, Won};
 use crate::shard::{self, Input, Shard};
@@ -339,7 +339,7 @@ impl<D: Disk> Node<D> {
             }
             Order::AwaitApplied(slot) => return self.awaiting.push((slot, reply)),
             Order::Log => {
-                let replay = Replay::new(self.conns.context.topology, self.me, self.shard.bank().applied());
+                let replay = Replay::new(&self.wal, self.shard.bank().applied());
                 return self.replays.push((replay, reply));
             }
             Order::Status => {
@@ -372,11 +372,17 @@ impl<D: Disk> Node<D> {
                 self.report(reply, Report::Behind { applied });
             }
         }
-        if let Some((replay, _)) = self.replays.first_mut()
-            && let Some(lines) = replay.advance(&self.wal)?
-        {
-            let (_, reply) = self.replays.remove(0);
-            self.report(reply, Report::Log(lines));
+        if let Some((replay, _)) = self.replays.first_mut() {
+            let report = match replay.advance(&self.wal, &self.shard) {
+                Ok(None) => None,
+                Ok(Some(listing)) => Some(Report::Log(listing)),
+                // What is damaged here is no part of what this server stands on; what is, it notices itself.
+                Err(e) => Some(Report::Failed(format!("{}: {}", self.me, e.what()))),
+            };
+            if let Some(report) = report {
+                let (_, reply) = self.replays.remove(0);
+                self.report(reply, report);
+            }
         }
         self.publish(now);
         Ok(())

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::Listing;
 use crate::runtime::status::Status;
-use crate::types::{AccountId, Slot, Transfer, TxnId};
+use crate::types::{AccountId, Slot};
 
 /// Orders are answered in the order in which they were given, with one [`Report`] each.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -24,20 +25,14 @@ pub enum Order {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Report {
     Done,
+    /// It cannot be done, and why.
+    Failed(String),
     /// The slot is not applied yet, for lack of space.
     Behind {
         applied: Slot,
     },
     /// `None` for accounts that this server does not hold.
     Balances(Vec<Option<u64>>),
-    Log(Vec<LogLine>),
+    Log(Listing),
     Status(Box<Status>),
-}
-
-/// One committed transaction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct LogLine {
-    pub slot: Slot,
-    pub id: TxnId,
-    pub transfer: Transfer,
 }

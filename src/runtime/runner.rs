@@ -8,9 +8,11 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, after, never};
 use crossbeam::select;
 
+use crate::audit::Listing;
+use crate::bank::Committed;
 use crate::config::Topology;
 use crate::report::{
-    Election, LogLine, Performance, Resolved, RowOutcome, RowReport, Scope, ServerRow, ServerState,
+    Election, Log, LogLine, Performance, Resolved, RowOutcome, RowReport, Scope, ServerRow, ServerState,
     SetReport, progress,
 };
 use crate::runtime::client::{Client, Command as Ask, News, Row, Segment};
@@ -474,15 +476,17 @@ impl Runner {
     }
 
     /// The committed transactions of one server, in log order.
-    pub fn log(&mut self, server: NodeId) -> Result<Vec<LogLine>, Stop> {
-        let Report::Log(lines) = self.fleet.ask(server, Order::Log)? else {
-            return Err(Stop::Failed(format!("{server} answers something else than was asked")));
+    pub fn log(&mut self, server: NodeId) -> Result<Log, Stop> {
+        let Listing { committed, gaps } = match self.fleet.ask(server, Order::Log)? {
+            Report::Log(listing) => listing,
+            Report::Failed(why) => return Err(Stop::Failed(why)),
+            _ => return Err(Stop::Failed(format!("{server} answers something else than was asked"))),
         };
-        let line = |l: crate::runtime::order::LogLine| {
+        let line = |l: Committed| {
             let scope = Scope::of(&l.transfer, &self.topology)?;
             Some(LogLine { slot: l.slot, id: l.id, transfer: l.transfer, scope })
         };
-        Ok(lines.into_iter().filter_map(line).collect())
+        Ok(Log { lines: committed.into_iter().filter_map(line).collect(), gaps })
     }
 
     fn collect_elections(&mut self) {

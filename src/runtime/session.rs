@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
-use crate::config::{Timeouts, Topology};
+use crate::config::{Keep, Settings, Topology};
 use crate::net::listen;
 use crate::report::json::Json;
 use crate::report::prompt::{Prompt, PromptCommand, help};
@@ -28,6 +28,7 @@ pub struct RunArgs {
     pub file: PathBuf,
     pub topology: Topology,
     pub options: Options,
+    pub keep: Keep,
     pub data_dir: Option<PathBuf>,
     pub fresh: bool,
     /// Servers that run elsewhere, instead of own ones.
@@ -148,6 +149,8 @@ fn prepare_run(args: &RunArgs, interrupt: Receiver<()>) -> Result<(Runner, Vec<S
     {
         remove_server_dirs(dir).map_err(|e| usage(format!("--data-dir: {e}")))?;
     }
+    args.keep.validate().map_err(|e| usage(format!("--{}", e.replacen('_', "-", 1))))?;
+    let settings = Settings { keep: args.keep, ..Settings::default() };
     let data_dir = args.data_dir.clone();
     let factory: Factory = match config {
         Some(config) => Box::new(move || Ok(Box::new(Processes::connect(config.clone())?) as Box<dyn Fleet>)),
@@ -157,7 +160,7 @@ fn prepare_run(args: &RunArgs, interrupt: Receiver<()>) -> Result<(Runner, Vec<S
                 None => DataDir::temporary()?,
             };
             let place = place_of(&data);
-            let cluster = Cluster::start(topology, Timeouts::default(), data)?;
+            let cluster = Cluster::start(topology, settings, data)?;
             eprintln!("data directory: {place}");
             Ok(Box::new(cluster) as Box<dyn Fleet>)
         }),
@@ -403,7 +406,7 @@ fn start_node(args: NodeArgs) -> Result<io::Result<()>, String> {
         status: Arc::new(Mutex::new(Status::new(server))),
         admin: config.allow_admin,
     };
-    let setup = prepare(server, config.context, config.timeouts, Clock::start(), log, around)?;
+    let setup = prepare(server, config.context, config.settings, Clock::start(), log, around)?;
     println!("{server} listens on {address}");
     let thread = std::thread::Builder::new()
         .name(server.to_string())

@@ -53,7 +53,7 @@ impl Shard {
     pub(super) fn begin_snapshot(&mut self, out: &mut Output) {
         let Some((confirmed, _)) = self.comparison.confirmed() else { return };
         if out.snapshot.is_none()
-            && let Some(image) = self.cuts.take_confirmed(confirmed)
+            && let Some(image) = self.cuts.take_confirmed(confirmed.min(self.history.written()))
         {
             out.snapshot = Some((image, false));
         }
@@ -183,6 +183,7 @@ impl Shard {
     fn install(&mut self, now: Time, bank: Bank, out: &mut Output) {
         let slot = bank.applied();
         self.comparison.applied(slot, bank.digest());
+        self.history.jump(self.bank.applied(), slot);
         self.bank = bank;
         self.cuts.jumped();
         self.replica.install(now, slot, &mut out.paxos);

@@ -45,6 +45,11 @@ impl Cuts {
         self.waiting = None;
     }
 
+    /// Whether there is one that was not handed out yet.
+    pub fn waits(&self) -> bool {
+        self.waiting.is_some()
+    }
+
     /// Hands out a cut once a majority has confirmed a digest at or behind it (P4): what others are sent, and what the
     /// log in front of it is given up for, is a state that a majority has.
     pub fn take_confirmed(&mut self, confirmed: Slot) -> Option<Image> {

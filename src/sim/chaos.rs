@@ -90,6 +90,7 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
     run.follow_up();
     run.last_words();
     run.forget();
+    run.world.check_listings();
     let judged = run.world.judge();
     run.summary(seed, rest_us, judged)
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::bank::command::{self, Command};
-use crate::bank::{Bank, Effects, Status};
+use crate::bank::{Bank, Committed, Effects, Status};
 use crate::config::{Limits, Topology};
 use crate::shard::{Divergence, Shard};
 use crate::sim::acceptances::Acceptances;
@@ -41,6 +41,7 @@ struct Txn {
 /// One shard's log as it must be everywhere.
 struct ShardLog {
     values: Vec<Value>,
+    committed: Vec<Committed>,
     /// Digest after slot 0, 1, 2, …
     digests: Vec<u64>,
     bank: Bank,
@@ -90,6 +91,7 @@ impl Checker {
             let opened = |a| (a, vec![(Slot::ZERO, topology.initial_balance, false)]);
             ShardLog {
                 values: Vec::new(),
+                committed: Vec::new(),
                 digests: vec![bank.digest()],
                 bank,
                 history: accounts.map(opened).collect(),
@@ -112,6 +114,11 @@ impl Checker {
             committed: 0,
             coverage: Coverage::default(),
         }
+    }
+
+    /// What committed in a shard, in log order.
+    pub fn committed_in(&self, shard: ShardId) -> &[Committed] {
+        &self.logs[shard.index()].committed
     }
 
     /// How far a shard's log is known to be decided.
@@ -210,11 +217,12 @@ impl Checker {
     }
 
     fn decide(&mut self, shard: ShardId, slot: Slot, value: &Value) {
-        let mut effects = Effects::with_history();
+        let mut effects = Effects::default();
         let log = &mut self.logs[shard.index()];
         assert_eq!(log.values.len() as u64 + 1, slot.0, "P2: slots are decided in order");
         log.bank.apply(slot, value, &mut effects);
         log.values.push(value.clone());
+        log.committed.extend_from_slice(&effects.committed);
         log.digests.push(log.bank.digest());
         for (account, history) in &mut log.history {
             let balance = log.bank.balance(*account).expect("an account of this shard");

@@ -77,6 +77,8 @@ sights! {
     SnapshotDamaged "a server started from an older snapshot, the newest being damaged (S2)",
     SnapshotInstalled "a server that lagged went on from the snapshot of another",
     SnapshotMoved "the transfer of a snapshot went on at another server",
+    HistoryWritten "a server's log said which transactions committed",
+    ListedInPart "a server no longer knew all of its history",
     // Coordinators.
     DiedUnopened "a coordinator died before it had a session",
     DiedUnsent "a coordinator died with a transaction it had not sent",

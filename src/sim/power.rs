@@ -226,6 +226,7 @@ impl World {
         content[at as usize] ^= 1 << self.rng.below(8);
         disk.overwrite(name, content);
         server.ailment = Some(Ailment::Damaged);
+        server.flipped = true;
         let name = name.clone();
         self.note(|| format!("a bit of {name} of {id} flips at offset {at}"));
     }

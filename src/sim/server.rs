@@ -71,6 +71,10 @@ pub struct Server {
     /// Whether the power was cut since it last ran.
     pub power_lost: bool,
     pub ailment: Option<Ailment>,
+    /// Whether another server ever began to send it a snapshot.
+    pub was_sent_snapshot: bool,
+    /// Whether a bit of its files ever flipped.
+    pub flipped: bool,
     /// It refused or dropped something for lack of space, and has had none since.
     pub starved: bool,
     /// It refused to start, and will not be asked again.
@@ -114,6 +118,8 @@ impl Server {
             misled: false,
             wrong_at: None,
             ever_misled: false,
+            flipped: false,
+            was_sent_snapshot: false,
             spinning: 0,
         }
     }

@@ -143,6 +143,7 @@ impl World {
                 }
             }
             shard::Event::ReadWaits { .. } => self.coverage.see(Seen::ReadWaited),
+            shard::Event::SnapshotBegun { .. } => self.server(id).was_sent_snapshot = true,
             shard::Event::SnapshotMoved { .. } => self.coverage.see(Seen::SnapshotMoved),
             shard::Event::SnapshotInstalled { .. } => self.coverage.see(Seen::SnapshotInstalled),
             shard::Event::SnapshotRefused { from, slot, why } => {

@@ -15,6 +15,8 @@ pub(super) struct Contents {
     pub promised: Ballot,
     /// Every slot up to here is decided; never above `present`.
     pub decided: Slot,
+    /// Up to here the log says which transactions committed, or a snapshot stands for it.
+    pub noted: Slot,
     /// Every slot up to here has a value in the log.
     pub present: Slot,
     /// Up to here a snapshot stands for the log: what records say of these slots is of no interest.
@@ -28,7 +30,7 @@ pub(super) struct Contents {
 impl Contents {
     /// A log that goes on behind a snapshot.
     pub fn behind(slot: Slot) -> Contents {
-        Contents { decided: slot, present: slot, base: slot, ..Contents::default() }
+        Contents { decided: slot, noted: slot, present: slot, base: slot, ..Contents::default() }
     }
 
     /// A snapshot that came from elsewhere stands for everything up to `slot`.
@@ -37,6 +39,7 @@ impl Contents {
         self.base = self.base.max(slot);
         self.present = self.present.max(slot);
         self.decided = self.decided.max(slot);
+        self.noted = self.noted.max(slot);
         self.extend();
     }
 
@@ -81,6 +84,15 @@ impl Contents {
                     return Err(format!("slot {slot} decided while the log holds 1 to {}", self.present));
                 }
                 self.raise_decided(slot);
+            }
+            Kind::History => {
+                if slot > self.present {
+                    return Err(format!("history of slot {slot} while the log holds 1 to {}", self.present));
+                }
+                self.raise_decided(slot);
+                if ballot.round <= self.noted.0 + 1 {
+                    self.noted = self.noted.max(slot);
+                }
             }
             Kind::End => {}
         }

@@ -158,7 +158,7 @@ impl Block {
     }
 }
 
-/// What a record is. The first four are [`crate::types::Record`]'s.
+/// What a record is: those of [`crate::types::Record`], and *End*.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -168,11 +168,13 @@ pub(super) enum Kind {
     Decided = 4,
     /// Nothing more in this segment: the group goes on at the start of the next one.
     End = 5,
+    /// Its slot is the last one of the run; in place of a ballot it has the first one, and how many parts follow.
+    History = 6,
 }
 
 impl Kind {
     pub fn from_code(code: u8) -> Option<Kind> {
-        [Kind::Promise, Kind::Accept, Kind::Learn, Kind::Decided, Kind::End]
+        [Kind::Promise, Kind::Accept, Kind::Learn, Kind::Decided, Kind::End, Kind::History]
             .into_iter()
             .find(|kind| *kind as u8 == code)
     }

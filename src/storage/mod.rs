@@ -27,6 +27,7 @@ use crate::config::Topology;
 use crate::types::{Ballot, Cut, NodeId, Record, Slot, Value};
 
 mod ahead;
+mod audit;
 mod contents;
 mod disk;
 mod format;
@@ -36,6 +37,7 @@ mod retention;
 mod snapshot;
 mod wal;
 
+pub use audit::{Audit, Entry};
 pub use disk::{Disk, DiskFile, FileDisk, RealFile};
 pub use memdisk::{Counts, Kept, MemDisk, MemFile, Unsynced};
 pub use retention::Retention;
@@ -115,6 +117,8 @@ pub struct Recovered {
     pub promised: Ballot,
     /// Every slot up to this one is known to be decided, and [`Wal::read`] has its value.
     pub decided: Slot,
+    /// Up to here the log says which transactions committed.
+    pub noted: Slot,
     /// The snapshot that the state is to be taken from; [`Wal::read`] begins behind it.
     pub snapshot: Option<Cut>,
     /// For each slot above `decided` the latest vote, in order of slots.

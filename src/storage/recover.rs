@@ -18,7 +18,11 @@ use super::{Expected, Identity, Recovered, StorageError};
 use crate::config::Topology;
 use crate::types::{Ballot, Slot};
 
-fn damaged_file(file: &str, offset: impl Into<Option<u64>>, what: impl Into<String>) -> StorageError {
+pub(super) fn damaged_file(
+    file: &str,
+    offset: impl Into<Option<u64>>,
+    what: impl Into<String>,
+) -> StorageError {
     StorageError::Damaged { file: file.to_string(), offset: offset.into(), what: what.into() }
 }
 
@@ -33,7 +37,8 @@ impl<D: Disk> Wal<D> {
     pub fn open(disk: D, expected: Expected) -> Result<(Wal<D>, Recovered), StorageError> {
         let names = disk.list().map_err(io_error(".", "list the directory"))?;
         let (oldest, segments) = check_names(&names)?;
-        let (identity, segment_bytes) = read_identity(&disk, expected)?;
+        let (identity, segment_bytes) = read_identity(&disk)?;
+        check_identity(&identity, expected)?;
         for name in names.iter().filter(|name| is_leftover(name)) {
             disk.remove(name).map_err(io_error(name, "remove"))?;
         }
@@ -100,8 +105,9 @@ impl<D: Disk> Wal<D> {
             votes.extend(vote.into_iter().take(1));
             slot = slot.next();
         }
-        let (promised, decided, snapshot) = (wal.promised(), wal.decided(), wal.snapshot());
-        Ok((wal, Recovered { promised, decided, snapshot, votes, torn, damaged }))
+        let (promised, decided, noted) = (wal.promised(), wal.decided(), wal.contents.noted);
+        let snapshot = wal.snapshot();
+        Ok((wal, Recovered { promised, decided, noted, snapshot, votes, torn, damaged }))
     }
 }
 
@@ -130,8 +136,7 @@ fn open_snapshots<D: Disk>(disk: &D, names: &[String], identity: &Identity) -> (
 /// ends with the last one.
 fn check_names(names: &[String]) -> Result<(u32, u32), StorageError> {
     let has = |name: &str| names.iter().any(|n| n == name);
-    let mut numbers: Vec<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
-    numbers.sort_unstable();
+    let numbers: Vec<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
     if !has(IDENTITY) {
         // An unfinished formatting holds nothing yet; a log without its identity does.
         return Err(if has(IDENTITY_NEW) || numbers.is_empty() && !has(MARK) {
@@ -140,12 +145,10 @@ fn check_names(names: &[String]) -> Result<(u32, u32), StorageError> {
             damaged_file(IDENTITY, None, "missing, but there is a log")
         });
     }
-    let Some(last) = numbers.last().copied() else {
+    let Some(run) = gapless(numbers) else {
         return Err(damaged_file(&segment_name(1), None, "missing"));
     };
-    let run =
-        (1..=last).rev().zip(numbers.iter().rev()).take_while(|(wanted, number)| wanted == *number).count();
-    let first = last + 1 - run as u32;
+    let (first, last) = run.into_inner();
     let snapshots = names.iter().any(|name| snapshot::slot_of(name).is_some());
     if first > 1 && !snapshots {
         return Err(damaged_file(&segment_name(first - 1), None, "missing, but there are later segments"));
@@ -154,6 +157,14 @@ fn check_names(names: &[String]) -> Result<(u32, u32), StorageError> {
         return Err(damaged_file(MARK, None, "missing: what the log must hold cannot be proved"));
     }
     Ok((first, last))
+}
+
+/// The gapless run that ends with the highest number.
+pub(super) fn gapless(mut numbers: Vec<u32>) -> Option<std::ops::RangeInclusive<u32>> {
+    numbers.sort_unstable();
+    let last = *numbers.last()?;
+    let run = (1..=last).rev().zip(numbers.iter().rev()).take_while(|(wanted, n)| wanted == *n).count();
+    Some(last + 1 - run as u32..=last)
 }
 
 fn read_block<F: DiskFile>(file: &F, name: &str) -> Result<Block, StorageError> {
@@ -172,14 +183,22 @@ fn read_block<F: DiskFile>(file: &F, name: &str) -> Result<Block, StorageError> 
     })
 }
 
-fn read_identity<D: Disk>(disk: &D, expected: Expected) -> Result<(Identity, u64), StorageError> {
-    let file = disk.open(IDENTITY).map_err(io_error(IDENTITY, "open"))?;
+/// Whose directory it is, and how large its segments are.
+pub(super) fn read_identity<D: Disk>(disk: &D) -> Result<(Identity, u64), StorageError> {
+    let file = match disk.open(IDENTITY) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(StorageError::NotFormatted),
+        other => other.map_err(io_error(IDENTITY, "open"))?,
+    };
     let block = read_block(&file, IDENTITY)?;
     let len = file.len().map_err(io_error(IDENTITY, "read"))?;
     if len != BLOCK || block.segment != 0 {
         return Err(damaged_file(IDENTITY, None, "not an identity file"));
     }
-    let Identity { cluster_id, topology: found, server, .. } = block.identity;
+    Ok((block.identity, block.segment_bytes))
+}
+
+fn check_identity(identity: &Identity, expected: Expected) -> Result<(), StorageError> {
+    let Identity { cluster_id, topology: found, server, .. } = *identity;
     let wrong = |field, found: String, expected: String| {
         Err(StorageError::WrongIdentity { file: IDENTITY.to_string(), field, found, expected })
     };
@@ -204,7 +223,7 @@ fn read_identity<D: Disk>(disk: &D, expected: Expected) -> Result<(Identity, u64
     if server != expected.server {
         return wrong("server", server.to_string(), expected.server.to_string());
     }
-    Ok((block.identity, block.segment_bytes))
+    Ok(())
 }
 
 fn check_segment<D: Disk>(disk: &D, number: u32, identity: Identity, size: u64) -> Result<(), StorageError> {

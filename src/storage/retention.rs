@@ -15,6 +15,7 @@ pub struct Retention {
     pub audit_bytes: u64,
 }
 
+/// Everything.
 impl Default for Retention {
     fn default() -> Retention {
         Retention { audit_bytes: u64::MAX }

@@ -274,6 +274,9 @@ impl<D: Disk> Wal<D> {
             Record::Accept { slot, ballot, value } => (Kind::Accept, *slot, *ballot, &value.0),
             Record::Learn { slot, ballot, value } => (Kind::Learn, *slot, *ballot, &value.0),
             Record::Decided(slot) => (Kind::Decided, *slot, Ballot::ZERO, &[]),
+            Record::History { from, to, more, bytes } => {
+                (Kind::History, *to, Ballot { round: from.0, server: *more }, &bytes.0)
+            }
         };
         assert!(payload.len() <= limits::VALUE_BYTES, "a value of {} bytes", payload.len());
         let bytes = record_bytes(payload.len());

@@ -141,7 +141,7 @@ impl Bank {
             let (control, orders) = unbounded();
             let status = Arc::new(Mutex::new(Status::new(id)));
             let around = Threading { poll, listener, control: orders, status, admin: false };
-            let setup = prepare(id, context.clone(), timeouts, clock, log, around).expect("restore");
+            let setup = prepare(id, context.clone(), timeouts.into(), clock, log, around).expect("restore");
             let thread = Some(std::thread::spawn(move || node::run(setup)));
             servers.insert(id, Server { full, control, waker, thread });
         }

@@ -13,6 +13,7 @@ use shardpaxosbank::types::{Ballot, Cut, Record, Slot, Value};
 pub struct Kept {
     pub promised: Ballot,
     pub decided: Slot,
+    pub noted: Slot,
     /// The latest value of slot 1, 2, …
     values: Vec<(Ballot, Value)>,
 }
@@ -44,6 +45,10 @@ impl Kept {
                 }
             }
             Record::Decided(slot) => self.raise_decided(*slot),
+            Record::History { to, .. } => {
+                self.raise_decided(*to);
+                self.noted = *to;
+            }
         }
     }
 
@@ -66,6 +71,7 @@ impl Kept {
         Recovered {
             promised: self.promised,
             decided: self.decided,
+            noted: self.noted,
             snapshot: None,
             votes,
             torn: None,
@@ -128,7 +134,7 @@ impl StableLog for ModelLog {
                 Some(*slot)
             }
             Record::Learn { slot, .. } | Record::Accept { slot, .. } => Some(*slot),
-            Record::Decided(slot) => {
+            Record::Decided(slot) | Record::History { to: slot, .. } => {
                 self.known = self.known.max(*slot);
                 Some(*slot)
             }

@@ -31,7 +31,9 @@ impl Model {
                     self.explicit = *slot;
                 }
             }
-            Record::Decided(slot) => self.explicit = self.explicit.max(*slot),
+            Record::Decided(slot) | Record::History { to: slot, .. } => {
+                self.explicit = self.explicit.max(*slot)
+            }
         }
     }
 

@@ -24,7 +24,7 @@ struct Log {
 
 impl Log {
     fn new() -> (Log, Session) {
-        let mut log = Log { bank: bank(), effects: Effects::with_history() };
+        let mut log = Log { bank: bank(), effects: Effects::default() };
         log.put(command::put_open);
         let BlockResult::Opened(session) = log.effects.results[0] else { panic!("an open opens") };
         (log, session)
@@ -35,7 +35,10 @@ impl Log {
         encode(&mut bytes);
         assert_eq!(command::check(&bytes).map(|size| size.blocks), Ok(1));
         let slot = self.bank.applied().next();
-        self.bank.apply(slot, &Value::from_slice(&bytes), &mut self.effects);
+        let value = Value::from_slice(&bytes);
+        self.bank.apply(slot, &value, &mut self.effects);
+        let history = crate::bank::history::decode(slot, &[value], &self.effects.history);
+        assert_eq!(history.as_ref(), Ok(&self.effects.committed));
         self.effects.results[0].unpack().unwrap_or_default()
     }
 
@@ -416,9 +419,6 @@ fn effects_say_what_this_slot_brought_and_nothing_else() {
     log.prepare(s, 4, t(1, 5, 1));
     log.outcome(s, 4, false);
     assert_eq!((&log.effects.committed[..], &log.effects.settled[..]), (&[][..], &[id(4)][..]));
-    log.effects = Effects::default();
-    log.transfer(s, 5, t(1, 2, 1));
-    assert_eq!(log.effects.committed, [], "nobody asked for them");
 }
 
 proptest! {
@@ -461,7 +461,7 @@ proptest! {
     fn sessions_end_for_good(
         steps in prop::collection::vec((0u8..8, 1u64..6, 1u64..5, any::<bool>()), 1..150)
     ) {
-        let mut log = Log { bank: bank(), effects: Effects::with_history() };
+        let mut log = Log { bank: bank(), effects: Effects::default() };
         let (mut closed, mut expired) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
         let used = (1..6).map(foreign).collect::<Vec<_>>();
         for (kind, number, seq, commit) in steps {
