@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use shardpaxosbank::config::{Keep, Topology};
+use shardpaxosbank::runtime::inspect::{self, Look};
 use shardpaxosbank::runtime::runner::Options;
 use shardpaxosbank::runtime::session::{self, Exit, NodeArgs, RunArgs};
 use shardpaxosbank::soak::{self, SimArgs};
@@ -23,8 +24,48 @@ enum Command {
     Run(Run),
     /// Run one server as a process of its own.
     Node(Node),
+    /// Look into the write-ahead log of a data directory, whether its server runs or not; nothing is changed.
+    #[command(subcommand)]
+    Wal(WalCommand),
+    /// List the committed transactions of a data directory, in log order.
+    Log {
+        /// A server's data directory, or one that holds several.
+        dir: PathBuf,
+        /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Run the servers' own code in a simulated world that tries to make them lose money.
     Sim(Sim),
+}
+
+#[derive(Subcommand)]
+enum WalCommand {
+    /// Verify every byte of every record and snapshot; name every fault. Exit code 1 if there is one.
+    Verify {
+        /// A server's data directory, or one that holds several.
+        dir: PathBuf,
+    },
+    /// Print every record.
+    Dump {
+        /// A server's data directory, or one that holds several.
+        dir: PathBuf,
+        /// Only records of the slots A to B.
+        #[arg(long, value_name = "A..B", value_parser = slots)]
+        slot: Option<(u64, u64)>,
+        /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `A..B`, both included, or one slot.
+fn slots(text: &str) -> Result<(u64, u64), String> {
+    let (from, to) = text.split_once("..").unwrap_or((text, text));
+    match (from.parse(), to.parse()) {
+        (Ok(from), Ok(to)) if from <= to => Ok((from, to)),
+        _ => Err("must be slots such as 5..9, or 5".into()),
+    }
 }
 
 #[derive(Args)]
@@ -183,6 +224,11 @@ fn main() -> ExitCode {
             data_dir: node.data_dir,
             format: node.format,
         }),
+        Command::Wal(WalCommand::Verify { dir }) => inspect::command(&dir, &Look::Verify),
+        Command::Wal(WalCommand::Dump { dir, slot, json }) => {
+            inspect::command(&dir, &Look::Dump { slots: slot, json })
+        }
+        Command::Log { dir, json } => inspect::command(&dir, &Look::Log { json }),
         Command::Sim(sim) => sim.run(),
     };
     ExitCode::from(exit as u8)

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bank::{Committed, history};
+use crate::bank::{Committed, Verifier, history};
 use crate::shard::Shard;
-use crate::storage::{Audit, Disk, Entry, StorageError, Wal};
-use crate::types::Slot;
+use crate::storage::{Audit, Disk, Entry, Identity, StorageError, Wal, snapshot_pieces};
+use crate::types::{Cut, Slot};
 
 /// Part of the list.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -34,6 +34,12 @@ impl Listing {
         Ok(())
     }
 
+    /// Takes in the part that follows.
+    pub fn append(&mut self, mut part: Listing) {
+        self.committed.append(&mut part.committed);
+        part.gaps.into_iter().for_each(|(from, to)| self.gap(from, to));
+    }
+
     fn gap(&mut self, from: Slot, to: Slot) {
         match self.gaps.last_mut() {
             Some((_, last)) if last.next() == from => *last = to,
@@ -47,45 +53,65 @@ fn damaged(from: Slot, what: String) -> StorageError {
     StorageError::Damaged { file, offset: None, what }
 }
 
+/// Computes the digest of a snapshot on disk anew.
+///
+/// # Errors
+///
+/// It cannot be read, or what it holds is not the state that its digest stands for (P4).
+pub fn check_snapshot<D: Disk>(disk: &D, identity: &Identity, cut: Cut) -> Result<(), StorageError> {
+    let file = || format!("the snapshot of slot {}", cut.slot);
+    let shard = identity.topology.shard_of_server(identity.server);
+    let mut verifier = Verifier::new(cut, &identity.topology, shard);
+    for piece in snapshot_pieces(disk, identity, cut.slot)? {
+        let io = |source| StorageError::Io { file: file(), doing: "read it", source };
+        let damaged = |what| StorageError::Damaged { file: file(), offset: None, what };
+        verifier.push(&piece.map_err(io)?).map_err(damaged)?;
+    }
+    Ok(())
+}
+
 /// The list of a server that runs, up to a slot, a segment at a time.
 pub struct Replay {
     audit: Audit,
     to: Slot,
-    listing: Listing,
 }
 
 impl Replay {
     pub fn new<D: Disk>(wal: &Wal<D>, to: Slot) -> Replay {
-        Replay { audit: wal.audit(), to, listing: Listing::default() }
+        Replay { audit: wal.audit(), to }
     }
 
-    /// Goes on; the list once it is complete.
+    /// The next part of the list, and whether it is the last one.
     ///
     /// # Errors
     ///
     /// The disk cannot be read, or is damaged.
-    pub fn advance<D: Disk>(&mut self, wal: &Wal<D>, shard: &Shard) -> Result<Option<Listing>, StorageError> {
-        if self.audit.covered() < self.to
-            && let Some(entries) = wal.audit_on(&mut self.audit)?
-        {
-            self.listing.extend(entries)?;
-            return Ok(None);
+    pub fn advance<D: Disk>(&mut self, wal: &Wal<D>, shard: &Shard) -> Result<(Listing, bool), StorageError> {
+        let mut listing = Listing::default();
+        let on_disk = if self.audit.covered() < self.to { wal.audit_on(&mut self.audit)? } else { None };
+        let last = on_disk.is_none();
+        match on_disk {
+            Some(entries) => listing.extend(entries)?,
+            // The rest is on its way to the log.
+            None => self.unwritten(shard, &mut listing)?,
         }
-        // The rest is on its way to the log.
+        listing.committed.retain(|committed| committed.slot <= self.to);
+        Ok((listing, last))
+    }
+
+    fn unwritten(&mut self, shard: &Shard, listing: &mut Listing) -> Result<(), StorageError> {
         for run in shard.unwritten_history() {
             if run.from <= self.audit.covered() {
                 continue;
             }
             let gap = self.audit.covered().next();
             if gap < run.from {
-                self.listing.gap(gap, Slot(run.from.0 - 1));
+                listing.gap(gap, Slot(run.from.0 - 1));
             }
             let values = self.audit.take_values(run.from, run.to);
             let values = values.ok_or_else(|| damaged(run.from, "a value is missing".into()))?;
-            self.listing.extend(vec![Entry::History { from: run.from, values, bytes: run.bytes }])?;
+            listing.extend(vec![Entry::History { from: run.from, values, bytes: run.bytes }])?;
         }
-        let mut listing = std::mem::take(&mut self.listing);
-        listing.committed.retain(|committed| committed.slot <= self.to);
-        Ok(Some(listing))
+        Ok(())
     }
 }

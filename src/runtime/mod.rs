@@ -13,6 +13,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config_file;
 pub mod conns;
+pub mod inspect;
 pub mod node;
 pub mod order;
 pub mod runner;

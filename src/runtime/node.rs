@@ -13,7 +13,7 @@ use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use parking_lot::Mutex;
 
-use crate::audit::Replay;
+use crate::audit::{Listing, Replay};
 use crate::codec::{Hello, Opener, kind};
 use crate::drive::{self, Ports};
 use crate::net::{Accepted, SpareFd, accept};
@@ -85,7 +85,7 @@ struct Node<D: Disk> {
     admin: bool,
     failed: bool,
     awaiting: Vec<(Slot, ReplyTo)>,
-    replays: Vec<(Replay, ReplyTo)>,
+    replays: Vec<(Replay, Listing, ReplyTo)>,
     turn: TurnLog,
     /// Servers of other clusters that a request could not be sent to; the core hears of it in the next turn.
     lost: Vec<NodeId>,
@@ -340,7 +340,7 @@ impl<D: Disk> Node<D> {
             Order::AwaitApplied(slot) => return self.awaiting.push((slot, reply)),
             Order::Log => {
                 let replay = Replay::new(&self.wal, self.shard.bank().applied());
-                return self.replays.push((replay, reply));
+                return self.replays.push((replay, Listing::default(), reply));
             }
             Order::Status => {
                 self.publish(now);
@@ -372,15 +372,17 @@ impl<D: Disk> Node<D> {
                 self.report(reply, Report::Behind { applied });
             }
         }
-        if let Some((replay, _)) = self.replays.first_mut() {
+        if let Some((replay, listing, _)) = self.replays.first_mut() {
             let report = match replay.advance(&self.wal, &self.shard) {
-                Ok(None) => None,
-                Ok(Some(listing)) => Some(Report::Log(listing)),
+                Ok((part, last)) => {
+                    listing.append(part);
+                    last.then(|| Report::Log(std::mem::take(listing)))
+                }
                 // What is damaged here is no part of what this server stands on; what is, it notices itself.
                 Err(e) => Some(Report::Failed(format!("{}: {}", self.me, e.what()))),
             };
             if let Some(report) = report {
-                let (_, reply) = self.replays.remove(0);
+                let (_, _, reply) = self.replays.remove(0);
                 self.report(reply, report);
             }
         }

@@ -1,7 +1,7 @@
 //! At the end every server lists its committed transactions from its disk, and no list may say anything else than what was
 //! decided (B3).
 
-use crate::audit::Replay;
+use crate::audit::{Listing, Replay};
 use crate::sim::coverage::Seen;
 use crate::sim::server::Running;
 use crate::sim::world::World;
@@ -14,10 +14,15 @@ impl World {
             let Some(Running { shard, wal }) = &server.running else { continue };
             let applied = shard.bank().applied();
             let mut replay = Replay::new(wal, applied);
+            let mut listing = Listing::default();
             let listing = loop {
                 match replay.advance(wal, shard) {
-                    Ok(Some(listing)) => break Some(listing),
-                    Ok(None) => {}
+                    Ok((part, last)) => {
+                        listing.append(part);
+                        if last {
+                            break Some(std::mem::take(&mut listing));
+                        }
+                    }
                     // Where no restart needs it, the log may be damaged unnoticed until now.
                     Err(StorageError::Damaged { .. }) if server.flipped => break None,
                     Err(e) => panic!("B3: {} cannot read its own log: {e}", server.id),

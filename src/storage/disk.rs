@@ -50,8 +50,9 @@ pub trait DiskFile {
 #[derive(Clone, Debug)]
 pub struct FileDisk {
     dir: PathBuf,
-    /// Held, never read: the lock goes with the last handle, and with the process however it ends.
-    _lock: Arc<File>,
+    /// Held, never read: the lock goes with the last handle, and with the process however it ends. `None` for one that
+    /// only looks.
+    lock: Option<Arc<File>>,
     syncs: Arc<AtomicU64>,
 }
 
@@ -84,7 +85,7 @@ impl FileDisk {
         let lock = lock.map_err(|e| at(&path, e))?;
         let locked = lock.try_lock();
         match locked {
-            Ok(()) => Ok(FileDisk { dir, _lock: Arc::new(lock), syncs: Arc::default() }),
+            Ok(()) => Ok(FileDisk { dir, lock: Some(Arc::new(lock)), syncs: Arc::default() }),
             Err(TryLockError::WouldBlock) => Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!(
@@ -94,6 +95,16 @@ impl FileDisk {
             )),
             Err(TryLockError::Error(e)) => Err(at(&path, e)),
         }
+    }
+
+    /// Opens a directory to look at it, while a server may run on it. Nothing in it can be changed.
+    pub fn look(dir: impl Into<PathBuf>) -> FileDisk {
+        FileDisk { dir: dir.into(), lock: None, syncs: Arc::default() }
+    }
+
+    fn may_change(&self) -> io::Result<()> {
+        let refused = || io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "opened to be looked at only");
+        self.lock.is_some().then_some(()).ok_or_else(refused)
     }
 
     pub fn dir(&self) -> &Path {
@@ -116,13 +127,14 @@ impl Disk for FileDisk {
 
     fn create(&self, name: &str) -> io::Result<RealFile> {
         let path = self.dir.join(name);
+        self.may_change()?;
         let opened = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         self.file(path, opened)
     }
 
     fn open(&self, name: &str) -> io::Result<RealFile> {
         let path = self.dir.join(name);
-        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        let opened = OpenOptions::new().read(true).write(self.lock.is_some()).open(&path);
         self.file(path, opened)
     }
 
@@ -142,11 +154,13 @@ impl Disk for FileDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let path = self.dir.join(name);
+        self.may_change()?;
         fs::remove_file(&path).map_err(|e| at(&path, e))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let path = self.dir.join(from);
+        self.may_change()?;
         fs::rename(&path, self.dir.join(to)).map_err(|e| at(&path, e))
     }
 

@@ -179,6 +179,17 @@ impl Kind {
             .find(|kind| *kind as u8 == code)
     }
 
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Promise => "promise",
+            Kind::Accept => "accept",
+            Kind::Learn => "learn",
+            Kind::Decided => "decided",
+            Kind::End => "end",
+            Kind::History => "history",
+        }
+    }
+
     /// Whether the record holds the value of a slot.
     pub fn has_value(self) -> bool {
         matches!(self, Kind::Accept | Kind::Learn)

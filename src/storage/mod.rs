@@ -32,16 +32,20 @@ mod contents;
 mod disk;
 mod format;
 mod memdisk;
+mod overlay;
 mod recover;
 mod retention;
 mod snapshot;
+mod survey;
 mod wal;
 
 pub use audit::{Audit, Entry};
 pub use disk::{Disk, DiskFile, FileDisk, RealFile};
 pub use memdisk::{Counts, Kept, MemDisk, MemFile, Unsynced};
+pub use overlay::Overlay;
 pub use retention::Retention;
 pub use snapshot::Pieces;
+pub use survey::{Fault, Seen, Survey, snapshot_pieces, survey};
 pub use wal::{CommitStats, Wal, is_formatted};
 
 /// Whose directory this is. Written once, when it is formatted; checked against at every start.

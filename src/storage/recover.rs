@@ -226,7 +226,12 @@ fn check_identity(identity: &Identity, expected: Expected) -> Result<(), Storage
     Ok(())
 }
 
-fn check_segment<D: Disk>(disk: &D, number: u32, identity: Identity, size: u64) -> Result<(), StorageError> {
+pub(super) fn check_segment<D: Disk>(
+    disk: &D,
+    number: u32,
+    identity: Identity,
+    size: u64,
+) -> Result<(), StorageError> {
     let name = segment_name(number);
     let file = disk.open(&name).map_err(io_error(&name, "open"))?;
     let block = read_block(&file, &name)?;
@@ -240,7 +245,7 @@ fn check_segment<D: Disk>(disk: &D, number: u32, identity: Identity, size: u64) 
     Ok(())
 }
 
-fn read_mark<D: Disk>(disk: &D, identity: Identity) -> Result<Mark, StorageError> {
+pub(super) fn read_mark<D: Disk>(disk: &D, identity: Identity) -> Result<Mark, StorageError> {
     let file = disk.open(MARK).map_err(io_error(MARK, "open"))?;
     let len = file.len().map_err(io_error(MARK, "read"))?;
     if len != MARK_BYTES {

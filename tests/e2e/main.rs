@@ -7,6 +7,7 @@ mod common;
 mod continued;
 mod full;
 mod hostile;
+mod inspect;
 mod process;
 mod restart;
 mod run;

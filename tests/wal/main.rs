@@ -4,6 +4,7 @@ mod damage;
 mod edges;
 mod history;
 mod snapshots;
+mod survey;
 
 use shardpaxosbank::config::Topology;
 use shardpaxosbank::storage::{

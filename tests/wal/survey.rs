@@ -1,0 +1,134 @@
+//! What looks at a directory without changing it: verification, and the list of what was decided.
+
+use super::damage::older_mark;
+use super::*;
+use shardpaxosbank::storage::{Audit, Entry, survey};
+
+fn history(from: u64, to: u64, more: u16, bytes: &[u8]) -> Record {
+    Record::History { from: Slot(from), to: Slot(to), more, bytes: Value::from_slice(bytes) }
+}
+
+/// Verification and recovery come to the same verdict, whatever byte is wrong and wherever a file ends.
+#[test]
+fn verification_finds_what_recovery_refuses() {
+    let disk = MemDisk::new();
+    sample(&disk);
+    let clean = survey(&disk, |_| {}).expect("a formatted directory");
+    assert_eq!((clean.faults.len(), clean.torn, clean.groups, clean.segments), (0, None, 5, 3));
+    let (mut refused, mut torn, mut unharmed) = (0, 0, 0);
+    let mut judge = |disk: MemDisk, what: &str| {
+        let found = survey(&disk, |_| {}).expect("a formatted directory");
+        match Wal::open(disk, expected()) {
+            Err(e) => {
+                refused += 1;
+                assert!(!found.faults.is_empty(), "{what}: {e}");
+                if let StorageError::Damaged { file, offset, .. } = e {
+                    let same = found.faults.iter().any(|fault| fault.file == file);
+                    assert!(same, "{what}: {file} {offset:?}, found {:?}", found.faults);
+                }
+            }
+            Ok((_, recovered)) => {
+                assert!(found.faults.is_empty(), "{what}: {:?}", found.faults);
+                assert_eq!(recovered.torn.is_some(), found.torn.is_some(), "{what}: {:?}", found.torn);
+                if recovered.torn.is_some() { torn += 1 } else { unharmed += 1 }
+            }
+        }
+    };
+    for mark_is_older in [false, true] {
+        for name in log_files(&disk).into_iter().chain(["mark".to_string()]) {
+            let bytes = disk.contents(&name).expect("file");
+            for at in 0..bytes.len() {
+                let copy = disk.copy();
+                if mark_is_older {
+                    older_mark(&copy, 5);
+                }
+                let mut flipped = copy.contents(&name).expect("file");
+                flipped[at] ^= 0x10;
+                copy.overwrite(&name, flipped);
+                judge(copy, &format!("{name} at {at}"));
+            }
+            for len in (0..bytes.len()).step_by(7) {
+                let copy = disk.copy();
+                copy.overwrite(&name, bytes[..len].to_vec());
+                judge(copy, &format!("{name} cut to {len}"));
+            }
+        }
+    }
+    assert!(refused > 1000 && torn > 100 && unharmed > 10, "{refused} {torn} {unharmed}");
+}
+
+/// Several faults are all named, and every whole record behind them is shown.
+#[test]
+fn verification_goes_on_behind_a_fault() {
+    let disk = MemDisk::new();
+    sample(&disk);
+    let mut places = Vec::new();
+    survey(&disk, |seen| places.push((seen.segment, seen.offset, seen.payload.len()))).expect("formatted");
+    let damaged = [places[1], places[places.len() - 3]];
+    for (segment, offset, _) in damaged {
+        let name = format!("wal-{segment:08}.seg");
+        let mut bytes = disk.contents(&name).expect("segment");
+        bytes[offset as usize + 57] ^= 1;
+        disk.overwrite(&name, bytes);
+    }
+    let mut left = Vec::new();
+    let found =
+        survey(&disk, |seen| left.push((seen.segment, seen.offset, seen.payload.len()))).expect("formatted");
+    let named: Vec<_> = found.faults.iter().map(|fault| (fault.file.clone(), fault.offset)).collect();
+    for (segment, offset, _) in damaged {
+        assert!(named.contains(&(format!("wal-{segment:08}.seg"), Some(offset))), "{named:?}");
+    }
+    places.retain(|place| !damaged.contains(place));
+    assert_eq!(left, places);
+}
+
+/// The list names decided values with their history, in parts too, and the slots of which nothing is left.
+#[test]
+fn an_audit_gives_back_what_was_noted_and_says_what_is_missing() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    commit(&mut wal, &[accept(1, 1, 1, 5), accept(2, 1, 2, 5)]);
+    commit(&mut wal, &[accept(2, 2, 9, 5), history(1, 2, 0, b"ab")]);
+    commit(
+        &mut wal,
+        &[accept(3, 2, 3, 5), accept(4, 2, 4, 5), history(3, 3, 1, b"c"), history(3, 3, 0, b"d")],
+    );
+    let said = |entries: Vec<Entry>| -> Vec<(u64, Vec<Value>, Vec<u8>)> {
+        let run = |entry| match entry {
+            Entry::History { from, values, bytes } => (from.0, values, bytes),
+            Entry::Gap { from, to } => panic!("a gap from {from} to {to}"),
+        };
+        entries.into_iter().map(run).collect()
+    };
+    let mut audit = wal.audit();
+    let entries = wal.audit_on(&mut audit).expect("sound").expect("something");
+    let first = (1, vec![value(1, 5), value(9, 5)], b"ab".to_vec());
+    assert_eq!(said(entries), [first, (3, vec![value(3, 5)], b"cd".to_vec())]);
+    assert_eq!((wal.audit_on(&mut audit).expect("sound"), audit.covered()), (None, Slot(3)));
+    // It goes on where it stopped.
+    commit(&mut wal, &[history(4, 4, 0, b"e"), accept(5, 2, 5, 900), accept(6, 2, 6, 900)]);
+    commit(&mut wal, &[accept(7, 2, 7, 5), history(6, 7, 0, b"f")]);
+    let mut entries = Vec::new();
+    while let Some(more) = wal.audit_on(&mut audit).expect("sound") {
+        entries.extend(more);
+    }
+    let gap = Entry::Gap { from: Slot(5), to: Slot(5) };
+    assert!(
+        matches!(&entries[..], [Entry::History { .. }, g, Entry::History { .. }] if *g == gap),
+        "{entries:?}"
+    );
+    // What a restart knows of it: the history of 6 and 7 stands behind a gap.
+    drop(wal);
+    let (wal, recovered) = open(disk.clone());
+    assert_eq!((recovered.noted, recovered.decided), (Slot(4), Slot(7)));
+    drop(wal);
+    // Without the first segment the list begins later.
+    disk.remove("wal-00000001.seg").expect("remove");
+    let (mut audit, _) = Audit::open(&disk).expect("a directory");
+    let mut entries = Vec::new();
+    while let Some(more) = audit.advance(&disk).expect("sound") {
+        entries.extend(more);
+    }
+    assert!(matches!(entries.first(), Some(Entry::Gap { from: Slot(1), .. })), "{entries:?}");
+    assert_eq!(audit.covered(), Slot(7));
+}
