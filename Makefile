@@ -19,7 +19,7 @@ MUTATION_DIR := target/mutants-out
 SHARD        ?=
 SIM_SEEDS    ?= 150
 
-.PHONY: help run test check sim soak model mutants mutation mutation-report perf clean-perf
+.PHONY: help run test check sim soak model mutants mutation mutation-report bench perf clean-perf
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo 'make mutants  planted bugs: does the simulator notice each?     MUTANT=   MUTANT_ARGS="--seeds 0..1000 --jobs 2 --from 12"'
 	@echo 'make mutation SHARD=k/n   cargo-mutants on the k-th of n samples of all mutants   SIM_SEEDS=$(SIM_SEEDS)'
 	@echo 'make mutation-report      what became of the mutants of the finished samples, by module'
+	@echo 'make bench    how fast a server starts, and what it holds over 50 million transfers'
 	@echo 'make perf     where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
 
 run:
@@ -47,6 +48,10 @@ model:
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+
+bench:
+	$(CARGO) bench --bench restart
+	$(CARGO) bench --bench endurance
 
 sim:
 	$(CARGO) run --release --bin bank -- sim --seeds $(SEEDS)
