@@ -83,7 +83,7 @@ fn main() {
     let mut ports = Nobody::default();
     let mut turn = |shard: &mut Shard, wal: &mut Wal<FileDisk>, inputs: Vec<Input>| {
         let now = Time(begun.elapsed().as_micros() as u64);
-        let timer = (shard.next_deadline() <= now).then(|| Input::Timer { random: 1 });
+        let timer = (shard.next_deadline() <= now).then_some(Input::Timer { random: 1 });
         let inputs = inputs.into_iter().chain(timer);
         drive::turn(now, shard, wal, inputs, &mut ports).expect("the disk works");
         wal.prepare_ahead().expect("the disk works");

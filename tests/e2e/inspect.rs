@@ -10,7 +10,7 @@ use shardpaxosbank::workload::{SetFileOptions, random_set_file};
 use crate::common::{audit, audit_set, data, put, run, set_text, temp};
 
 /// The committed transactions that `bank log` lists, with the runs of slots that it says it lacks.
-fn listed(dir: &Path) -> (Vec<Value>, Vec<(u64, u64)>) {
+pub fn listed(dir: &Path) -> (Vec<Value>, Vec<(u64, u64)>) {
     let ran = run(&["log", &dir.display().to_string(), "--json"]).with_code(0);
     let lines = ran.out.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
     let (gaps, lines): (Vec<Value>, Vec<Value>) = lines.partition(|line| line.get("missing_from").is_some());
@@ -18,7 +18,7 @@ fn listed(dir: &Path) -> (Vec<Value>, Vec<(u64, u64)>) {
     (lines, gaps.iter().map(|gap| (number(gap, "missing_from"), number(gap, "missing_to"))).collect())
 }
 
-fn transfer(row: &Value) -> (i64, i64, i64) {
+pub fn transfer(row: &Value) -> (i64, i64, i64) {
     let number = |key: &str| row[key].as_i64().expect("a number");
     (number("from"), number("to"), number("amount"))
 }

@@ -12,3 +12,4 @@ mod process;
 mod restart;
 mod run;
 mod syncs;
+mod torture;

@@ -51,11 +51,11 @@ pub fn config_text(clusters: u16, ports: &[u16]) -> String {
     )
 }
 
-struct Processes {
-    dir: TempDir,
-    path: String,
+pub struct Processes {
+    pub dir: TempDir,
+    pub path: String,
     config: ClusterConfig,
-    running: Vec<Option<Running>>,
+    pub running: Vec<Option<Running>>,
 }
 
 impl Processes {
@@ -68,14 +68,14 @@ impl Processes {
         Processes { dir, path, config, running: (0..9).map(|_| None).collect() }
     }
 
-    fn start(edit: impl Fn(String) -> String) -> Processes {
+    pub fn start(edit: impl Fn(String) -> String) -> Processes {
         let mut all = Processes::new(edit);
         (1..=9).for_each(|server| all.launch(server));
         (1..=9).for_each(|server| all.listens(server));
         all
     }
 
-    fn launch(&mut self, server: usize) {
+    pub fn launch(&mut self, server: usize) {
         let data = self.dir.path().join(format!("S{server}")).display().to_string();
         let name = format!("n{server}");
         let mut command =
@@ -84,16 +84,16 @@ impl Processes {
         self.running[server - 1] = Some(Running::start(command));
     }
 
-    fn listens(&mut self, server: usize) {
+    pub fn listens(&mut self, server: usize) {
         let line = self.running[server - 1].as_mut().expect("it was launched").line();
         assert!(line.as_ref().is_some_and(|l| l.contains("listens on")), "S{server}: {line:?}");
     }
 
-    fn kill(&mut self, server: usize) {
+    pub fn kill(&mut self, server: usize) {
         self.running[server - 1].take().expect("it runs").kill();
     }
 
-    fn status(&self, server: usize) -> Option<Status> {
+    pub fn status(&self, server: usize) -> Option<Status> {
         match admin::ask(&self.config.context, NodeId(server as u16), &Order::Status).ok()? {
             Report::Status(status) => Some(*status),
             other => panic!("S{server} answers {other:?}"),
@@ -105,7 +105,7 @@ impl Processes {
         eventually("a leader", || servers.clone().find(leads))
     }
 
-    fn topology(&self) -> Topology {
+    pub fn topology(&self) -> Topology {
         self.config.context.topology
     }
 
@@ -113,7 +113,7 @@ impl Processes {
         run(&["run", file, "--config", &self.path, "--json"])
     }
 
-    fn audit(&self) {
+    pub fn audit(&self) {
         let file = put(self.dir.path(), "audit.csv", &audit_set(1, &self.topology()));
         let ran = self.run(&file).with_code(0);
         audit(&ran.sets()[0], &self.topology());
