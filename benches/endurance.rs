@@ -73,7 +73,8 @@ fn main() {
     drop(Wal::format(disk.clone(), identity, 4 << 20).expect("an empty directory"));
     let expected = Expected { cluster_id: Some(1), topology, server: NodeId(1) };
     let (wal, recovered) = Wal::open(disk.clone(), expected).expect("sound");
-    let mut wal = wal.with_retention(Retention { audit_bytes: KEEP.audit_bytes() });
+    let retention = Retention { audit_bytes: KEEP.audit_bytes() };
+    let mut wal = wal.with_retention(retention).expect("the disk works");
     let limits = Limits { snapshot_bytes: KEEP.snapshot_bytes(), ..Limits::default() };
     let usual = (Timeouts::default(), limits);
     let mut shard =

@@ -101,16 +101,24 @@ impl Replay {
 
     fn unwritten(&mut self, shard: &Shard, listing: &mut Listing) -> Result<(), StorageError> {
         for run in shard.unwritten_history() {
-            if run.from <= self.audit.covered() {
+            let covered = self.audit.covered();
+            // Beyond what is asked for, values may be younger than what was read of the log.
+            if run.from <= covered || covered >= self.to {
                 continue;
             }
-            let gap = self.audit.covered().next();
-            if gap < run.from {
-                listing.gap(gap, Slot(run.from.0 - 1));
+            if covered.next() < run.from {
+                listing.gap(covered.next(), Slot(run.from.0 - 1));
             }
-            let values = self.audit.take_values(run.from, run.to);
-            let values = values.ok_or_else(|| damaged(run.from, "a value is missing".into()))?;
-            listing.extend(vec![Entry::History { from: run.from, values, bytes: run.bytes }])?;
+            match self.audit.take_values(run.from, run.to) {
+                Some(values) => {
+                    listing.extend(vec![Entry::History { from: run.from, values, bytes: run.bytes }])?;
+                }
+                // Gone with the log in front of another server's snapshot.
+                None => listing.gap(run.from, run.to),
+            }
+        }
+        if self.audit.covered() < self.to {
+            listing.gap(self.audit.covered().next(), self.to);
         }
         Ok(())
     }

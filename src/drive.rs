@@ -9,6 +9,8 @@
 //!
 //! A leader's followers therefore write at the same time as it does, and nobody's disk is waited for twice.
 
+use std::io::ErrorKind;
+
 use crate::bank::{Bank, Effects, Image, Incoming, Verifier};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::room::record_bytes;
@@ -72,15 +74,19 @@ pub fn turn(
             return Err(std::io::Error::other(divergence));
         }
 
-        if !core.records.is_empty() {
+        let wrote = !core.records.is_empty();
+        if wrote {
             ports.flush();
             core.records.iter().for_each(|record| wal.append(record));
             // Afterwards: a header that speaks of slots whose records come behind it would vouch for older votes.
             wal.set_decided(shard.replica().decided());
             let stats = wal.commit()?;
             ports.synced(&stats);
-            let own = core.after.iter().filter(|(to, _)| *to == shard.id());
-            let demand = own.flat_map(|(_, message)| message.values()).map(record_bytes).sum();
+        }
+        // What it sends itself is input, too: a candidate alone in its cluster hears of all its votes at once.
+        let own = core.after.iter().filter(|(to, _)| *to == shard.id());
+        let demand: u64 = own.flat_map(|(_, message)| message.values()).map(record_bytes).sum();
+        if wrote || demand > 0 {
             secure_room(now, shard, wal, demand, &mut out)?;
         }
         if let Some((image, foreign)) = snapshot {
@@ -107,8 +113,11 @@ pub fn turn(
                 // S2: others have the same, or can do without.
                 let (slot, why) = (read.slot, e.to_string());
                 out.events.push(Event::SnapshotDamaged { slot, why });
-                wal.distrust_snapshot(slot);
-                shard.step(now, Input::Snapshot(wal.snapshot()), &mut out);
+                // Anything else may pass, like a lack of file descriptors.
+                if matches!(e.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) {
+                    wal.distrust_snapshot(slot);
+                    shard.step(now, Input::Snapshot(wal.snapshot()), &mut out);
+                }
                 None
             });
             let bytes = bytes.map(|bytes| Value(bytes.into()));

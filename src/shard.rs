@@ -244,7 +244,9 @@ impl Shard {
                 }
             }
             Input::Room(room) => {
-                self.history.secure(room.is_none());
+                // On a full disk, what lies above the reserve is for whoever comes first.
+                let needed = self.limits.reserve_bytes + self.history.demand();
+                self.history.secure(room.is_none_or(|room| room > needed));
                 self.replica.set_room(now, room, &mut out.paxos);
             }
             Input::Snapshot(cut) => self.on_snapshot(now, cut, out),
@@ -377,7 +379,11 @@ impl Shard {
             return Err("no blocks".into());
         }
         for block in command::blocks(&blocks.0) {
-            let (records, across) = match block? {
+            let block = block?;
+            if let Some(session) = block.session().filter(|s| s.shard().0 > self.topology.clusters) {
+                return Err(format!("session {session} is of no shard of this bank"));
+            }
+            let (records, across) = match block {
                 Command::Transfers { records, .. } => (records, false),
                 Command::Prepare { records, participants, .. } => {
                     if !participants.contains(&self.shard) || participants[1].0 > self.topology.clusters {

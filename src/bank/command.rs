@@ -37,6 +37,10 @@ pub const MAX_COUNT: usize = VALUE_BYTES / size_of::<TransferRecord>();
 /// the time that applying it takes.
 pub const MAX_SEQUENCES: u64 = 2 * SESSION_WINDOW;
 
+/// The highest sequence that a block begins with, and the highest mark. Far below overflow: no client comes near it in the
+/// life of a session.
+const MAX_SEQUENCE: u64 = 1 << 60;
+
 /// One transfer as it stands in a block.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -104,6 +108,14 @@ impl Command<'_> {
             | Command::Outcome { range, .. }
             | Command::Fence { range } => Some(*range),
             Command::Open | Command::Mark { .. } | Command::Close { .. } | Command::Expire { .. } => None,
+        }
+    }
+
+    /// The session that it names.
+    pub fn session(&self) -> Option<Session> {
+        match self {
+            Command::Close { session } | Command::Expire { session, .. } => Some(*session),
+            other => other.used(),
         }
     }
 
@@ -204,7 +216,7 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
         return Err(format!("session {raw:#x} was never issued"));
     }
     if header.kind == MARK {
-        let clean = count == 0 && body.is_empty();
+        let clean = count == 0 && body.is_empty() && first <= MAX_SEQUENCE;
         return if clean { Ok(Command::Mark { session, mark: first }) } else { Err("a bad mark".into()) };
     }
     if header.kind == CLOSE {
@@ -223,8 +235,7 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
             _ => Err("a bad expiry".into()),
         };
     }
-    // Far below overflow: no client reaches this sequence in the life of a session.
-    if first == 0 || first > 1 << 60 || count == 0 || count as usize > MAX_COUNT {
+    if first == 0 || first > MAX_SEQUENCE || count == 0 || count as usize > MAX_COUNT {
         return Err(format!("sequences {first} + {count} are out of range; a block has 1 to {MAX_COUNT}"));
     }
     let range = Range { session, first, count };

@@ -160,7 +160,7 @@ impl SessionState {
         let SessionImage { mark, ring, beside, closed } = image;
         let known = |code: &u8| Register::try_from_code(*code).is_some();
         let beyond = |seq: &u64| *seq >= mark + ring.len() as u64;
-        if mark == 0 || mark > 1 << 61 || !ring.0.iter().all(known) {
+        if mark == 0 || mark > 1 << 63 || !ring.0.iter().all(known) {
             return Err("no such register".into());
         }
         if !beside.iter().all(|(seq, code)| beyond(seq) && known(code)) {

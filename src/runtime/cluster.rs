@@ -258,7 +258,8 @@ pub fn prepare<D: Disk>(
         recovered,
     )
     .map_err(|e| format!("{server}: {e}"))?;
-    let wal = wal.with_retention(Retention { audit_bytes: keep.audit_bytes() });
+    let retention = Retention { audit_bytes: keep.audit_bytes() };
+    let wal = wal.with_retention(retention).map_err(|e| format!("{server}: {e}"))?;
     let Threading { poll, listener, control, status, admin } = around;
     Ok(Setup { context, shard, wal, clock, poll, listener, control, status, admin })
 }

@@ -35,6 +35,9 @@ const FIRST_CONN: usize = 2;
 /// How long accepting rests when the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Transactions that a report lists at most: what one frame holds, and no server need keep in memory.
+const LISTED_AT_MOST: usize = 500_000;
+
 /// What comes over the control channel of a server thread.
 pub enum Control {
     Order(Order, Sender<Report>),
@@ -374,6 +377,13 @@ impl<D: Disk> Node<D> {
         }
         if let Some((replay, listing, _)) = self.replays.first_mut() {
             let report = match replay.advance(&self.wal, &self.shard) {
+                Ok((part, _)) if listing.committed.len() + part.committed.len() > LISTED_AT_MOST => {
+                    Some(Report::Failed(format!(
+                        "{}: its log has more than {LISTED_AT_MOST} transactions; list them where its directory is, with \
+                         `bank log DIR`",
+                        self.me
+                    )))
+                }
                 Ok((part, last)) => {
                     listing.append(part);
                     last.then(|| Report::Log(std::mem::take(listing)))

@@ -182,8 +182,9 @@ impl Shard {
 
     fn install(&mut self, now: Time, bank: Bank, out: &mut Output) {
         let slot = bank.applied();
+        let confirmed = self.comparison.confirmed().map_or(Slot::ZERO, |(slot, _)| slot);
+        self.history.jump(confirmed, slot);
         self.comparison.applied(slot, bank.digest());
-        self.history.jump(self.bank.applied(), slot);
         self.bank = bank;
         self.cuts.jumped();
         self.replica.install(now, slot, &mut out.paxos);

@@ -37,8 +37,10 @@ use crate::paxos::message::Digests;
 use crate::shard::{Event, Output};
 use crate::types::{NodeId, Slot, Time};
 
-/// Agreed slots of which views are kept. A leader's window lets its followers lag behind by one or two.
+/// Agreed slots of which views are kept, of those that this server has reached.
 const KEPT: usize = 8;
+/// And of those that it has not: while it lags, it compares with what others reported before.
+const AHEAD: usize = 1024;
 /// Election time-outs that a dispute lasts at most: within one, whoever is up is heard, but it may have to catch up first.
 const PATIENCE: u32 = 3;
 
@@ -151,6 +153,8 @@ pub struct Comparison {
     pace: Duration,
     patience: Duration,
     views: BTreeMap<Slot, View>,
+    /// The last slot that this server applied.
+    reached: Slot,
     confirmed: Option<(Slot, u64)>,
     /// When the latest view goes once more to those who have not shown the same.
     repeat_due: Option<Time>,
@@ -168,6 +172,7 @@ impl Comparison {
             pace: timeouts.heartbeat(),
             patience: timeouts.election() * PATIENCE,
             views: BTreeMap::new(),
+            reached: Slot::ZERO,
             confirmed: None,
             repeat_due: None,
             dispute_ends: None,
@@ -196,6 +201,7 @@ impl Comparison {
 
     /// This server applied a slot, and has this digest now.
     pub fn applied(&mut self, slot: Slot, digest: u64) {
+        self.reached = slot;
         if slot.0.is_multiple_of(self.every) {
             self.views.entry(slot).or_default().reports.insert(self.me, digest);
             self.trim();
@@ -226,10 +232,14 @@ impl Comparison {
         self.trim();
     }
 
-    /// A server that lags by more than this compares when it has caught up.
     fn trim(&mut self) {
-        while self.views.len() > KEPT {
+        let ahead = self.views.range(self.reached.next()..).count();
+        for _ in KEPT..self.views.len() - ahead {
             self.views.pop_first();
+        }
+        // The farthest go: what comes next is compared without a hole.
+        for _ in AHEAD..ahead {
+            self.views.pop_last();
         }
     }
 

@@ -13,6 +13,8 @@ use crate::types::{Record, Slot, Value};
 
 /// Bytes after which a run of slots ends before its agreed slot.
 const LONG: usize = 64 * 1024;
+/// Bytes that wait at most. Who cannot hear a majority for so long, and applies all the same, will not list what it did.
+const WAITING: u64 = 64 * 1024 * 1024;
 
 /// What a run of slots brought about: see [`crate::bank::history`].
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -73,12 +75,17 @@ impl History {
             let bytes = std::mem::take(&mut self.bytes);
             self.closed.push_back(Run { from: self.from, to, bytes });
             self.from = to.next();
+            while self.demand() > WAITING {
+                self.closed.pop_front();
+            }
         }
     }
 
-    /// From here on the state is that of a snapshot of `slot`; what led there nobody will say here.
-    pub fn jump(&mut self, applied: Slot, slot: Slot) {
-        self.close(applied);
+    /// From here on the state is that of a snapshot of `slot`, which says nothing about the one before. So what is not
+    /// confirmed yet never will be: nobody will say here what led to the snapshot.
+    pub fn jump(&mut self, confirmed: Slot, slot: Slot) {
+        self.closed.retain(|run| run.to <= confirmed);
+        self.bytes.clear();
         self.from = slot.next();
     }
 
@@ -111,5 +118,51 @@ impl History {
     pub fn unwritten(&self, applied: Slot) -> impl Iterator<Item = Run> + '_ {
         let open = Run { from: self.from, to: applied, bytes: self.bytes.clone() };
         self.closed.iter().cloned().chain([open]).filter(|run| run.from <= run.to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(history: &mut History, confirmed: u64) -> Vec<(u64, u64)> {
+        let mut records = Vec::new();
+        history.secure(true);
+        history.write(Slot(confirmed), &mut records);
+        let run = |record| match record {
+            Record::History { from, to, more: 0, .. } => (from.0, to.0),
+            other => panic!("{other:?}"),
+        };
+        records.into_iter().map(run).collect()
+    }
+
+    fn apply(history: &mut History, slots: std::ops::RangeInclusive<u64>) {
+        slots.for_each(|slot| history.applied(Slot(slot), &[slot as u8]));
+    }
+
+    /// After a jump a later confirmation speaks of another state than the one that was computed here.
+    #[test]
+    fn what_was_not_confirmed_before_a_snapshot_never_is() {
+        let mut history = History::new(Slot(2), 4);
+        apply(&mut history, 3..=14);
+        assert_eq!(written(&mut history, 4), [(3, 4)]);
+        history.jump(Slot(8), Slot(40));
+        apply(&mut history, 41..=45);
+        assert_eq!(written(&mut history, 44), [(5, 8), (41, 44)]);
+        assert_eq!(history.written(), Slot(44));
+        let left: Vec<_> = history.unwritten(Slot(45)).map(|run| (run.from.0, run.to.0, run.bytes)).collect();
+        assert_eq!(left, [(45, 45, vec![45])]);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_the_oldest_goes() {
+        let mut history = History::new(Slot::ZERO, 64);
+        let long = vec![7; 1024 * 1024];
+        for slot in 1..=100 {
+            history.applied(Slot(slot), &long);
+        }
+        assert!(history.demand() <= WAITING);
+        assert!(history.unwritten(Slot(100)).next().is_some_and(|run| run.from.0 > 30));
+        assert_eq!(history.unwritten(Slot(100)).last().map(|run| run.to), Some(Slot(100)));
     }
 }

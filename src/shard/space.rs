@@ -29,7 +29,8 @@ impl Shard {
     /// its own recoveries are small, and covered by the reserve.
     pub fn demand(&self) -> u64 {
         let queued: u64 = self.queue.iter().map(|q| record_bytes(&q.blocks)).sum();
-        self.limits.reserve_bytes + queued + self.history.demand() + self.replica.demand()
+        let own = self.recoverer.retiring_bytes() + self.history.demand() + self.replica.demand();
+        self.limits.reserve_bytes + queued + own
     }
 
     /// T8: refused here means never proposed, so a client may be told for good that nothing comes of it.

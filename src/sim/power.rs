@@ -134,7 +134,8 @@ impl World {
             let mut log = MisreadLog::new(&mut wal, nothing);
             let shard = drive::restore(id, topology, (timeouts, limits), local, random, &mut log, recovered)?;
             misread = log.misread.map(|(slot, _)| slot);
-            Ok(Running { shard, wal: wal.with_retention(retention) })
+            let io = |source| StorageError::Io { file: "the log".into(), doing: "retire it", source };
+            Ok(Running { shard, wal: wal.with_retention(retention).map_err(io)? })
         });
         sights.into_iter().for_each(|sight| self.coverage.see(sight));
         match (started, server.ailment) {

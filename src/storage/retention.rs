@@ -129,6 +129,14 @@ impl<D: Disk> Wal<D> {
         self.disk.sync_dir()
     }
 
+    /// Removes what a smaller audit log than before has no place for.
+    pub(super) fn retire_audit(&mut self) -> io::Result<()> {
+        match &self.snapshots[..] {
+            [older, _, ..] => self.retire_segments(older.start.at.segment),
+            _ => Ok(()),
+        }
+    }
+
     /// The number of the oldest segment that is kept.
     pub fn oldest_segment(&self) -> u32 {
         self.oldest

@@ -9,7 +9,7 @@ use super::disk::{Disk, DiskFile};
 use super::format::{
     BLOCK, Bad, Kind, MARK, Mark, Position, RecordHeader, record_at, segment_name, segment_number,
 };
-use super::recover::{check_segment, read_identity, read_mark};
+use super::recover::{check_segment, damaged_file, gapless, read_identity, read_mark};
 use super::snapshot::{self, Snapshot};
 use super::wal::io_error;
 use super::{Identity, StorageError};
@@ -115,9 +115,13 @@ pub fn survey<D: Disk>(disk: &D, mut show: impl FnMut(Seen<'_>)) -> Result<Surve
     };
     survey.identity = Some(identity);
     let slots: Vec<Slot> = names.iter().filter_map(|name| snapshot::slot_of(name)).collect();
+    let mut starts = Vec::new();
     for slot in &slots {
         match snapshot::open(disk, *slot, &identity, true) {
-            Ok(Snapshot { cut, .. }) => survey.snapshots.push(cut),
+            Ok(Snapshot { cut, start, .. }) => {
+                starts.push((cut.slot, start.at.segment));
+                survey.snapshots.push(cut);
+            }
             Err(e) => survey.faults.push(e.into()),
         }
     }
@@ -128,13 +132,16 @@ pub fn survey<D: Disk>(disk: &D, mut show: impl FnMut(Seen<'_>)) -> Result<Surve
             None
         }
     };
-    let mut numbers: Vec<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
-    numbers.sort_unstable();
-    let (first, last) = match (numbers.first(), numbers.last()) {
-        (Some(_), Some(last)) if slots.is_empty() => (1, *last),
-        (Some(first), Some(last)) => (*first, *last),
-        _ => (1, 1),
-    };
+    // As a start does: some of the oldest may have come back that a loss of power kept from going.
+    let numbers: Vec<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
+    let run = gapless(numbers).unwrap_or(1..=1);
+    let (first, last) = if slots.is_empty() { (1, *run.end()) } else { run.into_inner() };
+    let newest = starts.iter().max_by_key(|(slot, _)| *slot).map(|(_, segment)| *segment);
+    if let Some(segment) = newest.or((!slots.is_empty()).then_some(1)).filter(|s| !(first..=last).contains(s))
+    {
+        let what = "missing, and the newest snapshot that is whole goes on in it";
+        survey.faults.push(damaged_file(&segment_name(segment), None, what).into());
+    }
     let mut walk = Walk {
         survey,
         expected: (first == 1).then_some(1),

@@ -227,9 +227,15 @@ impl<D: Disk> Wal<D> {
         }
     }
 
-    /// The same with another idea of what to keep.
-    pub fn with_retention(self, retention: Retention) -> Wal<D> {
-        Wal { retention, ..self }
+    /// The same with another idea of what to keep. What it leaves no place for goes at once.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed; the log is of no use any more.
+    pub fn with_retention(self, retention: Retention) -> io::Result<Wal<D>> {
+        let mut wal = Wal { retention, ..self };
+        wal.retire_audit()?;
+        Ok(wal)
     }
 
     /// The directory it lies in.

@@ -59,6 +59,11 @@ impl Coordinator {
         }
     }
 
+    /// Upper bound for the bytes of what retirements may yet send to any one shard.
+    pub fn retiring_bytes(&self) -> u64 {
+        self.retiring.values().map(|retirement| retirement.block_bytes() as u64).sum()
+    }
+
     fn shards(&self) -> Vec<ShardId> {
         self.links.iter().map(|l| l.shard).collect()
     }

@@ -52,8 +52,8 @@ fn snapshots(disk: &MemDisk) -> Vec<String> {
 }
 
 /// 40 slots with snapshots after 16 and 32.
-fn sample_with_snapshots(disk: &MemDisk, audit_bytes: u64) -> Wal<MemDisk> {
-    let mut wal = format(disk.clone()).with_retention(retention(audit_bytes));
+pub fn sample_with_snapshots(disk: &MemDisk, audit_bytes: u64) -> Wal<MemDisk> {
+    let mut wal = format(disk.clone()).with_retention(retention(audit_bytes)).expect("nothing to retire");
     slots(&mut wal, 1, 18);
     write(&mut wal, 16, false);
     slots(&mut wal, 19, 34);
@@ -156,6 +156,18 @@ fn a_snapshot_that_cannot_be_sent_is_not_offered_again() {
     assert_eq!(snapshots(&disk), ["snapshot-0000000000000016.snap", "snapshot-0000000000000038.snap"]);
     drop(wal);
     check_restart(&disk, 38);
+}
+
+/// An operator who needs space wants less of an audit log than before, and starts again.
+#[test]
+fn a_smaller_audit_log_goes_at_once() {
+    let disk = MemDisk::new();
+    drop(sample_with_snapshots(&disk, u64::MAX));
+    let before = log_files(&disk).len();
+    let wal = open(disk.clone()).0.with_retention(retention(0)).expect("the disk works");
+    assert!(wal.oldest_segment() > 3 && log_files(&disk).len() < before - 2);
+    drop(wal);
+    check_restart(&disk, 32);
 }
 
 /// A loss of power may bring some of the segments back that went.

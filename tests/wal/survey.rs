@@ -57,6 +57,28 @@ fn verification_finds_what_recovery_refuses() {
     assert!(refused > 1000 && torn > 100 && unharmed > 10, "{refused} {torn} {unharmed}");
 }
 
+/// Files of segments that came back, or went: verification looks where a start would.
+#[test]
+fn verification_looks_at_the_segments_that_a_start_would_take() {
+    let disk = MemDisk::new();
+    drop(crate::snapshots::sample_with_snapshots(&disk, 0));
+    let judge = |disk: &MemDisk| {
+        let faults = survey(disk, |_| {}).expect("formatted").faults;
+        assert_eq!(Wal::open(disk.copy(), expected()).is_ok(), faults.is_empty(), "{faults:?}");
+        faults
+    };
+    assert_eq!(judge(&disk), []);
+    let files = log_files(&disk);
+    let copy = disk.copy();
+    copy.overwrite("wal-00000001.seg", disk.contents(&files[0]).expect("a segment"));
+    assert_eq!(judge(&copy), []);
+    for name in &files[..files.len() - 1] {
+        disk.remove(name).expect("it is there");
+        judge(&disk);
+    }
+    assert!(judge(&disk).iter().any(|fault| fault.what.contains("newest snapshot")));
+}
+
 /// Several faults are all named, and every whole record behind them is shown.
 #[test]
 fn verification_goes_on_behind_a_fault() {

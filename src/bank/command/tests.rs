@@ -146,3 +146,14 @@ fn each_wrong_field_is_refused() {
         assert!(refused(&prepare, PARTICIPANTS, &participants), "{participants:?}");
     }
 }
+
+/// A mark is a sequence, too: one that no snapshot could hold would stop every server at its next one.
+#[test]
+fn sequences_and_marks_have_the_same_bound() {
+    for (first, fits) in [(1 << 60, true), ((1 << 60) + 1, false), (u64::MAX, false)] {
+        let (mut mark, mut fence) = (Vec::new(), Vec::new());
+        put_mark(&mut mark, SESSION, first);
+        put_fence(&mut fence, Range { session: SESSION, first, count: 1 });
+        assert_eq!((check(&mark).is_ok(), check(&fence).is_ok()), (fits, fits), "{first}");
+    }
+}

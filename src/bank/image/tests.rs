@@ -136,3 +136,15 @@ fn a_verifier_finds_what_differs_from_the_digest() {
         }
     }
 }
+
+/// Whatever clients may do to a session, its image can be read back.
+#[test]
+fn the_highest_mark_fits_into_an_image() {
+    let mut bank = Bank::new(topology(20), D1);
+    let session = Session::new(D1, 1);
+    for step in [(0, 1, 0), (5, 1 << 60, 0), (4, 1 << 60, 2)] {
+        apply(&mut bank, 20, session, step);
+    }
+    let image = bank.image(PIECE);
+    assert_eq!(incoming(&image, topology(20)).finish(topology(20), D1), Ok(bank));
+}

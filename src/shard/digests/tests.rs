@@ -385,9 +385,10 @@ fn one_server_alone_agrees_with_itself() {
     assert_eq!(world.servers[&NodeId(1)].next_deadline(), None);
 }
 
-/// What is kept is bounded, whatever others say; a server that lags compares when it has caught up.
+/// What is kept is bounded, whatever others say. A server that lags compares with what they said when they were there:
+/// otherwise nothing that it does would ever be confirmed while it lags.
 #[test]
-fn only_the_latest_agreed_slots_are_kept() {
+fn a_server_that_lags_compares_with_what_others_reported_before() {
     let mut world = World::new(3);
     for n in 1..=100 {
         world.apply(1, Slot(4 * n), n);
@@ -401,11 +402,20 @@ fn only_the_latest_agreed_slots_are_kept() {
     }
     let stranger = Digests { slot: Slot(404), reports, asks: true };
     world.turn(3, |server, out| server.hear(NodeId(9), &stranger, out));
-    assert!(world.servers.values().all(|s| s.views.len() == KEPT));
+    let kept: Vec<usize> = world.servers.values().map(|s| s.views.len()).collect();
+    assert_eq!(kept, [KEPT, KEPT, 100]);
     for n in 1..=100 {
         world.apply(3, Slot(4 * n), if n < 97 { n } else { WRONG });
+        let Some(server) = world.servers.get(&NodeId(3)) else { break };
+        assert_eq!(server.confirmed(), Some((Slot(4 * n), n)));
+        assert!(server.views.len() <= 100 - n as usize + KEPT);
     }
     assert_eq!(world.stopped(), [3]);
     assert_eq!(world.stopped[&NodeId(3)].agreed, Some(Slot(4 * 96)));
     assert_eq!(world.stopped[&NodeId(3)].slot, Slot(4 * 97));
+    for n in 1000..5000 {
+        let m = Digests { slot: Slot(4 * n), reports: Reports::from([(NodeId(2), n)]), asks: false };
+        world.turn(1, |server, out| server.hear(NodeId(2), &m, out));
+    }
+    assert_eq!(world.servers[&NodeId(1)].views.len(), KEPT + AHEAD);
 }
