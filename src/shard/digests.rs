@@ -18,6 +18,8 @@
 //!   Otherwise it goes on, and the next agreed slot tells: it is cut off and cannot serve anybody, or others know more and
 //!   will say so.
 //!
+//! Once a slot is confirmed, what differed at earlier ones is settled.
+//!
 //! Whoever stops says before what it knows. Of a majority that agree, not all can stop: whoever stops over a dispute has
 //! shown its view to a majority, any two of these majorities share a server, and views only grow, so one view of those
 //! that stop contains all others, with a report of each; were these reports of a majority and equal, then whoever held
@@ -253,19 +255,26 @@ impl Comparison {
         self.dispute_ends = None;
         let majority = self.servers.len() / 2 + 1;
         let mut stop = None;
+        for (slot, view) in &self.views {
+            if let Finding::Agreed(digest) = view.judge(self.me, self.servers.len())
+                && self.confirmed.is_none_or(|(confirmed, _)| confirmed < *slot)
+            {
+                self.confirmed = Some((*slot, digest));
+                out.events.push(Event::DigestConfirmed { slot: *slot });
+            }
+        }
+        // With whom a majority agrees later, it need not ask who was right before.
+        let settled = self.confirmed.map_or(Slot::ZERO, |(slot, _)| slot);
         for (slot, view) in &mut self.views {
-            let finding = view.judge(self.me, self.servers.len());
+            let finding = match view.judge(self.me, self.servers.len()) {
+                _ if *slot <= settled => Finding::Open,
+                finding => finding,
+            };
             if !matches!(finding, Finding::Disputed) {
                 view.disputed = None;
             }
             match finding {
-                Finding::Open => {}
-                Finding::Agreed(digest) => {
-                    if self.confirmed.is_none_or(|(confirmed, _)| confirmed < *slot) {
-                        self.confirmed = Some((*slot, digest));
-                        out.events.push(Event::DigestConfirmed { slot: *slot });
-                    }
-                }
+                Finding::Open | Finding::Agreed(_) => {}
                 Finding::Outvoted => stop = stop.or(Some((*slot, true))),
                 Finding::Hopeless => stop = stop.or(Some((*slot, false))),
                 Finding::Disputed => {

@@ -507,6 +507,9 @@ impl World {
         }
         for server in self.servers.values().filter(|s| s.is_up()) {
             let Some(Running { shard, .. }) = &server.running else { continue };
+            if server.busy_until.0 > self.now.0 + 500_000 {
+                return Err(format!("{} stands still", server.id));
+            }
             let all = self.checker.decided(self.options.topology.shard_of_server(server.id));
             if shard.bank().applied() != all {
                 let (id, applied) = (server.id, shard.bank().applied());

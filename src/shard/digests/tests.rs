@@ -419,3 +419,27 @@ fn a_server_that_lags_compares_with_what_others_reported_before() {
     }
     assert_eq!(world.servers[&NodeId(1)].views.len(), KEPT + AHEAD);
 }
+
+/// S3 agrees with S1 at a later slot, and S1 never hears what it had at the earlier one, as when S3 started again since.
+/// It is S2 that is wrong, and S3 had stopped over that already: S1 followed it, and nobody was left.
+#[test]
+fn what_a_majority_agrees_on_later_settles_what_differed_before() {
+    let mut world = World::new(3);
+    world.apply(1, Slot(4), RIGHT);
+    let wrong = Digests { slot: Slot(4), reports: Reports::from([(NodeId(2), WRONG)]), asks: false };
+    world.turn(1, |server, out| server.hear(NodeId(2), &wrong, out));
+    assert!(world.servers[&NodeId(1)].is_silent());
+    world.apply(1, Slot(8), RIGHT);
+    let right = Digests { slot: Slot(8), reports: Reports::from([(NodeId(3), RIGHT)]), asks: false };
+    world.turn(1, |server, out| server.hear(NodeId(3), &right, out));
+    assert!(!world.servers[&NodeId(1)].is_silent());
+    // S2 shows exactly what S1 knows of the first slot, as long as S1 waits at all.
+    let shown = Reports::from([(NodeId(1), RIGHT), (NodeId(2), WRONG)]);
+    let shown = Digests { slot: Slot(4), reports: shown, asks: false };
+    for _ in 0..2 {
+        world.turn(1, |server, out| server.hear(NodeId(2), &shown, out));
+        world.now = world.now + patience();
+    }
+    world.turn(1, |_, _| ());
+    assert!(world.stopped.is_empty());
+}
