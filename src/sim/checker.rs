@@ -139,6 +139,10 @@ impl Checker {
         let decided = server.replica().decided();
         if restored {
             self.compared.insert(me, Slot::ZERO);
+            // Another dispute may make it stop again; of one, it is back.
+            self.stopped.values_mut().for_each(|all| _ = all.remove(&me));
+            // And each fault of a memory may take one server with it.
+            self.stopped.retain(|(other, _), _| *other != shard || !misled);
         }
         let from = self.compared.insert(me, decided).unwrap_or_default();
         assert!(from <= decided, "P2: {me} had decided slot {from} and now only {decided}");
