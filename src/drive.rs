@@ -257,12 +257,12 @@ pub fn restore(
     let (mut cuts, noted) = (Cuts::new(&limits), recovered.noted.max(bank.applied()));
     let mut history = History::new(noted, limits.digest_slots);
     let agreed = replay(&mut bank, (&mut cuts, &mut history), recovered.decided, limits.digest_slots, wal)?;
-    // P2: a server leaves no gap above what it knows as decided, unless the snapshot that stood for it is damaged.
+    // P2: a server leaves no gap above what it knows as decided.
     let expected = (recovered.decided.0 + 1..).map(Slot);
     if let Some((slot, ..)) = recovered.votes.iter().zip(expected).find_map(|(v, e)| (v.0 != e).then_some(v))
     {
         return Err(StorageError::Damaged {
-            file: recovered.damaged.first().cloned().unwrap_or_else(|| "the write-ahead log".into()),
+            file: "the write-ahead log".into(),
             offset: None,
             what: format!("the next vote after slot {} is for slot {slot}", recovered.decided),
         });

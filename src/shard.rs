@@ -244,9 +244,7 @@ impl Shard {
                 }
             }
             Input::Room(room) => {
-                // On a full disk, what lies above the reserve is for whoever comes first.
-                let needed = self.limits.reserve_bytes + self.history.demand();
-                self.history.secure(room.is_none_or(|room| room > needed));
+                self.history.secure();
                 self.replica.set_room(now, room, &mut out.paxos);
             }
             Input::Snapshot(cut) => self.on_snapshot(now, cut, out),
@@ -270,7 +268,8 @@ impl Shard {
                 }
                 let confirmed = self.comparison.confirmed().map_or(Slot::ZERO, |(slot, _)| slot);
                 if !out.paxos.records.is_empty() || self.cuts.waits() {
-                    self.history.write(confirmed, &mut out.paxos.records);
+                    let room = self.replica.room_for_history(&out.paxos);
+                    self.history.write(confirmed, room, &mut out.paxos.records);
                 }
             }
         }

@@ -78,6 +78,8 @@ pub struct Bank {
     pub(super) floors: BTreeMap<ShardId, u64>,
     /// The number of the next session that this shard issues.
     pub(super) next_session: u64,
+    /// Stands for all states on the way here, and for what committed: see [`Bank::digest`].
+    pub(super) trail: u64,
     digest: u64,
     applied: Slot,
 }
@@ -116,6 +118,7 @@ const MARK: u64 = 4;
 const ISSUED: u64 = 5;
 const FLOOR: u64 = 6;
 const CLOSED: u64 = 7;
+const TRAIL: u64 = 9;
 
 /// The share of consecutive accounts, from `first` on.
 pub(super) fn digest_balances(first: u64, balances: impl Iterator<Item = u64>) -> u64 {
@@ -125,12 +128,13 @@ pub(super) fn digest_balances(first: u64, balances: impl Iterator<Item = u64>) -
 
 /// The share of everything else.
 pub(super) fn digest_rest(
+    trail: u64,
     next_session: u64,
     floors: &BTreeMap<ShardId, u64>,
     sessions: &BTreeMap<Session, SessionState>,
     holds: &BTreeMap<TxnId, Hold>,
 ) -> u64 {
-    let mut digest = share(ISSUED, 0, next_session);
+    let mut digest = share(ISSUED, 0, next_session).wrapping_add(share(TRAIL, 0, trail));
     let mut add = |share: u64| digest = digest.wrapping_add(share);
     holds.iter().for_each(|(id, hold)| add(hold_share(*id, hold)));
     floors.iter().for_each(|(issuer, floor)| add(share(FLOOR, u64::from(issuer.0), *floor)));
@@ -164,6 +168,7 @@ impl Bank {
             sessions_max: SESSIONS,
             floors: BTreeMap::new(),
             next_session: 1,
+            trail: 0,
             digest: 0,
             applied: Slot::ZERO,
         };
@@ -184,7 +189,7 @@ impl Bank {
         parts: Parts,
     ) -> Result<Bank, String> {
         let first_account = *topology.accounts_of(shard).start();
-        let Parts { next_session, floors, sessions, holds } = parts;
+        let Parts { trail, next_session, floors, sessions, holds } = parts;
         let mut bank = Bank {
             topology,
             shard,
@@ -197,6 +202,7 @@ impl Bank {
             sessions_max: SESSIONS,
             floors,
             next_session,
+            trail,
             digest: 0,
             applied,
         };
@@ -218,7 +224,7 @@ impl Bank {
 
     fn digest_anew(&self) -> u64 {
         let balances = digest_balances(self.first_account, self.balances.iter());
-        let rest = digest_rest(self.next_session, &self.floors, &self.sessions, &self.holds);
+        let rest = digest_rest(self.trail, self.next_session, &self.floors, &self.sessions, &self.holds);
         balances.wrapping_add(rest)
     }
 
@@ -234,7 +240,9 @@ impl Bank {
         self.applied
     }
 
-    /// Digest of the whole state; equal on all servers of a shard that applied the same slots.
+    /// Digest of the whole state, and of the way to it: equal on all servers of a shard that applied the same slots, and
+    /// different for ever once they differed in any state or outcome, even where their balances have become equal again.
+    /// So whoever agrees at a slot agrees at all slots before it.
     pub fn digest(&self) -> u64 {
         self.digest
     }
@@ -267,6 +275,9 @@ impl Bank {
             let command = block.expect("P4: the leader checked these bytes before it proposed them");
             self.apply_block(slot, command, effects);
         }
+        let trail = share(TRAIL, self.digest, crc32c::crc32c(&effects.history).into());
+        self.swap_share(TRAIL, 0, Some(self.trail), Some(trail));
+        self.trail = trail;
         self.applied = slot;
     }
 

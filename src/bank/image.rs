@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! balances   8 bytes each, little-endian, in order of accounts
-//! the rest   for each session, each undecided transaction, and the number of the next session: length u32, then
-//!            serde with bincode
+//! the rest   for each session, each undecided transaction, the number of the next session and the trail: length u32,
+//!            then serde with bincode
 //! ```
 //!
 //! Equal states give equal bytes, so a piece of an image is the same whoever sends it. Whoever takes one in computes the
@@ -35,6 +35,7 @@ pub struct Image {
 #[derive(Serialize, Deserialize)]
 enum Part {
     NextSession(u64),
+    Trail(u64),
     Floor(ShardId, u64),
     Session(Session, SessionImage),
     Hold(TxnId, Hold),
@@ -52,6 +53,7 @@ pub(super) struct SessionImage {
 /// What a bank has beside its balances.
 #[derive(Default)]
 pub(super) struct Parts {
+    pub trail: u64,
     pub next_session: u64,
     pub floors: BTreeMap<ShardId, u64>,
     pub sessions: BTreeMap<Session, SessionState>,
@@ -66,6 +68,7 @@ impl Parts {
             let part = behind.get(..bytes).ok_or("it ends in the middle of a part")?;
             match codec::decode(part)? {
                 Part::NextSession(number) => parts.next_session = number,
+                Part::Trail(trail) => parts.trail = trail,
                 Part::Floor(issuer, floor) => _ = parts.floors.insert(issuer, floor),
                 Part::Session(session, image) => {
                     let state = SessionState::from_image(image).map_err(|e| format!("{session}: {e}"))?;
@@ -119,8 +122,11 @@ impl Bank {
         let floors = self.floors.iter().map(|(issuer, floor)| Part::Floor(*issuer, *floor));
         let sessions = self.sessions.iter().map(|(session, state)| Part::Session(*session, state.image()));
         let holds = self.holds.iter().map(|(id, hold)| Part::Hold(*id, hold.clone()));
-        for part in
-            [Part::NextSession(self.next_session)].into_iter().chain(floors).chain(sessions).chain(holds)
+        for part in [Part::NextSession(self.next_session), Part::Trail(self.trail)]
+            .into_iter()
+            .chain(floors)
+            .chain(sessions)
+            .chain(holds)
         {
             let start = rest.len();
             rest.extend_from_slice(&[0; 4]);
@@ -167,8 +173,9 @@ impl Verifier {
         if self.left > 0 {
             return Ok(());
         }
-        let Parts { next_session, floors, sessions, holds } = Parts::decode(&self.rest)?;
-        self.cut.check(self.digest.wrapping_add(digest_rest(next_session, &floors, &sessions, &holds)))
+        let Parts { trail, next_session, floors, sessions, holds } = Parts::decode(&self.rest)?;
+        let rest = digest_rest(trail, next_session, &floors, &sessions, &holds);
+        self.cut.check(self.digest.wrapping_add(rest))
     }
 }
 

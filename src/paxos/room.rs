@@ -121,6 +121,11 @@ impl Replica {
         self.left(out).saturating_sub(self.floor())
     }
 
+    /// On a full disk the list of committed transactions may have what nobody took of what lies above the reserve.
+    pub fn room_for_history(&self, out: &Output) -> u64 {
+        self.left(out).saturating_sub(self.limits.reserve_bytes)
+    }
+
     pub(super) fn fits(&self, value: &Value, out: &Output) -> bool {
         record_bytes(value) <= self.room_to_accept(out)
     }

@@ -50,8 +50,8 @@ impl Cuts {
         self.waiting.is_some()
     }
 
-    /// Hands out a cut once a majority has confirmed a digest at or behind it (P4): what others are sent, and what the
-    /// log in front of it is given up for, is a state that a majority has.
+    /// Hands out a cut once a majority has confirmed a digest at or behind it (P4), which stands for the cut as well: what
+    /// others are sent, and what the log in front of it is given up for, is a state that a majority had.
     pub fn take_confirmed(&mut self, confirmed: Slot) -> Option<Image> {
         self.waiting.take_if(|image| image.cut().slot <= confirmed)
     }

@@ -18,7 +18,8 @@
 //!   Otherwise it goes on, and the next agreed slot tells: it is cut off and cannot serve anybody, or others know more and
 //!   will say so.
 //!
-//! Once a slot is confirmed, what differed at earlier ones is settled.
+//! Once a slot is confirmed, what differed at earlier ones is settled: a digest stands for the way to a state as well
+//! ([`Bank::digest`](crate::bank::Bank::digest)), so who was wrong there has started again since, and is right now.
 //!
 //! Whoever stops says before what it knows. Of a majority that agree, not all can stop: whoever stops over a dispute has
 //! shown its view to a majority, any two of these majorities share a server, and views only grow, so one view of those

@@ -94,14 +94,20 @@ impl History {
         self.closed.iter().map(Run::cost).sum()
     }
 
-    /// Whether the log has room for all that waits now.
-    pub fn secure(&mut self, room: bool) {
-        self.secured = if room { self.closed.len() } else { 0 };
+    /// The log has room for all that waits now, or [`History::write`] will be told how much there is.
+    pub fn secure(&mut self) {
+        self.secured = self.closed.len();
     }
 
-    /// Hands out what is confirmed and certainly has room.
-    pub fn write(&mut self, confirmed: Slot, records: &mut Vec<Record>) {
-        let ready = self.closed.iter().take(self.secured).take_while(|run| run.to <= confirmed).count();
+    /// Hands out what is confirmed and certainly has room: on a full disk, no more than `room` bytes.
+    pub fn write(&mut self, confirmed: Slot, mut room: u64, records: &mut Vec<Record>) {
+        let fits = |run: &&Run| {
+            let left = room.checked_sub(run.cost());
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        let confirmed = self.closed.iter().take(self.secured).take_while(|run| run.to <= confirmed);
+        let ready = confirmed.take_while(fits).count();
         self.secured -= ready;
         for run in self.closed.drain(..ready) {
             records.extend(run.records());
@@ -127,8 +133,8 @@ mod tests {
 
     fn written(history: &mut History, confirmed: u64) -> Vec<(u64, u64)> {
         let mut records = Vec::new();
-        history.secure(true);
-        history.write(Slot(confirmed), &mut records);
+        history.secure();
+        history.write(Slot(confirmed), u64::MAX, &mut records);
         let run = |record| match record {
             Record::History { from, to, more: 0, .. } => (from.0, to.0),
             other => panic!("{other:?}"),
@@ -152,6 +158,20 @@ mod tests {
         assert_eq!(history.written(), Slot(44));
         let left: Vec<_> = history.unwritten(Slot(45)).map(|run| (run.from.0, run.to.0, run.bytes)).collect();
         assert_eq!(left, [(45, 45, vec![45])]);
+    }
+
+    /// A full disk gets what fits, in order.
+    #[test]
+    fn no_more_is_written_than_there_is_room_for() {
+        let mut history = History::new(Slot::ZERO, 4);
+        apply(&mut history, 1..=12);
+        history.secure();
+        let cost = history.demand() / 3;
+        for (room, written) in [(cost - 1, 0), (cost, 4), (2 * cost - 1, 8), (2 * cost, 12)] {
+            let mut records = Vec::new();
+            history.write(Slot(12), room, &mut records);
+            assert_eq!(history.written(), Slot(written), "{room}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::Identity;
 use crate::config::Topology;
 use crate::types::{Ballot, NodeId, Slot};
 
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Size of the header of a segment, and of the identity file.
 pub(super) const BLOCK: u64 = 4096;
 /// Size of a record's header.
@@ -318,6 +318,8 @@ pub(super) struct Mark {
     pub group: u64,
     pub end: Position,
     pub promised: Ballot,
+    /// The log alone may not lead up to this slot: a snapshot that another server sent does.
+    pub jumped: Slot,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -331,6 +333,7 @@ struct MarkBytes {
     promise_server: U16,
     /// Ties the mark to this life of the directory.
     incarnation: U128,
+    jumped: U64,
 }
 
 impl Mark {
@@ -345,6 +348,7 @@ impl Mark {
             promise_round: self.promised.round.into(),
             promise_server: self.promised.server.into(),
             incarnation: incarnation.into(),
+            jumped: self.jumped.0.into(),
         };
         bytes.crc = crc32c::crc32c(&bytes.as_bytes()[4..]).into();
         (bytes.as_bytes().to_vec(), self.group % 2 * MARK_SLOT)
@@ -366,6 +370,7 @@ impl Mark {
                 group: bytes.group.get(),
                 end: Position { segment: bytes.segment.get(), offset: bytes.offset.get() },
                 promised: Ballot { round: bytes.promise_round.get(), server: bytes.promise_server.get() },
+                jumped: Slot(bytes.jumped.get()),
             })
         });
         slots.max_by_key(|mark| mark.group)

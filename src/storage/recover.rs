@@ -76,12 +76,22 @@ impl<D: Disk> Wal<D> {
         let torn = scan.judge_rest(stop, why)?;
         scan.make_durable(start)?;
         let Scan { mut contents, group, end, boundaries, .. } = scan;
+        if contents.present < mark.jumped {
+            // P1: it answered for slots up to there, and would come back without them.
+            let what = format!(
+                "missing or not whole; another server sent it, and the log leads only to slot {}",
+                contents.present
+            );
+            return Err(damaged_file(&snapshot::name(mark.jumped), None, what));
+        }
+        let jumped = newest.map_or(Slot::ZERO, |newest| newest.cut.slot).max(mark.jumped);
         // Only now: it was in force when the snapshot was finished, after some of the groups that were just read.
         contents.raise_promise(newest.map_or(Ballot::ZERO, |snapshot| snapshot.promised));
 
         // The mark, too, before anybody is answered: S1 must hold for the groups of the life before this one.
         let mut mark_file = disk.open(MARK).map_err(io_error(MARK, "open"))?;
-        let (bytes, offset) = Mark { group, end, promised: contents.promised }.encode(identity.incarnation);
+        let mark = Mark { group, end, promised: contents.promised, jumped };
+        let (bytes, offset) = mark.encode(identity.incarnation);
         mark_file
             .write_at(&bytes, offset)
             .and_then(|()| mark_file.sync_data())
@@ -94,7 +104,8 @@ impl<D: Disk> Wal<D> {
             files.push_back(disk.open(&name).map_err(io_error(&name, "open"))?);
         }
         let active = files.pop_front().expect("the log ends in one of its segments");
-        let tail = Tail { group, end, active, ready: files, mark: mark_file, boundaries, snapshots, oldest };
+        let (ready, mark) = (files, mark_file);
+        let tail = Tail { group, end, active, ready, mark, boundaries, snapshots, jumped, oldest };
         let wal = Wal::new(disk, identity, segment_bytes, contents, tail);
 
         let mut votes = Vec::new();
@@ -355,7 +366,7 @@ impl<D: Disk> Scan<'_, D> {
 
     /// The mark and the log must agree on the group that the mark names.
     fn check_mark(&self) -> Result<(), StorageError> {
-        let Mark { group, end, promised } = self.mark;
+        let Mark { group, end, promised, .. } = self.mark;
         if group == self.group && (end != self.end || promised != self.contents.promised) {
             return Err(damaged_file(
                 MARK,

@@ -81,9 +81,13 @@ impl<D: Disk> Wal<D> {
     /// A snapshot is durable: the last but two goes, and of the log what neither recovery nor the audit needs.
     fn retire(&mut self, snapshot: Snapshot, foreign: bool) -> io::Result<()> {
         if foreign {
-            // The log does not lead from the older ones to this one.
+            // The log does not lead from the older ones to this one. Should it be lost, that must be known, and before
+            // anybody hears that this server has come so far (P1).
             self.snapshots.clear();
             self.contents.jump(snapshot.cut.slot);
+            self.jumped = snapshot.cut.slot;
+            self.write_mark()?;
+            sync(&mut self.mark)?;
         }
         self.snapshots.push(snapshot);
         // One that is being sent stays for a while, and the log behind it.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use super::contents::Contents;
 use super::disk::{Disk, DiskFile};
 use super::format::{
     BLOCK, Bad, Kind, MARK, Mark, Position, RecordHeader, record_at, segment_name, segment_number,
@@ -94,6 +95,8 @@ struct Walk {
     /// Faults in the log, by place.
     found: Vec<(Position, Fault)>,
     promised: Ballot,
+    /// What the log behind the newest whole snapshot holds.
+    contents: Contents,
     mark: Option<Mark>,
 }
 
@@ -151,6 +154,7 @@ pub fn survey<D: Disk>(disk: &D, mut show: impl FnMut(Seen<'_>)) -> Result<Surve
         highest: 0,
         found: Vec::new(),
         promised: Ballot::ZERO,
+        contents: Contents::behind(starts.iter().map(|(slot, _)| *slot).max().unwrap_or_default()),
         mark,
     };
     for number in first..=last {
@@ -255,6 +259,9 @@ impl Walk {
         self.highest = self.highest.max(group);
         self.promised = self.promised.max(header.promise());
         self.expected = Some(if header.is_last() { group + 1 } else { group });
+        // What cannot be is for the others to name.
+        _ = self.contents.note(kind, Slot(header.slot.get()), header.ballot(), at);
+        self.contents.settle();
         show(Seen {
             segment: at.segment,
             offset: at.offset,
@@ -300,6 +307,15 @@ impl Walk {
         if mark > self.whole {
             let what = format!("group {mark} was on disk, and the log is whole up to group {}", self.whole);
             self.survey.faults.push(Fault { file: MARK.into(), offset: None, what });
+        }
+        let jumped = self.mark.map_or(Slot::ZERO, |mark| mark.jumped);
+        let file = snapshot::name(jumped);
+        if self.contents.present < jumped && self.survey.faults.iter().all(|fault| fault.file != file) {
+            let what = format!(
+                "missing; another server sent it, and the log leads only to slot {}",
+                self.contents.present
+            );
+            self.survey.faults.push(Fault { file, offset: None, what });
         }
         if unfinished && !may_cut && self.survey.faults.is_empty() {
             let what = format!("group {} is not complete, and was on disk", self.highest);

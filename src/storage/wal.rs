@@ -44,6 +44,8 @@ pub struct Wal<D: Disk> {
     pub(super) boundaries: BTreeMap<u32, Start>,
     /// The snapshots to start from, the newest last: at most two.
     pub(super) snapshots: Vec<Snapshot>,
+    /// See [`Mark::jumped`].
+    pub(super) jumped: Slot,
     /// Those of which a piece was read since the newest one was finished.
     pub(super) sent: BTreeSet<Slot>,
     /// The snapshot in the making.
@@ -178,7 +180,8 @@ impl<D: Disk> Wal<D> {
         let mut first = Filling::create(&disk, 1).map_err(io_error(&segment_name_new(1), "create"))?;
         while !first.step(&disk, identity, segment_bytes).map_err(io_error(&segment_name_new(1), "write"))? {}
         let end = Position::start_of(1);
-        let (bytes, offset) = Mark { group: 0, end, promised: Ballot::ZERO }.encode(identity.incarnation);
+        let (bytes, offset) =
+            Mark { group: 0, end, promised: Ballot::ZERO, jumped: Slot::ZERO }.encode(identity.incarnation);
         let mut mark = disk.create(MARK).map_err(io_error(MARK, "create"))?;
         mark.write_at(&ZEROS[..MARK_BYTES as usize], 0)
             .and_then(|()| mark.write_at(&bytes, offset))
@@ -191,7 +194,8 @@ impl<D: Disk> Wal<D> {
 
         let boundaries = BTreeMap::from([(1, Start { group: 0, at: end })]);
         let (ready, snapshots) = (VecDeque::new(), Vec::new());
-        let tail = Tail { group: 0, end, active: first.file, ready, mark, boundaries, snapshots, oldest: 1 };
+        let (active, jumped) = (first.file, Slot::ZERO);
+        let tail = Tail { group: 0, end, active, ready, mark, boundaries, snapshots, jumped, oldest: 1 };
         Ok(Wal::new(disk, identity, segment_bytes, Contents::default(), tail))
     }
 
@@ -214,6 +218,7 @@ impl<D: Disk> Wal<D> {
             mark: tail.mark,
             boundaries: tail.boundaries,
             snapshots: tail.snapshots,
+            jumped: tail.jumped,
             sent: BTreeSet::new(),
             writing: None,
             oldest: tail.oldest,
@@ -385,13 +390,19 @@ impl<D: Disk> Wal<D> {
         self.boundaries.entry(self.end.segment).or_insert(Start { group, at: self.end });
         // S1: before any answer leaves, so that not even a lost page of the log goes unnoticed. Not synced: a mark
         // that is older than the log only means that less is known to be beyond suspicion.
-        let mark = Mark { group, end: self.end, promised: self.contents.promised };
-        let (bytes, offset) = mark.encode(self.identity.incarnation);
-        if let Err(e) = self.mark.write_at(&bytes, offset) {
+        if let Err(e) = self.write_mark() {
             return Err(self.poison(format!("{MARK}: group {group}"), e));
         }
         self.contents.settle();
         Ok(stats)
+    }
+
+    /// Notes in the mark what is on disk, without a sync.
+    pub(super) fn write_mark(&mut self) -> io::Result<()> {
+        let Wal { group, end, jumped, .. } = *self;
+        let mark = Mark { group, end, promised: self.contents.promised, jumped };
+        let (bytes, offset) = mark.encode(self.identity.incarnation);
+        self.mark.write_at(&bytes, offset)
     }
 
     /// Flags the last record of the group as the last.
@@ -496,6 +507,7 @@ pub(super) struct Tail<F> {
     pub mark: F,
     pub boundaries: BTreeMap<u32, Start>,
     pub snapshots: Vec<Snapshot>,
+    pub jumped: Slot,
     pub oldest: u32,
 }
 

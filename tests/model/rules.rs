@@ -146,7 +146,9 @@ fn register(bank: &Bank, id: TxnId) -> Option<Status> {
     copy.apply(bank.applied().next(), &Value::from_slice(&blocks), &mut effects);
     let status = effects.results.first().and_then(|r| r.unpack()).and_then(|s| s.first().copied());
     // Where the fence changed anything, there was nothing before it.
-    status.filter(|s| copy.digest() == bank.digest() && *s != Status::Expired)
+    let mut unchanged = bank.clone();
+    unchanged.apply(bank.applied().next(), &Value::noop(), &mut effects);
+    status.filter(|s| copy.digest() == unchanged.digest() && *s != Status::Expired)
 }
 
 /// Rounds of time passing after which everything must be resolved (T4).

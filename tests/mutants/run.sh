@@ -64,7 +64,7 @@ look() {
 # A copy with times of its own: what an interrupted run left there is not taken for up to date.
 rm -rf "$tree"
 mkdir -p "$tree"
-cp -R Cargo.toml Cargo.lock src bin "$tree"
+cp -R Cargo.toml Cargo.lock src bin benches "$tree"
 
 patches=()
 if [ ${#names[@]} -gt 0 ]; then

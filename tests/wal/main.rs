@@ -195,10 +195,10 @@ fn a_directory_of_somebody_else_is_refused_by_name() {
     assert!(Wal::open(disk.clone(), Expected { cluster_id: None, ..expected() }).is_ok());
 
     let mut bytes = disk.contents("identity").expect("identity");
-    bytes[8] = 2;
+    bytes[8] = 9;
     disk.overwrite("identity", bytes);
     let text = refusal(disk);
-    assert!(text.contains("format version 2"), "{text}");
+    assert!(text.contains("format version 9"), "{text}");
     assert!(refusal(MemDisk::new()).contains("never formatted"));
 }
 

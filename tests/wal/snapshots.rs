@@ -4,7 +4,7 @@
 use super::*;
 use shardpaxosbank::config::{Limits, Timeouts};
 use shardpaxosbank::drive;
-use shardpaxosbank::storage::{Pieces, Retention};
+use shardpaxosbank::storage::{Pieces, Retention, survey};
 use shardpaxosbank::types::{Cut, Time};
 
 /// A state of three pieces, the last one short.
@@ -183,27 +183,21 @@ fn segments_that_came_back_go_with_the_next_ones() {
     assert!(kept[0] > first && wal.oldest_segment() > 2, "{kept:?}");
 }
 
-/// The snapshot of another server stood for a gap in the log. Without it, the votes above stand for other slots than it
-/// would seem.
+/// Behind a gap in the log, votes would stand for other slots than it seems.
 #[test]
-fn without_the_snapshot_that_stood_for_a_gap_nothing_starts() {
+fn a_log_with_a_gap_starts_nothing() {
     let noop = |slot| Record::Accept { slot: Slot(slot), ballot: ballot(1), value: Value::noop() };
     let disk = MemDisk::new();
     let mut wal = format(disk.clone());
     commit(&mut wal, &[noop(1), noop(2), Record::Decided(Slot(1))]);
-    write(&mut wal, 100, true);
     commit(&mut wal, &[noop(101)]);
     drop(wal);
-    let name = snapshots(&disk).pop().expect("one");
-    let mut bytes = disk.contents(&name).expect("snapshot");
-    bytes[4100] ^= 1;
-    disk.overwrite(&name, bytes);
     let (mut wal, recovered) = open(disk);
     let Identity { topology, server, .. } = *wal.identity();
     let limits = (Timeouts::default(), Limits::default());
     let error = drive::restore(server, topology, limits, Time(0), 0, &mut wal, recovered).expect_err("a gap");
     let text = error.to_string();
-    assert!(text.starts_with(&name) && text.contains("is for slot 101"), "{text}");
+    assert!(text.starts_with("the write-ahead log") && text.contains("is for slot 101"), "{text}");
 }
 
 /// S2: a damaged snapshot is named and the one before it used, wherever the damage is; two damaged ones are too many.
@@ -322,6 +316,56 @@ fn a_foreign_snapshot_stands_for_slots_that_the_log_lacks() {
     assert_eq!((recovered.snapshot, recovered.decided), (Some(State(100).cut()), Slot(101)));
     assert_eq!(recovered.votes, [(Slot(102), ballot(9), value(102, 30))]);
     assert_eq!(recovered.promised, ballot(9));
+}
+
+/// P1: once it may have answered for the slots up to there, a server never comes back without them; also if it answered
+/// before it wrote anything else, and whenever it died.
+#[test]
+fn without_the_foreign_snapshot_that_it_went_on_from_a_server_is_refused() {
+    let name = "snapshot-0000000000000100.snap";
+    let refused = |disk: MemDisk| {
+        let found = survey(&disk, |_| {}).expect("formatted").faults;
+        assert!(found.iter().any(|fault| fault.file == name), "{found:?}");
+        let text = refusal(disk);
+        assert!(text.starts_with(name) && text.contains("leads only to slot 40"), "{text}");
+    };
+    let mut installed = 0;
+    for steps in 1.. {
+        let disk = MemDisk::new();
+        let mut wal = sample_with_snapshots(&disk, u64::MAX);
+        wal.begin_snapshot(Box::new(State(100)), true).expect("begin");
+        (0..steps).for_each(|_| _ = wal.prepare_ahead().expect("space"));
+        let answered = wal.snapshot() == Some(State(100).cut());
+        let done = !wal.has_work();
+        drop(wal);
+        for kept in [Kept::Lost, Kept::Whole, Kept::Sectors(0b1010_0110)] {
+            let copy = disk.copy();
+            copy.crash(|_| kept);
+            let lost = copy.copy();
+            let was_there = lost.remove(name).is_ok();
+            assert!(was_there || !answered);
+            if answered {
+                refused(lost);
+            }
+            if was_there {
+                assert_eq!(open(copy.clone()).1.snapshot, Some(State(100).cut()));
+                let mut flipped = copy.contents(name).expect("snapshot");
+                flipped[4100] ^= 1;
+                let damaged = copy.copy();
+                damaged.overwrite(name, flipped);
+                refused(damaged);
+                copy.remove(name).expect("it is there");
+                refused(copy);
+                installed += 1;
+            } else {
+                check_restart(&copy, 32);
+            }
+        }
+        if done {
+            break;
+        }
+    }
+    assert!(installed >= 3, "{installed}");
 }
 
 #[test]
