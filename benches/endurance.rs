@@ -69,7 +69,7 @@ fn main() {
         Topology { clusters: 1, servers_per_cluster: 1, accounts: ACCOUNTS, initial_balance: 1000 };
     let dir = tempfile::tempdir().expect("a temporary directory");
     let disk = FileDisk::open(dir.path().join("S1")).expect("a directory");
-    let identity = Identity { cluster_id: 1, topology, server: NodeId(1), incarnation: 1 };
+    let identity = Identity { cluster_id: 1, topology, server: NodeId(1), incarnation: 1, founder: true };
     drop(Wal::format(disk.clone(), identity, 4 << 20).expect("an empty directory"));
     let expected = Expected { cluster_id: Some(1), topology, server: NodeId(1) };
     let (wal, recovered) = Wal::open(disk.clone(), expected).expect("sound");

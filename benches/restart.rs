@@ -27,7 +27,7 @@ fn topology(accounts: u64) -> Topology {
 }
 
 fn identity(topology: Topology) -> Identity {
-    Identity { cluster_id: 1, topology, server: ME, incarnation: 1 }
+    Identity { cluster_id: 1, topology, server: ME, incarnation: 1, founder: true }
 }
 
 fn expected(topology: Topology) -> Expected {

@@ -130,6 +130,10 @@ struct Node {
     /// Format the directory first if it holds no server yet: once in the life of a server.
     #[arg(long)]
     format: bool,
+    /// The directory holds no server yet, and stands for one that was lost or damaged: format it, catch up from the others,
+    /// and vote again when they have let this server in.
+    #[arg(long, conflicts_with = "format")]
+    rejoin: bool,
 }
 
 #[derive(Args)]
@@ -223,6 +227,7 @@ fn main() -> ExitCode {
             server: node.server,
             data_dir: node.data_dir,
             format: node.format,
+            rejoin: node.rejoin,
         }),
         Command::Wal(WalCommand::Verify { dir }) => inspect::command(&dir, &Look::Verify),
         Command::Wal(WalCommand::Dump { dir, slot, json }) => {

@@ -11,10 +11,10 @@
 
 use std::io::ErrorKind;
 
-use crate::bank::{Bank, Effects, Image, Incoming, Verifier};
+use crate::bank::{Bank, Effects, Image, Incoming, Verifier, command};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::room::record_bytes;
-use crate::paxos::{self, Message, ReadLog, Replica};
+use crate::paxos::{self, Membership, Message, Names, ReadLog, Replica};
 use crate::shard::{self, Cuts, Divergence, Event, History, Input, Output, Shard};
 use crate::storage::{CommitStats, Pieces, Recovered, StableLog, StorageError};
 use crate::txn::message::{Request, Response};
@@ -270,7 +270,9 @@ pub fn restore(
     let votes = recovered.votes.into_iter().map(|(_, ballot, value)| (ballot, value)).collect();
     let servers = topology.servers_of(id).collect();
     let restored = (recovered.promised, recovered.decided, votes);
-    let replica = Replica::new(me, servers, timeouts, now, random, restored);
+    let disk = Membership::new(me, recovered.incarnation, recovered.founder, Names(command::rejoined));
+    let members = bank.members().iter().map(|(server, member)| (*server, *member));
+    let replica = Replica::new(me, servers, timeouts, now, random, restored).with_membership(disk, members);
     let shard = Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits);
     let mut shard = shard.with_log(recovered.snapshot, cuts, history);
     if let Some((slot, digest)) = agreed {

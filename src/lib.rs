@@ -46,7 +46,8 @@
 //! * **T8** An abort is definite; what is not known is *unknown*, and is fenced, never executed.
 //! * **S1** Only the group of records that a crash interrupted is cut from the log's end.
 //! * **S2** Everything else that does not fit is damage, and nothing is dropped in silence.
-//! * **S3** Formatting is an explicit act, once in the life of a directory.
+//! * **S3** Formatting is an explicit act, once in the life of a directory. A server with a new disk votes when a majority
+//!   without it has let it in again, and what its old disk vouched for no longer counts.
 
 pub mod audit;
 pub mod bank;

@@ -8,20 +8,22 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::bank::command::{self, Command};
-use crate::bank::{Bank, Effects, validate};
+use crate::bank::command;
+use crate::bank::{Bank, Effects};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::{Message, Replica, Standing};
 use crate::txn::message::{Refusal, Request, Response};
 use crate::txn::{self, Coordinator};
 use crate::types::{AccountId, Ballot, ClientId, Cut, NodeId, Reason, ShardId, Slot, Time, TxnId, Value};
 
+mod admission;
 mod catch_up;
 mod cuts;
 mod digests;
 mod history;
 mod idle;
 mod io;
+mod learners;
 mod recovery;
 mod space;
 
@@ -98,6 +100,8 @@ pub struct Shard {
     snapshot_saved: Option<Cut>,
     /// A snapshot that another server sends.
     transfer: Option<Transfer>,
+    /// When this leader last proposed to let a server in again (S3).
+    let_in: BTreeMap<NodeId, Time>,
     /// Before this no snapshot is asked for: there was no space for the last one.
     no_transfer_before: Time,
     /// One that is complete, and not durable yet.
@@ -141,6 +145,7 @@ impl Shard {
             cuts: Cuts::new(&Limits::default()),
             snapshot_saved: None,
             transfer: None,
+            let_in: BTreeMap::new(),
             no_transfer_before: Time::default(),
             installing: None,
         }
@@ -226,6 +231,9 @@ impl Shard {
             Input::Peer { from, message } => {
                 if let Message::Digests(digests) = &message {
                     self.comparison.hear(from, digests, out);
+                }
+                if let Message::Learner(learner) = &message {
+                    self.on_learner(now, from, learner);
                 }
                 if let Some(message) = self.snapshot_message(now, from, message, out) {
                     self.replica.message(now, from, message, &mut out.paxos);
@@ -371,39 +379,6 @@ impl Shard {
         Ok(())
     }
 
-    /// Whether these blocks are well formed and belong to this shard; how much there is.
-    fn check(&self, blocks: &Value) -> Result<command::Size, String> {
-        let size = command::check(&blocks.0)?;
-        if size.blocks == 0 {
-            return Err("no blocks".into());
-        }
-        for block in command::blocks(&blocks.0) {
-            let block = block?;
-            if let Some(session) = block.session().filter(|s| s.shard().0 > self.topology.clusters) {
-                return Err(format!("session {session} is of no shard of this bank"));
-            }
-            let (records, across) = match block {
-                Command::Transfers { records, .. } => (records, false),
-                Command::Prepare { records, participants, .. } => {
-                    if !participants.contains(&self.shard) || participants[1].0 > self.topology.clusters {
-                        return Err(format!("a prepare for {participants:?} came to {}", self.shard));
-                    }
-                    (records, true)
-                }
-                _ => continue,
-            };
-            for record in records {
-                let transfer = record.get();
-                // What aborts anywhere, with the same reason, may as well abort here.
-                let Ok((from, to)) = validate(&self.topology, &transfer) else { continue };
-                if (from != self.shard && to != self.shard) || (from != to) != across {
-                    return Err(format!("{transfer} came to {} as the wrong kind", self.shard));
-                }
-            }
-        }
-        Ok(size)
-    }
-
     fn forget(&mut self, client: ClientId) {
         self.reads.retain(|r| r.client != client);
         for batch in self.pending.values_mut() {
@@ -493,6 +468,7 @@ impl Shard {
             }
         }
         self.leading = leading;
+        self.let_in.clear();
         self.doubts.clear();
         self.idle = Idle::default();
         self.recovery_step(now, txn::Input::Abandon, out);

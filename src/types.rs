@@ -14,6 +14,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId(pub u16);
 
+/// One life of a server's disk, drawn at random when its directory is formatted (S3).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize)]
+pub struct Incarnation(pub u128);
+
+/// A disk of a server that was let in after the first one (S3).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Rejoined {
+    pub incarnation: Incarnation,
+    /// That of the leader who proposed it: the server promises no lower one.
+    pub ballot: Ballot,
+}
+
 /// A shard of the accounts and, under the same number, the cluster of servers that replicates it; from 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ShardId(pub u16);

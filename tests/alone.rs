@@ -66,7 +66,7 @@ impl Server {
 }
 
 fn format(disk: &MemDisk) -> Wal<MemDisk> {
-    let identity = Identity { cluster_id: 1, topology: TOPOLOGY, server: ME, incarnation: 1 };
+    let identity = Identity { cluster_id: 1, topology: TOPOLOGY, server: ME, incarnation: 1, founder: true };
     Wal::format(disk.clone(), identity, SEGMENT).expect("an empty disk")
 }
 

@@ -63,7 +63,8 @@ impl World {
         };
         for id in up {
             let disk = MemDisk::new();
-            let identity = Identity { cluster_id: 1, topology: TOPOLOGY, server: *id, incarnation: 1 };
+            let identity =
+                Identity { cluster_id: 1, topology: TOPOLOGY, server: *id, incarnation: 1, founder: true };
             Wal::format(disk.clone(), identity, 65_536).expect("a new disk takes a log");
             let expected = Expected { cluster_id: Some(1), topology: TOPOLOGY, server: *id };
             let (wal, _) = Wal::open(disk, expected).expect("it was just formatted");

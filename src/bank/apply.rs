@@ -11,7 +11,9 @@ use crate::bank::session::{Register, SessionState};
 use crate::bank::{BlockResult, Status, history};
 use crate::config::limits::{SESSION_WINDOW, SESSIONS};
 use crate::config::{Limits, Topology};
-use crate::types::{AccountId, Reason, Session, ShardId, Slot, Transfer, TxnId, Value};
+use crate::types::{
+    AccountId, Incarnation, NodeId, Reason, Rejoined, Session, ShardId, Slot, Transfer, TxnId, Value,
+};
 
 /// An undecided YES: what is held until the outcome arrives. The balance still includes it (B2).
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -80,6 +82,8 @@ pub struct Bank {
     pub(super) next_session: u64,
     /// Stands for all states on the way here, and for what committed: see [`Bank::digest`].
     pub(super) trail: u64,
+    /// The disks of servers that were let in after the first ones (S3).
+    pub(super) members: BTreeMap<NodeId, Rejoined>,
     digest: u64,
     applied: Slot,
 }
@@ -118,6 +122,7 @@ const MARK: u64 = 4;
 const ISSUED: u64 = 5;
 const FLOOR: u64 = 6;
 const CLOSED: u64 = 7;
+const MEMBER: u64 = 8;
 const TRAIL: u64 = 9;
 
 /// The share of consecutive accounts, from `first` on.
@@ -130,6 +135,7 @@ pub(super) fn digest_balances(first: u64, balances: impl Iterator<Item = u64>) -
 pub(super) fn digest_rest(
     trail: u64,
     next_session: u64,
+    members: &BTreeMap<NodeId, Rejoined>,
     floors: &BTreeMap<ShardId, u64>,
     sessions: &BTreeMap<Session, SessionState>,
     holds: &BTreeMap<TxnId, Hold>,
@@ -137,6 +143,7 @@ pub(super) fn digest_rest(
     let mut digest = share(ISSUED, 0, next_session).wrapping_add(share(TRAIL, 0, trail));
     let mut add = |share: u64| digest = digest.wrapping_add(share);
     holds.iter().for_each(|(id, hold)| add(hold_share(*id, hold)));
+    members.iter().for_each(|(server, member)| add(member_share(*server, member)));
     floors.iter().for_each(|(issuer, floor)| add(share(FLOOR, u64::from(issuer.0), *floor)));
     for (session, state) in sessions {
         add(share(MARK, session.0, state.mark()));
@@ -169,6 +176,7 @@ impl Bank {
             floors: BTreeMap::new(),
             next_session: 1,
             trail: 0,
+            members: BTreeMap::new(),
             digest: 0,
             applied: Slot::ZERO,
         };
@@ -189,7 +197,7 @@ impl Bank {
         parts: Parts,
     ) -> Result<Bank, String> {
         let first_account = *topology.accounts_of(shard).start();
-        let Parts { trail, next_session, floors, sessions, holds } = parts;
+        let Parts { trail, next_session, members, floors, sessions, holds } = parts;
         let mut bank = Bank {
             topology,
             shard,
@@ -203,6 +211,7 @@ impl Bank {
             floors,
             next_session,
             trail,
+            members,
             digest: 0,
             applied,
         };
@@ -224,7 +233,8 @@ impl Bank {
 
     fn digest_anew(&self) -> u64 {
         let balances = digest_balances(self.first_account, self.balances.iter());
-        let rest = digest_rest(self.trail, self.next_session, &self.floors, &self.sessions, &self.holds);
+        let Bank { trail, next_session, members, floors, sessions, holds, .. } = self;
+        let rest = digest_rest(*trail, *next_session, members, floors, sessions, holds);
         balances.wrapping_add(rest)
     }
 
@@ -260,6 +270,11 @@ impl Bank {
     /// Every undecided YES, by transaction.
     pub fn holds(&self) -> &BTreeMap<TxnId, Hold> {
         &self.holds
+    }
+
+    /// The servers that were let in again with another disk, and which (S3).
+    pub fn members(&self) -> &BTreeMap<NodeId, Rejoined> {
+        &self.members
     }
 
     /// The sum of all balances of this shard.
@@ -324,6 +339,15 @@ impl Bank {
             }
             Command::Close { session } => {
                 statuses.push(self.close(session));
+                Status::Done
+            }
+            Command::Rejoin { server, incarnation, ballot } => {
+                let member = Rejoined { incarnation, ballot };
+                self.digest = self.digest.wrapping_add(member_share(server, &member));
+                if let Some(before) = self.members.insert(server, member) {
+                    self.digest = self.digest.wrapping_sub(member_share(server, &before));
+                }
+                statuses.push(Status::Done);
                 Status::Done
             }
             Command::Expire { session, live } => {
@@ -492,6 +516,12 @@ fn hold_share(id: TxnId, hold: &Hold) -> u64 {
     let whose = share(HOLD, id.session.0, id.seq);
     let what = share(HOLD, from.0, to.0);
     share(whose, what, share(HOLD, amount.unsigned_abs(), a << 16 | b))
+}
+
+fn member_share(server: NodeId, member: &Rejoined) -> u64 {
+    let Rejoined { incarnation: Incarnation(i), ballot } = member;
+    let whose = share(MEMBER, u64::from(server.0), (i >> 64) as u64);
+    share(whose, *i as u64, share(MEMBER, ballot.round, u64::from(ballot.server)))
 }
 
 fn register_share(id: TxnId, register: Register) -> u64 {

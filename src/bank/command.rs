@@ -10,7 +10,7 @@ use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::config::limits::{SESSION_WINDOW, VALUE_BYTES};
-use crate::types::{AccountId, Session, ShardId, Transfer};
+use crate::types::{AccountId, Ballot, Incarnation, NodeId, Rejoined, Session, ShardId, Transfer, Value};
 
 /// What every block begins with; `bytes` counts the header too, so that a reader can step from block to block.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -97,6 +97,8 @@ pub enum Command<'a> {
     /// Forgets a session that every shard has closed and has nothing of in doubt (T7). `live` are the numbers of older
     /// sessions of the same shard that have not expired; all others become unknown for ever.
     Expire { session: Session, live: &'a [U64] },
+    /// From now on this disk of a server of this shard counts, and no other (S3). Proposed by leaders only.
+    Rejoin { server: NodeId, incarnation: Incarnation, ballot: Ballot },
 }
 
 impl Command<'_> {
@@ -107,7 +109,11 @@ impl Command<'_> {
             | Command::Prepare { range, .. }
             | Command::Outcome { range, .. }
             | Command::Fence { range } => Some(*range),
-            Command::Open | Command::Mark { .. } | Command::Close { .. } | Command::Expire { .. } => None,
+            Command::Open
+            | Command::Mark { .. }
+            | Command::Close { .. }
+            | Command::Expire { .. }
+            | Command::Rejoin { .. } => None,
         }
     }
 
@@ -136,6 +142,18 @@ const OUTCOME: u8 = 5;
 const FENCE: u8 = 6;
 const CLOSE: u8 = 7;
 const EXPIRE: u8 = 8;
+const REJOIN: u8 = 9;
+
+/// The servers that a value lets in again, in order.
+pub fn rejoined(value: &Value) -> Vec<(NodeId, Rejoined)> {
+    let rejoin = |block| match block {
+        Ok(Command::Rejoin { server, incarnation, ballot }) => {
+            Some((server, Rejoined { incarnation, ballot }))
+        }
+        _ => None,
+    };
+    blocks(&value.0).filter_map(rejoin).collect()
+}
 
 /// Bit `i` of a little-endian bit set.
 pub fn bit(bits: &[u8], i: usize) -> bool {
@@ -211,6 +229,17 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
     if header.kind == OPEN {
         let clean = raw == 0 && first == 0 && count == 0 && body.is_empty();
         return if clean { Ok(Command::Open) } else { Err("an open carries no fields".into()) };
+    }
+    if header.kind == REJOIN {
+        let [server, ballot_server] = header.participants.map(|n| n.get());
+        return match <[u8; 16]>::try_from(body) {
+            Ok(bytes) if count == 0 && server > 0 && ballot_server > 0 && raw == 0 => Ok(Command::Rejoin {
+                server: NodeId(server),
+                incarnation: Incarnation(u128::from_le_bytes(bytes)),
+                ballot: Ballot { round: first, server: ballot_server },
+            }),
+            _ => Err("a bad rejoin".into()),
+        };
     }
     if session.shard().0 == 0 || session.number() == 0 {
         return Err(format!("session {raw:#x} was never issued"));
@@ -324,6 +353,12 @@ pub fn put_fence(out: &mut Vec<u8>, range: Range) {
 
 pub fn put_close(out: &mut Vec<u8>, session: Session) {
     put(out, CLOSE, NOBODY, Range { session, first: 0, count: 0 }, &[]);
+}
+
+pub fn put_rejoin(out: &mut Vec<u8>, server: NodeId, incarnation: Incarnation, ballot: Ballot) {
+    let participants = [ShardId(server.0), ShardId(ballot.server)];
+    let range = Range { session: Session(0), first: ballot.round, count: 0 };
+    put(out, REJOIN, participants, range, &incarnation.0.to_le_bytes());
 }
 
 /// `live` are older sessions of the same shard.

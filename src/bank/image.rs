@@ -19,7 +19,7 @@ use crate::bank::balances::Balances;
 use crate::bank::session::SessionState;
 use crate::codec;
 use crate::config::Topology;
-use crate::types::{Cut, Session, ShardId, Slot, TxnId, Value};
+use crate::types::{Cut, NodeId, Rejoined, Session, ShardId, Slot, TxnId, Value};
 
 /// A consistent cut of one shard's state. It shares the balances with the bank that it was taken from.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -39,6 +39,7 @@ enum Part {
     Floor(ShardId, u64),
     Session(Session, SessionImage),
     Hold(TxnId, Hold),
+    Member(NodeId, Rejoined),
 }
 
 /// One session as bytes; how wide its window is, each server knows.
@@ -55,6 +56,7 @@ pub(super) struct SessionImage {
 pub(super) struct Parts {
     pub trail: u64,
     pub next_session: u64,
+    pub members: BTreeMap<NodeId, Rejoined>,
     pub floors: BTreeMap<ShardId, u64>,
     pub sessions: BTreeMap<Session, SessionState>,
     pub holds: BTreeMap<TxnId, Hold>,
@@ -75,6 +77,7 @@ impl Parts {
                     parts.sessions.insert(session, state);
                 }
                 Part::Hold(id, hold) => _ = parts.holds.insert(id, hold),
+                Part::Member(server, member) => _ = parts.members.insert(server, member),
             }
             rest = &behind[bytes..];
         }
@@ -122,12 +125,9 @@ impl Bank {
         let floors = self.floors.iter().map(|(issuer, floor)| Part::Floor(*issuer, *floor));
         let sessions = self.sessions.iter().map(|(session, state)| Part::Session(*session, state.image()));
         let holds = self.holds.iter().map(|(id, hold)| Part::Hold(*id, hold.clone()));
-        for part in [Part::NextSession(self.next_session), Part::Trail(self.trail)]
-            .into_iter()
-            .chain(floors)
-            .chain(sessions)
-            .chain(holds)
-        {
+        let members = self.members.iter().map(|(server, member)| Part::Member(*server, *member));
+        let first = [Part::NextSession(self.next_session), Part::Trail(self.trail)].into_iter();
+        for part in first.chain(floors).chain(sessions).chain(holds).chain(members) {
             let start = rest.len();
             rest.extend_from_slice(&[0; 4]);
             codec::encode(&part, &mut rest);
@@ -173,8 +173,8 @@ impl Verifier {
         if self.left > 0 {
             return Ok(());
         }
-        let Parts { trail, next_session, floors, sessions, holds } = Parts::decode(&self.rest)?;
-        let rest = digest_rest(trail, next_session, &floors, &sessions, &holds);
+        let Parts { trail, next_session, members, floors, sessions, holds } = Parts::decode(&self.rest)?;
+        let rest = digest_rest(trail, next_session, &members, &floors, &sessions, &holds);
         self.cut.check(self.digest.wrapping_add(rest))
     }
 }

@@ -1,6 +1,7 @@
 //! How a server becomes leader: pre-vote, phase 1 with state synchronisation, taking over, and giving up.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::config::limits::RECORD_BYTES;
 use crate::paxos::leader::{Leader, Progress};
@@ -16,7 +17,8 @@ impl Replica {
     /// take the lead from each other for ever.
     pub fn campaign_if_leaderless(&mut self, now: Time, out: &mut Output) {
         let promised = self.promised_at.is_some_and(|at| now.since(at) < self.timeouts.election());
-        if matches!(self.role, Role::Follower) && self.live_leader(now).is_none() && !promised {
+        let free = matches!(self.role, Role::Follower) && self.membership.votes();
+        if free && self.live_leader(now).is_none() && !promised {
             self.begin_pre_vote(now, out);
         }
     }
@@ -64,6 +66,9 @@ impl Replica {
     }
 
     pub(super) fn on_pre_vote(&mut self, now: Time, from: NodeId, m: PreVote, out: &mut Output) {
+        if !self.membership.votes() {
+            return;
+        }
         // A leader that was refused for a higher ballot asks its own followers, and they agree.
         let granted =
             self.live_leader(now).is_none_or(|leader| leader == from) && (m.has_room || !self.has_room());
@@ -137,12 +142,18 @@ impl Replica {
             }
             return;
         }
+        // S3: a disk may have been replaced since it promised. Whoever decides that says so among the votes.
+        let newest = self.membership.newest(promises.values());
+        promises.retain(|server, promise| newest.counts(*server, promise.incarnation));
+        if promises.len() < majority || !promises.contains_key(&me) {
+            return;
+        }
         let promises = std::mem::take(promises);
         self.lead(now, promises, out);
     }
 
     pub(super) fn on_entries(&mut self, now: Time, from: NodeId, m: Entries, out: &mut Output) {
-        if !matches!(self.role, Role::Candidate { .. }) {
+        if !matches!(self.role, Role::Candidate { .. }) && self.membership.votes() {
             return;
         }
         let before = self.decided;
@@ -157,7 +168,7 @@ impl Replica {
                 let ballot = ballot.min(self.promised);
                 out.records.push(Record::Learn { slot, ballot, value: value.clone() });
                 self.log.put(slot, ballot, value);
-                self.decided = slot;
+                self.set_decided(now, slot, out);
                 self.position = self.position.max(slot);
             }
             slot = slot.next();
@@ -169,6 +180,9 @@ impl Replica {
             return;
         }
         out.events.push(Event::CaughtUp { from, decided: self.decided });
+        if !self.membership.votes() && self.decided < self.membership.known {
+            out.now.push((from, Message::Fetch(Fetch { from: self.decided.next() })));
+        }
         self.caught_up(now, out);
     }
 
@@ -274,5 +288,20 @@ impl Replica {
             self.leader = None;
             self.reset_deadline(now);
         }
+    }
+
+    pub(super) fn reset_deadline(&mut self, now: Time) {
+        let timeout = self.timeouts.election();
+        self.deadline = now + timeout + self.jitter(timeout);
+    }
+
+    /// A pseudo-random share of `most`, stretched from the driver's last random number.
+    pub(super) fn jitter(&mut self, most: Duration) -> Duration {
+        if most.is_zero() {
+            // Nothing to draw from: where time stands still, the same history leads to the same state.
+            return most;
+        }
+        self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        most.mul_f64((self.random >> 40) as f64 / (1u64 << 24) as f64)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Ballot, Cut, NodeId, Slot, Value};
+use crate::types::{Ballot, Cut, Incarnation, NodeId, Slot, Value};
 
 /// A message between two servers of a cluster. The sender is known from the connection.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -33,6 +33,7 @@ pub enum Message {
         bytes: Value,
     },
     Digests(Digests),
+    Learner(Learner),
 }
 
 impl Message {
@@ -42,6 +43,16 @@ impl Message {
             Message::Prepare(m) => Some(m.ballot),
             Message::Accept(m) => Some(m.ballot),
             Message::Heartbeat(m) => Some(m.ballot),
+            _ => None,
+        }
+    }
+
+    /// Which life of the sender's disk a message speaks of that counts towards a majority.
+    pub fn vouched_by(&self) -> Option<Incarnation> {
+        match self {
+            Message::Promise(m) => Some(m.incarnation),
+            Message::Accepted(m) => Some(m.incarnation),
+            Message::HeartbeatReply(m) => Some(m.incarnation),
             _ => None,
         }
     }
@@ -92,6 +103,7 @@ pub struct Promise {
     pub decided: Slot,
     /// The acceptor's votes for `decided + 1`, `decided + 2`, …, each with the ballot it was cast in.
     pub votes: Vec<(Ballot, Value)>,
+    pub incarnation: Incarnation,
 }
 
 /// "I have promised a higher ballot than the one you wrote in."
@@ -117,6 +129,7 @@ pub struct Accept {
 pub struct Accepted {
     pub ballot: Ballot,
     pub position: Slot,
+    pub incarnation: Incarnation,
 }
 
 /// "I lead in this ballot."
@@ -137,9 +150,18 @@ pub struct HeartbeatReply {
     pub position: Slot,
     /// Bytes of records that this server would still accept, if its disk is full.
     pub room: Option<u64>,
+    pub incarnation: Incarnation,
 }
 
-/// A candidate asks for decided entries that it lacks.
+/// "I have a new disk, and vote again when a `Rejoin` for it is decided; I have applied everything up to `decided`" (S3).
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Learner {
+    pub ballot: Ballot,
+    pub decided: Slot,
+    pub incarnation: Incarnation,
+}
+
+/// A candidate or a learner asks for decided entries that it lacks.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Fetch {
     pub from: Slot,

@@ -26,6 +26,7 @@
 mod election;
 pub mod leader;
 pub mod log;
+pub mod membership;
 pub mod message;
 pub mod output;
 pub mod replica;
@@ -33,6 +34,7 @@ pub mod room;
 #[cfg(test)]
 mod tests;
 
+pub use membership::{Membership, Names};
 pub use message::Message;
 pub use output::{Event, Output, Purpose, ReadLog, Standing};
 pub use replica::Replica;

@@ -9,6 +9,7 @@ use crate::config::limits::RECORD_BYTES;
 use crate::config::{Limits, Timeouts};
 use crate::paxos::leader::Leader;
 use crate::paxos::log::Log;
+use crate::paxos::membership::Membership;
 use crate::paxos::message::*;
 use crate::paxos::output::{Event, Output, Purpose, ReadLog, Standing};
 use crate::paxos::room::{Short, record_bytes};
@@ -71,6 +72,7 @@ pub struct Replica {
     save_due: Option<Time>,
     /// The disk is full.
     pub(super) short: Option<Short>,
+    pub(super) membership: Membership,
 }
 
 impl Replica {
@@ -119,6 +121,7 @@ impl Replica {
             saved: decided,
             save_due: None,
             short: None,
+            membership: Membership::default(),
         };
         replica.reset_deadline(now);
         replica
@@ -186,6 +189,10 @@ impl Replica {
         if from != self.me {
             self.heard.insert(from, now);
         }
+        if message.vouched_by().is_some_and(|incarnation| !self.membership.counts(from, incarnation)) {
+            out.events.push(Event::Ignored { from, what: "what a disk vouched for that is lost" });
+            return;
+        }
         // The ballot check for everything that a leader or candidate writes stands here, once.
         if let Some(ballot) = message.written_in() {
             self.highest = self.highest.max(ballot);
@@ -224,7 +231,7 @@ impl Replica {
             Message::Snapshot(_) | Message::GetPiece { .. } | Message::Piece { .. } => {
                 out.events.push(Event::Ignored { from, what: "a snapshot where there is no state" });
             }
-            Message::Digests(_) => {}
+            Message::Digests(_) | Message::Learner(_) => {}
         }
     }
 
@@ -244,8 +251,10 @@ impl Replica {
             (self.majority(), self.timeouts.election(), self.timeouts.heartbeat());
         let hands_over = self.hands_over(now);
         let Role::Leader(leader) = &mut self.role else {
-            if self.deadline <= now {
+            if self.deadline <= now && self.membership.votes() {
                 self.begin_pre_vote(now, out);
+            } else if self.deadline <= now {
+                self.reset_deadline(now);
             }
             return;
         };
@@ -271,16 +280,20 @@ impl Replica {
                 self.send_entries(peer, out);
             }
             let (me, ballot, position, decided) = (self.me, self.promised, self.position, self.decided);
+            let incarnation = self.membership.mine();
             let leader = self.leading();
             let own = leader.progress.get_mut(&me).expect("a leader keeps its own progress");
             if own.sent < position {
                 own.sent = position;
                 // P1: the leader's own vote counts when it is durable, like everybody else's.
-                out.after.push((me, Message::Accepted(Accepted { ballot, position })));
+                out.after.push((me, Message::Accepted(Accepted { ballot, position, incarnation })));
             }
             if leader.told < decided && leader.tell_due.is_none() {
                 leader.tell_due = Some(now + TELL_DELAY);
             }
+        }
+        if std::mem::take(&mut self.membership.promise_unsaved) {
+            out.records.push(Record::Promise(self.promised));
         }
         // Headers of records say what was decided before their turn; only a record of its own says it for certain.
         if self.saved < self.decided && self.save_due.is_none() {
@@ -386,14 +399,21 @@ impl Replica {
     }
 
     fn on_prepare(&mut self, m: Prepare, out: &mut Output) {
+        if !self.membership.votes() {
+            return;
+        }
         let votes = self.log.slice(self.decided.next(), self.log.last(), usize::MAX);
-        let promise = Promise { ballot: m.ballot, decided: self.decided, votes };
+        let incarnation = self.membership.mine();
+        let promise = Promise { ballot: m.ballot, decided: self.decided, votes, incarnation };
         let to = m.ballot.leader().expect("the ballot check named the candidate");
         out.after.push((to, Message::Promise(promise)));
     }
 
     fn on_accept(&mut self, now: Time, from: NodeId, m: Accept, out: &mut Output) {
         self.follow(now, from);
+        if !self.membership.votes() {
+            return;
+        }
         let mut slot = m.first;
         for value in m.values {
             // P2: in this ballot n+1 is taken only after n. What is at or below the position is a repetition.
@@ -409,16 +429,22 @@ impl Replica {
             }
             slot = slot.next();
         }
-        self.learn_decided(m.decided);
-        let accepted = Accepted { ballot: m.ballot, position: self.position };
+        self.learn_decided(now, m.decided, out);
+        let incarnation = self.membership.mine();
+        let accepted = Accepted { ballot: m.ballot, position: self.position, incarnation };
         out.after.push((from, Message::Accepted(accepted)));
     }
 
     fn on_heartbeat(&mut self, now: Time, from: NodeId, m: Heartbeat, out: &mut Output) {
         self.follow(now, from);
-        self.learn_decided(m.decided);
+        if !self.membership.votes() {
+            return self.learn_from(from, m, out);
+        }
+        self.learn_decided(now, m.decided, out);
+        let incarnation = self.membership.mine();
         let room = self.short.is_some().then(|| self.room_to_accept(out));
-        let reply = HeartbeatReply { ballot: m.ballot, round: m.round, position: self.position, room };
+        let reply =
+            HeartbeatReply { ballot: m.ballot, round: m.round, position: self.position, room, incarnation };
         out.after.push((from, Message::HeartbeatReply(reply)));
     }
 
@@ -432,8 +458,8 @@ impl Replica {
     }
 
     /// P2: "decided up to d" says nothing about slots that were not accepted in the same ballot.
-    fn learn_decided(&mut self, decided: Slot) {
-        self.decided = self.decided.max(decided.min(self.position));
+    fn learn_decided(&mut self, now: Time, decided: Slot, out: &mut Output) {
+        self.set_decided(now, decided.min(self.position), out);
     }
 
     fn on_fetch(&mut self, from: NodeId, m: Fetch, out: &mut Output) {
@@ -499,7 +525,7 @@ impl Replica {
             }
         }
         let decided = leader.majority_position(majority);
-        self.decided = self.decided.max(decided);
+        self.set_decided(now, decided, out);
         if from != self.me {
             self.send_entries(from, out);
         }
@@ -567,20 +593,5 @@ impl Replica {
 
     pub(super) fn peers(&self) -> Vec<NodeId> {
         self.servers.iter().copied().filter(|s| *s != self.me).collect()
-    }
-
-    pub(super) fn reset_deadline(&mut self, now: Time) {
-        let timeout = self.timeouts.election();
-        self.deadline = now + timeout + self.jitter(timeout);
-    }
-
-    /// A pseudo-random share of `most`, stretched from the driver's last random number.
-    pub(super) fn jitter(&mut self, most: Duration) -> Duration {
-        if most.is_zero() {
-            // Nothing to draw from: where time stands still, the same history leads to the same state.
-            return most;
-        }
-        self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        most.mul_f64((self.random >> 40) as f64 / (1u64 << 24) as f64)
     }
 }

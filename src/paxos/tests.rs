@@ -1,14 +1,17 @@
 //! Schedules that once broke the replica, told message by message.
 
 mod alone;
+mod rejoin;
 
 use std::time::Duration;
 
 use super::message::*;
 use super::*;
 use crate::config::Timeouts;
-use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
+use crate::types::{Ballot, Incarnation, NodeId, Record, Slot, Time, Value};
 
+/// Every server has its first disk.
+const DISK: Incarnation = Incarnation(0);
 const S1: NodeId = NodeId(1);
 const S2: NodeId = NodeId(2);
 const S3: NodeId = NodeId(3);
@@ -28,7 +31,8 @@ fn candidate() -> (Replica, Time) {
 /// The same with the promise of S2, which has the same slots decided: it leads.
 fn leader() -> (Replica, Time) {
     let (mut s1, now) = candidate();
-    let promise = Promise { ballot: Ballot::new(1, S1), decided: Slot(3), votes: Vec::new() };
+    let promise =
+        Promise { ballot: Ballot::new(1, S1), decided: Slot(3), votes: Vec::new(), incarnation: DISK };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
     assert!(s1.is_leader());
     (s1, now)
@@ -65,10 +69,16 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
     let (mut s1, now) = leader();
     let ballot = s1.promised();
     step(&mut s1, now, |r, out| _ = r.propose(Value::from_slice(b"x"), out));
-    let accepted = Message::Accepted(Accepted { ballot, position: Slot(4) });
+    let accepted = Message::Accepted(Accepted { ballot, position: Slot(4), incarnation: DISK });
     step(&mut s1, now, |r, out| r.message(now, S2, accepted.clone(), out));
     let reply = |round, position| {
-        Message::HeartbeatReply(HeartbeatReply { ballot, round, position: Slot(position), room: None })
+        Message::HeartbeatReply(HeartbeatReply {
+            ballot,
+            round,
+            position: Slot(position),
+            room: None,
+            incarnation: DISK,
+        })
     };
     step(&mut s1, now, |r, out| r.message(now, S3, reply(1, 3), out));
     step(&mut s1, now, |r, out| r.message(now, S3, accepted, out));
@@ -93,7 +103,7 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
 #[test]
 fn a_candidate_asks_once_for_what_it_lacks_however_often_it_is_answered() {
     let (mut s1, now) = candidate();
-    let promise = Promise { ballot: s1.promised(), decided: Slot(9), votes: Vec::new() };
+    let promise = Promise { ballot: s1.promised(), decided: Slot(9), votes: Vec::new(), incarnation: DISK };
     let ask = |slot| vec![(S2, Message::Fetch(Fetch { from: Slot(slot) }))];
     let sent = step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
     assert_eq!(sent, ask(4));
@@ -288,7 +298,8 @@ fn entries_from_disk_follow_each_other() {
     let (mut s1, now) = leader();
     let ballot = s1.promised();
     let reply = |position| {
-        let reply = HeartbeatReply { ballot, round: 1, position: Slot(position), room: None };
+        let reply =
+            HeartbeatReply { ballot, round: 1, position: Slot(position), room: None, incarnation: DISK };
         Message::HeartbeatReply(reply)
     };
     let mut asked = |act: &mut dyn FnMut(&mut Replica, &mut Output)| {
@@ -335,7 +346,7 @@ fn a_snapshot_leaves_the_votes_above_it() {
 fn a_leader_hears_of_slots_that_a_later_one_decided() {
     let (mut s1, now) = leader();
     let ballot = s1.promised();
-    let beyond = HeartbeatReply { ballot, round: 1, position: Slot(100), room: None };
+    let beyond = HeartbeatReply { ballot, round: 1, position: Slot(100), room: None, incarnation: DISK };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::HeartbeatReply(beyond), out));
     assert!(!s1.is_leader() && s1.decided() < Slot(100));
 }

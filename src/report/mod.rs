@@ -153,6 +153,8 @@ pub enum Role {
     Leader,
     /// No majority was heard for an election time-out.
     NoQuorum,
+    /// It has a new disk, and does not vote until it is let in again.
+    Learner,
 }
 
 /// A server that became leader: phase 1 ended and its open slots were proposed again.
@@ -299,6 +301,7 @@ impl fmt::Display for Role {
             Role::Follower => "follower",
             Role::Searching => "searching",
             Role::NoQuorum => "no quorum",
+            Role::Learner => "learner",
             Role::Leader => "leader",
         })
     }

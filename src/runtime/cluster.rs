@@ -99,24 +99,35 @@ pub fn remove_server_dirs(data: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// What to do with a directory that holds no server yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Blank {
+    Refuse,
+    /// The bank is being founded, under this id.
+    Found(u128),
+    /// It stands for one that was lost: the server votes when the others have let it in again (S3).
+    Rejoin(u128),
+}
+
 /// Opens, or formats if asked to, the directory of one server. Errors name the directory.
 pub fn open_log(
     dir: &Path,
     server: NodeId,
     topology: Topology,
     cluster_id: Option<u128>,
-    format_as: Option<u128>,
+    blank: Blank,
 ) -> Result<(Wal<FileDisk>, crate::storage::Recovered), String> {
     let named = |e: StorageError| format!("{}/{e}", dir.display());
-    if format_as.is_none() && !dir.exists() {
+    if blank == Blank::Refuse && !dir.exists() {
         // What is refused leaves nothing behind.
         return Err(named(StorageError::NotFormatted));
     }
     let disk = FileDisk::open(dir).map_err(|e| e.to_string())?;
-    if let Some(cluster_id) = format_as
+    if let Blank::Found(cluster_id) | Blank::Rejoin(cluster_id) = blank
         && !is_formatted(&disk).map_err(|e| format!("{}: {e}", dir.display()))?
     {
-        let identity = Identity { cluster_id, topology, server, incarnation: rand::random() };
+        let founder = matches!(blank, Blank::Found(_));
+        let identity = Identity { cluster_id, topology, server, incarnation: rand::random(), founder };
         drop(Wal::format(disk.clone(), identity, limits::SEGMENT_BYTES).map_err(named)?);
     }
     Wal::open(disk, Expected { cluster_id, topology, server }).map_err(named)
@@ -281,17 +292,18 @@ fn open_logs(topology: Topology, data: &Path) -> Result<Logs, String> {
     let missing = topology.servers().find(|s| !formatted.contains(s));
     if let (Some(there), Some(missing)) = (formatted.first(), missing) {
         // Another topology explains missing directories better than a loss does.
-        open_log(&server_dir(data, *there), *there, topology, None, None)?;
+        open_log(&server_dir(data, *there), *there, topology, None, Blank::Refuse)?;
         return Err(format!(
             "{}: {there} is formatted but {missing} is not; give back {missing}'s directory, or start anew with --fresh",
             data.display()
         ));
     }
     let new = formatted.is_empty().then(rand::random);
+    let blank = new.map_or(Blank::Refuse, Blank::Found);
     let mut cluster_id = new;
     let mut logs = Logs::new();
     for server in topology.servers() {
-        let (wal, recovered) = open_log(&server_dir(data, server), server, topology, cluster_id, new)?;
+        let (wal, recovered) = open_log(&server_dir(data, server), server, topology, cluster_id, blank)?;
         // The first directory says which bank this is; the others must agree.
         cluster_id = Some(wal.identity().cluster_id);
         logs.insert(server, (wal, recovered));
@@ -336,7 +348,7 @@ impl Fleet for Cluster {
         }
         let dir = server_dir(self.data.path(), server);
         let id = Some(self.context.cluster_id);
-        let (wal, recovered) = open_log(&dir, server, self.context.topology, id, None)?;
+        let (wal, recovered) = open_log(&dir, server, self.context.topology, id, Blank::Refuse)?;
         let (listener, _) = listen(self.servers[&server].address).map_err(|e| format!("{server}: {e}"))?;
         self.spawn(server, listener, wal, recovered)
     }

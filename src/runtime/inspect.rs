@@ -238,6 +238,9 @@ fn blocks(value: &[u8]) -> Vec<String> {
         Ok(Command::Fence { range: r }) => format!("fence {}", range(r)),
         Ok(Command::Close { session }) => format!("close {session}"),
         Ok(Command::Expire { session, .. }) => format!("expire {session}"),
+        Ok(Command::Rejoin { server, incarnation, ballot }) => {
+            format!("rejoin {server} with disk {:032x} in ballot {ballot}", incarnation.0)
+        }
         Err(what) => format!("malformed: {what}"),
     };
     command::blocks(value).map(text).collect()

@@ -405,6 +405,7 @@ impl<D: Disk> Node<D> {
         let (bytes_in, bytes_out) = self.conns.bytes();
         let (replica, bank) = (self.shard.replica(), self.shard.bank());
         let role = match replica.standing(now) {
+            _ if !replica.membership().votes() => StatusRole::Learner,
             Standing::Leading => StatusRole::Leader,
             Standing::Following(_) => StatusRole::Follower,
             Standing::Searching => StatusRole::Searching,

@@ -14,7 +14,7 @@ use crate::report::prompt::{Prompt, PromptCommand, help};
 use crate::report::{SetReport, tables};
 use crate::runtime::clock::Clock;
 use crate::runtime::cluster::{
-    Cluster, DataDir, Fleet, Processes, Threading, open_log, prepare, remove_server_dirs,
+    Blank, Cluster, DataDir, Fleet, Processes, Threading, open_log, prepare, remove_server_dirs,
 };
 use crate::runtime::config_file;
 use crate::runtime::node::{self, Control, poll_and_waker};
@@ -43,6 +43,7 @@ pub struct NodeArgs {
     pub server: String,
     pub data_dir: PathBuf,
     pub format: bool,
+    pub rejoin: bool,
 }
 
 /// How the process ends.
@@ -387,8 +388,12 @@ fn start_node(args: NodeArgs) -> Result<io::Result<()>, String> {
     let address = config.context.addresses[&server];
     let (listener, address) = listen(address).map_err(|e| format!("{server}: {e}"))?;
     let id = config.context.cluster_id;
-    let format_as = args.format.then_some(id);
-    let log = open_log(&args.data_dir, server, topology, Some(id), format_as)
+    let blank = match (args.format, args.rejoin) {
+        (true, _) => Blank::Found(id),
+        (_, true) => Blank::Rejoin(id),
+        _ => Blank::Refuse,
+    };
+    let log = open_log(&args.data_dir, server, topology, Some(id), blank)
         .map_err(|e| format!("--data-dir: {e}"))?;
     let (control, orders) = crossbeam::channel::unbounded();
     let (poll, waker) = poll_and_waker().map_err(|e| format!("{server}: no event loop: {e}"))?;

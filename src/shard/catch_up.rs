@@ -187,6 +187,10 @@ impl Shard {
         self.comparison.applied(slot, bank.digest());
         self.bank = bank;
         self.cuts.jumped();
+        let members: Vec<_> = self.bank.members().iter().map(|(server, member)| (*server, *member)).collect();
+        for (server, member) in members {
+            self.replica.let_in(now, server, member, &mut out.paxos);
+        }
         self.replica.install(now, slot, &mut out.paxos);
         out.events.push(Event::SnapshotInstalled { slot });
     }

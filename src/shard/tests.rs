@@ -7,8 +7,9 @@ use super::*;
 use crate::bank::command::Range;
 use crate::paxos::Message;
 use crate::paxos::message::{Accepted, Heartbeat, HeartbeatReply, PreVoteReply, Promise};
-use crate::types::{Session, Transfer};
+use crate::types::{Incarnation, Session, Transfer};
 
+const DISK: Incarnation = Incarnation(0);
 const S1: NodeId = NodeId(1);
 const S2: NodeId = NodeId(2);
 
@@ -75,7 +76,8 @@ fn leader_of_three() -> (Shard, Time) {
     turn(&mut shard, now, Input::Timer { random: 1 });
     let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::ZERO };
     turn(&mut shard, now, from_s2(Message::PreVoteReply(granted)));
-    let promise = Promise { ballot: Ballot::new(1, S1), decided: Slot::ZERO, votes: Vec::new() };
+    let promise =
+        Promise { ballot: Ballot::new(1, S1), decided: Slot::ZERO, votes: Vec::new(), incarnation: DISK };
     turn(&mut shard, now, from_s2(Message::Promise(promise)));
     assert!(shard.replica().is_leader());
     (shard, now)
@@ -130,7 +132,13 @@ fn reads_are_answered_once_when_the_turn_ends() {
         _ => None,
     });
     let round = round.expect("reads begin a round");
-    let reply = HeartbeatReply { ballot: Ballot::new(1, S1), round, position: Slot::ZERO, room: None };
+    let reply = HeartbeatReply {
+        ballot: Ballot::new(1, S1),
+        round,
+        position: Slot::ZERO,
+        room: None,
+        incarnation: DISK,
+    };
     let mut out = Output::default();
     shard.step(now, from_s2(Message::HeartbeatReply(reply)), &mut out);
     assert_eq!(out.replies, [], "the turn goes on");
@@ -150,7 +158,7 @@ fn a_leader_that_is_none_any_more_abandons_its_recoveries() {
     command::put_prepare(&mut blocks, range, [ShardId(1), ShardId(2)], &[transfer]);
     let request = Request::Submit { request: 1, blocks: Value::from_slice(&blocks) };
     turn(&mut shard, now, Input::Request { client: ClientId(1), request });
-    let accepted = Accepted { ballot: Ballot::new(1, S1), position: Slot(1) };
+    let accepted = Accepted { ballot: Ballot::new(1, S1), position: Slot(1), incarnation: DISK };
     turn(&mut shard, now, from_s2(Message::Accepted(accepted.clone())));
     assert_eq!(shard.bank().locked_by(AccountId(1)), Some(id));
     // Its time is over at the latest after twice the time-out, and S2 has been heard all the while.
@@ -219,4 +227,15 @@ fn a_request_names_no_more_sequences_than_a_window_and_its_outcomes_have() {
     let out = turn(&mut shard, now, fences(1));
     assert_eq!(out.replies.len(), 2);
     assert_eq!(shard.bank().applied(), Slot(2));
+}
+
+/// Which disk of a server counts is decided by its leader's word. A client that could say it would make votes vanish.
+#[test]
+fn clients_let_nobody_in() {
+    let (mut shard, now) = alone();
+    let mut blocks = Vec::new();
+    command::put_rejoin(&mut blocks, S1, Incarnation(7), Ballot::new(1, S1));
+    let request = Request::Submit { request: 1, blocks: Value(blocks.into()) };
+    let out = turn(&mut shard, now, Input::Request { client: ClientId(1), request });
+    assert!(matches!(&out.replies[..], [(_, Response::Refused { why: Refusal::Malformed(_), .. })]));
 }

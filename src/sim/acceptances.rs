@@ -48,6 +48,14 @@ impl Acceptances {
         Acceptances { topology, servers: BTreeMap::new(), chosen: BTreeMap::new() }
     }
 
+    /// A server's disk was replaced: its votes are gone. What it had promised and accepted may still be on its way to others.
+    pub fn forget(&mut self, server: NodeId) {
+        if let Some(holds) = self.servers.get_mut(&server) {
+            holds.votes.clear();
+            holds.led = None;
+        }
+    }
+
     /// A server ended a turn, everything it wrote being durable, or was just restored.
     pub fn observe(&mut self, server: &Shard) {
         let (me, replica) = (server.id(), server.replica());

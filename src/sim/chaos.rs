@@ -208,15 +208,22 @@ impl Run {
     fn heal(&mut self) {
         self.world.note(|| "healing".into());
         let topology = self.world.options.topology;
-        let mut away: BTreeSet<NodeId> =
+        let gone: BTreeSet<NodeId> =
             self.world.servers.values().filter(|s| s.is_gone()).map(|s| s.id).collect();
+        // Who waits to be let in again is no part of any majority, but must come back.
+        let waits = |id: &NodeId| {
+            let server = &self.world.servers[id];
+            server.rejoining && server.ailment.is_none() && !server.lost
+        };
+        let mut away: BTreeSet<NodeId> = gone.iter().copied().filter(|id| !waits(id)).collect();
         if self.world.rng.one_in(2) {
             for shard in topology.shards() {
                 let members: Vec<NodeId> = topology.servers_of(shard).collect();
                 let spare = topology.servers_per_cluster as usize - topology.majority();
                 for _ in 0..spare {
                     let id = members[self.below(members.len() as u64) as usize];
-                    if members.iter().filter(|m| away.contains(m)).count() < spare {
+                    let missing = |m: &&NodeId| away.contains(*m) || gone.contains(*m);
+                    if members.iter().filter(missing).count() < spare {
                         away.insert(id);
                     }
                 }

@@ -250,7 +250,7 @@ impl Checker {
 
     fn mentions(&mut self, shard: ShardId, block: Command<'_>, statuses: &[Status]) {
         let (range, participants, commits) = match block {
-            Command::Open => return,
+            Command::Open | Command::Rejoin { .. } => return,
             Command::Mark { session, mark } => {
                 let id = TxnId { session, seq: mark };
                 return statuses.iter().for_each(|s| self.sessions.mentioned(shard, id, *s, false));

@@ -68,6 +68,7 @@ sights! {
     CutOffAndBack "a server was cut off and came back",
     DiskWiped "a server refused to start from a wiped disk (S3)",
     DiskDamaged "a server refused to start from a damaged record (S2)",
+    Rejoined "a server whose disk was replaced was let in again and voted (S3)",
     Misled "a server started with a wrong state",
     // Snapshots.
     SnapshotTaken "a server finished a snapshot of its own state",

@@ -209,6 +209,9 @@ impl Run {
 
     fn bring_back(&mut self, id: NodeId) {
         if self.world.servers[&id].lost {
+            if self.chance(200) {
+                self.world.replace_disk(id);
+            }
             return;
         }
         if self.world.servers[&id].running.is_none() {

@@ -8,9 +8,10 @@ use crate::sim::checker::Observed;
 use crate::sim::coverage::Seen;
 use crate::sim::disk::{MisreadLog, SimDisk};
 use crate::sim::network::{Packet, Place};
+use crate::sim::promises::Told;
 use crate::sim::server::{Ailment, Harm, Running};
 use crate::sim::world::{Connection, Event, Options, World};
-use crate::storage::{Disk, Expected, Kept, StorageError, Unsynced, Wal};
+use crate::storage::{Disk, Expected, Identity, Kept, StorageError, Unsynced, Wal};
 use crate::types::{ClientId, NodeId, Slot, Time};
 
 impl World {
@@ -37,6 +38,8 @@ impl World {
         // Until it has run again, the mark may be older than the log.
         server.misled = false;
         server.wrong_at = None;
+        // That it was let in may be lost with what else was not on disk.
+        server.rejoining = server.disks > 0;
         server.power_lost = power || server.power_lost && server.running.is_none();
         let writing = server.running.as_ref().is_some_and(|running| running.wal.has_work());
         self.coverage.see_if(writing, Seen::DiedWritingSnapshot);
@@ -190,6 +193,25 @@ impl World {
         let members = topology.servers_of(topology.shard_of_server(id));
         let gone = members.filter(|m| self.servers[m].is_gone()).count();
         gone < topology.servers_per_cluster as usize - topology.majority()
+    }
+
+    /// A server that was lost comes back with a new disk, as a learner (S3).
+    pub fn replace_disk(&mut self, id: NodeId) {
+        let Options { topology, segment_bytes, .. } = self.options;
+        let server = self.server(id);
+        assert!(server.lost && server.running.is_none(), "only disks of servers that are lost are replaced");
+        (server.lost, server.ailment, server.flipped) = (false, None, false);
+        server.disk = SimDisk::default();
+        server.rejoining = true;
+        server.disks += 1;
+        // It has told nobody anything that it remembers.
+        server.told = Told::default();
+        let incarnation = u128::from(id.0) | u128::from(server.disks) << 16;
+        let identity = Identity { cluster_id: 1, topology, server: id, incarnation, founder: false };
+        Wal::format(server.disk.clone(), identity, segment_bytes).expect("an empty disk");
+        self.checker.acceptances.forget(id);
+        self.note(|| format!("{id} gets a new disk"));
+        self.start(id);
     }
 
     /// A stopped server's disk is replaced by an empty one.

@@ -71,6 +71,10 @@ pub struct Server {
     /// Whether the power was cut since it last ran.
     pub power_lost: bool,
     pub ailment: Option<Ailment>,
+    /// Its disk was replaced, and it was not let in again yet.
+    pub rejoining: bool,
+    /// How often that happened.
+    pub disks: u64,
     /// Whether another server ever began to send it a snapshot.
     pub was_sent_snapshot: bool,
     /// Whether a bit of its files ever flipped.
@@ -119,14 +123,16 @@ impl Server {
             wrong_at: None,
             ever_misled: false,
             flipped: false,
+            rejoining: false,
+            disks: 0,
             was_sent_snapshot: false,
             spinning: 0,
         }
     }
 
-    /// Whether it is lost for good, or will be when it is started.
+    /// Whether it is lost, or will be when it is started, or has not been let in again.
     pub fn is_gone(&self) -> bool {
-        self.lost || self.ailment.is_some()
+        self.lost || self.ailment.is_some() || self.rejoining
     }
 
     pub fn is_up(&self) -> bool {

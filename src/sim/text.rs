@@ -37,6 +37,9 @@ fn block(command: Command<'_>) -> String {
         Command::Fence { range } if range.count == 1 => format!("fence {}", first(range)),
         Command::Fence { range } => format!("fence {} to {}", first(range), range.seqs().end - 1),
         Command::Close { session } => format!("close {session}"),
+        Command::Rejoin { server, incarnation, ballot } => {
+            format!("rejoin {server} disk {:x} ballot {ballot}", incarnation.0)
+        }
         Command::Expire { session, live: [] } => format!("expire {session}"),
         Command::Expire { session, live } => {
             let live: Vec<String> = live.iter().map(|n| n.get().to_string()).collect();
@@ -84,6 +87,9 @@ pub fn message(message: &Message) -> String {
         Message::Heartbeat(m) => format!("Heartbeat {} round {} decided={}", m.ballot, m.round, m.decided),
         Message::HeartbeatReply(m) => {
             format!("HeartbeatReply {} round {} position={}", m.ballot, m.round, m.position)
+        }
+        Message::Learner(m) => {
+            format!("Learner {} disk {:x} decided={}", m.ballot, m.incarnation.0, m.decided)
         }
         Message::Fetch(m) => format!("Fetch from {}", m.from),
         Message::Snapshot(cut) => format!("Snapshot(slot {}, {} pieces)", cut.slot, cut.pieces()),

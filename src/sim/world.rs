@@ -126,7 +126,7 @@ impl World {
             let shown = if odd_clocks { world.rng.below(1 << 40) } else { 0 };
             let server = Server::new(id, Clock::new(Time(shown)));
             let incarnation = u128::from(id.0);
-            let identity = Identity { cluster_id: 1, topology, server: id, incarnation };
+            let identity = Identity { cluster_id: 1, topology, server: id, incarnation, founder: true };
             Wal::format(server.disk.clone(), identity, segment_bytes).expect("S3: a new disk takes a log");
             world.servers.insert(id, server);
             world.start(id);
@@ -403,6 +403,10 @@ impl World {
         }
         let done = done.and_then(|()| running.wal.prepare_ahead().map(drop));
 
+        if server.rejoining && running.shard.replica().membership().votes() {
+            server.rejoining = false;
+            self.coverage.see(Seen::Rejoined);
+        }
         let dies = server.dies_before_release && outbox.syncs > 0;
         server.busy_until = outbox.at;
         let mut wake = clock.global(running.shard.next_deadline(), now);
@@ -507,6 +511,9 @@ impl World {
         }
         for server in self.servers.values().filter(|s| s.is_up()) {
             let Some(Running { shard, .. }) = &server.running else { continue };
+            if server.rejoining {
+                return Err(format!("S3: {} is not let in again", server.id));
+            }
             if server.busy_until.0 > self.now.0 + 500_000 {
                 return Err(format!("{} stands still", server.id));
             }

@@ -87,6 +87,8 @@ struct BlockHeader {
     clusters: U16,
     servers_per_cluster: U16,
     server: U16,
+    /// 1 if the directory replaces one that was lost, else 0.
+    replaces: U16,
 }
 
 /// Where the checksummed part of a block begins: behind magic, version and checksum.
@@ -108,7 +110,7 @@ pub(super) enum BlockError {
 
 impl Block {
     pub fn encode(&self) -> Vec<u8> {
-        let Identity { cluster_id, topology, server, incarnation } = self.identity;
+        let Identity { cluster_id, topology, server, incarnation, founder } = self.identity;
         let mut header = BlockHeader {
             magic: MAGIC,
             version: VERSION.into(),
@@ -122,6 +124,7 @@ impl Block {
             clusters: topology.clusters.into(),
             servers_per_cluster: topology.servers_per_cluster.into(),
             server: server.0.into(),
+            replaces: u16::from(!founder).into(),
         };
         let mut bytes = vec![0; BLOCK as usize];
         bytes[..size_of::<BlockHeader>()].copy_from_slice(header.as_bytes());
@@ -153,6 +156,7 @@ impl Block {
             topology,
             server: NodeId(h.server.get()),
             incarnation: h.incarnation.get(),
+            founder: h.replaces.get() == 0,
         };
         Ok(Block { identity, segment: h.segment.get(), segment_bytes: h.segment_bytes.get() })
     }

@@ -24,7 +24,7 @@ use std::fmt;
 use std::io;
 
 use crate::config::Topology;
-use crate::types::{Ballot, Cut, NodeId, Record, Slot, Value};
+use crate::types::{Ballot, Cut, Incarnation, NodeId, Record, Slot, Value};
 
 mod ahead;
 mod audit;
@@ -57,6 +57,8 @@ pub struct Identity {
     pub server: NodeId,
     /// Drawn at random whenever a directory is formatted (S3).
     pub incarnation: u128,
+    /// Formatted when the bank was founded. A server whose disk was replaced later votes only when it was let in again.
+    pub founder: bool,
 }
 
 /// What a server that opens a directory expects to find there.
@@ -117,6 +119,9 @@ pub trait StableLog {
 /// What the log says after a restart.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recovered {
+    /// Which disk this is, and whether it is the server's first (S3).
+    pub incarnation: Incarnation,
+    pub founder: bool,
     /// The highest promise, explicit or implied by an acceptance.
     pub promised: Ballot,
     /// Every slot up to this one is known to be decided, and [`Wal::read`] has its value.
@@ -167,7 +172,8 @@ impl fmt::Display for StorageError {
             StorageError::NotFormatted => {
                 write!(
                     f,
-                    "identity: missing, this directory was never formatted; format it once, with bank node --format"
+                    "identity: missing, this directory was never formatted; if the bank is new, format it once, with \
+                     bank node --format; if it stands for one that was lost, with bank node --rejoin"
                 )
             }
             StorageError::AlreadyFormatted { file } => write!(
@@ -186,7 +192,12 @@ impl fmt::Display for StorageError {
                  directory or the configuration that fits"
             ),
             StorageError::Damaged { .. } => {
-                write!(f, "{}; keep this directory for inspection and do not start from it", self.what())
+                write!(
+                    f,
+                    "{}; keep this directory for inspection and do not start from it; bank node --rejoin starts the \
+                     server from an empty one",
+                    self.what()
+                )
             }
         }
     }

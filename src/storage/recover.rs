@@ -16,7 +16,7 @@ use super::snapshot::{self, Snapshot, Start};
 use super::wal::{Tail, Wal, io_error};
 use super::{Expected, Identity, Recovered, StorageError};
 use crate::config::Topology;
-use crate::types::{Ballot, Slot};
+use crate::types::{Ballot, Incarnation, Slot};
 
 pub(super) fn damaged_file(
     file: &str,
@@ -118,7 +118,12 @@ impl<D: Disk> Wal<D> {
         }
         let (promised, decided, noted) = (wal.promised(), wal.decided(), wal.contents.noted);
         let snapshot = wal.snapshot();
-        Ok((wal, Recovered { promised, decided, noted, snapshot, votes, torn, damaged }))
+        let Identity { incarnation, founder, .. } = identity;
+        let incarnation = Incarnation(incarnation);
+        Ok((
+            wal,
+            Recovered { incarnation, founder, promised, decided, noted, snapshot, votes, torn, damaged },
+        ))
     }
 }
 

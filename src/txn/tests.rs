@@ -140,6 +140,7 @@ fn kinds(sent: &[(NodeId, Request)], to: NodeId) -> Vec<&'static str> {
         Command::Fence { .. } => "fence",
         Command::Close { .. } => "close",
         Command::Expire { .. } => "expire",
+        Command::Rejoin { .. } => "rejoin",
     };
     command::blocks(&blocks.0).map(kind).collect()
 }

@@ -133,7 +133,13 @@ impl Bank {
             let full = Arc::new(AtomicBool::new(false));
             let inner = FileDisk::open(dir.path().join(id.to_string())).expect("a directory");
             let disk = Bounded { inner, full: full.clone() };
-            let identity = Identity { cluster_id: 1, topology, server: id, incarnation: u128::from(id.0) };
+            let identity = Identity {
+                cluster_id: 1,
+                topology,
+                server: id,
+                incarnation: u128::from(id.0),
+                founder: true,
+            };
             drop(Wal::format(disk.clone(), identity, SEGMENT).expect("format"));
             let expected = Expected { cluster_id: Some(1), topology, server: id };
             let log = Wal::open(disk, expected).expect("open");

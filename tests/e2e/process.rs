@@ -76,10 +76,14 @@ impl Processes {
     }
 
     pub fn launch(&mut self, server: usize) {
+        self.launch_with(server, "--format");
+    }
+
+    fn launch_with(&mut self, server: usize, flag: &str) {
         let data = self.dir.path().join(format!("S{server}")).display().to_string();
         let name = format!("n{server}");
         let mut command =
-            bank(&["node", "--config", &self.path, "--server", &name, "--data-dir", &data, "--format"]);
+            bank(&["node", "--config", &self.path, "--server", &name, "--data-dir", &data, flag]);
         command.env("RUST_LOG", "warn");
         self.running[server - 1] = Some(Running::start(command));
     }
@@ -176,6 +180,45 @@ fn a_leader_is_killed_under_load_and_comes_back() {
         assert_eq!(short["results"], expected[i]["results"], "set {}", i + 1);
     }
     all.audit();
+}
+
+/// A server that lost its directory comes back with a new one: it catches up, does not vote until the others have let it
+/// in, and then counts: the cluster does without another of its servers. So it is after it started again.
+#[test]
+fn a_server_that_lost_its_disk_is_let_in_again() {
+    let mut all = Processes::start(|text| text);
+    let rows: Vec<String> = (1..=30).map(|n| format!("({n}, {}, 1)", n % 30 + 1)).collect();
+    let file = put(all.dir.path(), "some.csv", &set_text(1, &all.topology(), &rows));
+    all.run(&file).with_code(0);
+    all.kill(2);
+    std::fs::remove_dir_all(all.dir.path().join("S2")).expect("its directory");
+    all.run(&file).with_code(0);
+    all.launch_with(2, "--rejoin");
+    all.listens(2);
+    let votes = |all: &Processes| {
+        all.status(2).is_some_and(|status| status.role != Role::Learner && status.applied.0 > 0)
+    };
+    eventually("it is let in", || votes(&all).then_some(()));
+    for again in [false, true] {
+        if again {
+            all.kill(2);
+            all.launch_with(2, "--rejoin");
+            all.listens(2);
+            all.audit();
+            assert!(votes(&all), "once is enough");
+        }
+        let other = if again { 1 } else { 3 };
+        all.kill(other);
+        eventually("the others elect somebody", || {
+            let ran = all.run(&file).with_code(0);
+            (!ran.sets()[0]["results"].to_string().contains("no-quorum")).then_some(())
+        });
+        all.launch(other);
+        all.listens(other);
+        all.audit();
+    }
+    let verified = run(&["wal", "verify", &all.dir.path().join("S2").display().to_string()]);
+    assert!(verified.out.contains("sound"), "{verified:?}");
 }
 
 /// Two clusters of three cannot decide anything, and every row says so within seconds.

@@ -6,7 +6,7 @@
 use std::io;
 
 use shardpaxosbank::storage::{CommitStats, Pieces, Recovered, StableLog};
-use shardpaxosbank::types::{Ballot, Cut, Record, Slot, Value};
+use shardpaxosbank::types::{Ballot, Cut, Incarnation, Record, Slot, Value};
 
 /// What a restart would find.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
@@ -69,6 +69,8 @@ impl Kept {
             .map(|((ballot, value), slot)| (Slot(slot), *ballot, value.clone()))
             .collect();
         Recovered {
+            incarnation: Incarnation(1),
+            founder: true,
             promised: self.promised,
             decided: self.decided,
             noted: self.noted,
@@ -239,7 +241,7 @@ mod tests {
     const TOPOLOGY: Topology =
         Topology { clusters: 1, servers_per_cluster: 1, accounts: 1, initial_balance: 1 };
     const IDENTITY: Identity =
-        Identity { cluster_id: 1, topology: TOPOLOGY, server: NodeId(1), incarnation: 1 };
+        Identity { cluster_id: 1, topology: TOPOLOGY, server: NodeId(1), incarnation: 1, founder: true };
 
     /// Does the same to either log; the records are those that the protocol could ask for.
     fn apply(log: &mut impl StableLog, last: &mut u64, decided: &mut u64, op: &Op, step: u64) {

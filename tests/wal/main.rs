@@ -18,7 +18,13 @@ const SEGMENT: u64 = 4096 + 1024;
 const LIMIT: usize = usize::MAX;
 
 fn identity() -> Identity {
-    Identity { cluster_id: 7, topology: Topology::default(), server: NodeId(2), incarnation: 99 }
+    Identity {
+        cluster_id: 7,
+        topology: Topology::default(),
+        server: NodeId(2),
+        incarnation: 99,
+        founder: true,
+    }
 }
 
 fn expected() -> Expected {

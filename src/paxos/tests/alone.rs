@@ -14,7 +14,7 @@ fn value(len: usize) -> Value {
 }
 
 fn accepted(ballot: Ballot, position: u64) -> Message {
-    Message::Accepted(Accepted { ballot, position: Slot(position) })
+    Message::Accepted(Accepted { ballot, position: Slot(position), incarnation: DISK })
 }
 
 /// The slots of the entries that were sent to a server.
@@ -98,7 +98,8 @@ fn a_server_campaigns_on_request_only_if_nobody_leads() {
 fn a_candidate_fetches_what_others_know_as_decided_before_it_leads() {
     let (mut s1, now) = candidate();
     let ballot = s1.promised();
-    let promise = Message::Promise(Promise { ballot, decided: Slot(6), votes: Vec::new() });
+    let promise =
+        Message::Promise(Promise { ballot, decided: Slot(6), votes: Vec::new(), incarnation: DISK });
     let fetch = |from| Message::Fetch(Fetch { from: Slot(from) });
     let sent = step(&mut s1, now, |r, out| r.message(now, S2, promise.clone(), out));
     assert_eq!(sent, [(S2, fetch(4))]);
@@ -147,7 +148,7 @@ fn a_leader_proposes_the_vote_of_the_highest_ballot() {
     step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out));
     let ballot = Ballot::new(3, S1);
     let votes = vec![(high, value(4)), (low, value(5)), (low, value(3)), (low, value(6))];
-    let promise = Promise { ballot, decided: Slot(3), votes };
+    let promise = Promise { ballot, decided: Slot(3), votes, incarnation: DISK };
     let sent = step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
     let proposed = sent.iter().find_map(|(to, message)| match message {
         Message::Accept(m) if *to == S2 => Some((m.first, m.values.clone())),
@@ -166,7 +167,7 @@ fn two_values_in_one_ballot_stop_the_server() {
     step(&mut s1, now, |r, out| r.timer(now, 1, out));
     let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::ZERO };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out));
-    let promise = Promise { ballot: Ballot::new(2, S1), decided: Slot(3), votes: vote(2) };
+    let promise = Promise { ballot: Ballot::new(2, S1), decided: Slot(3), votes: vote(2), incarnation: DISK };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
 }
 
@@ -175,8 +176,12 @@ fn only_a_refusal_of_the_present_ballot_ends_a_campaign() {
     let refuse = |round, promised| {
         Message::Refuse(Refuse { ballot: Ballot::new(round, S1), promised: Ballot::new(promised, S3) })
     };
-    let promise =
-        Message::Promise(Promise { ballot: Ballot::new(1, S1), decided: Slot(3), votes: Vec::new() });
+    let promise = Message::Promise(Promise {
+        ballot: Ballot::new(1, S1),
+        decided: Slot(3),
+        votes: Vec::new(),
+        incarnation: DISK,
+    });
     for (refusal, ends) in [(refuse(0, 9), false), (refuse(1, 0), false), (refuse(1, 9), true)] {
         let (mut s1, now) = candidate();
         step(&mut s1, now, |r, out| r.message(now, S3, refusal.clone(), out));
@@ -270,7 +275,7 @@ fn entries_are_sent_again_when_a_later_round_shows_them_lost() {
     let sent = step(&mut s1, now, |r, out| _ = r.propose(value(1), out));
     assert_eq!(slots(&sent, S2), [4]);
     let echo = |round, position, s1: &mut Replica| {
-        let reply = HeartbeatReply { ballot, round, position: Slot(position), room: None };
+        let reply = HeartbeatReply { ballot, round, position: Slot(position), room: None, incarnation: DISK };
         let mut out = Output::default();
         s1.message(now, S2, Message::HeartbeatReply(reply), &mut out);
         (slots(&out.now, S2), out.events)
@@ -300,7 +305,7 @@ fn a_follower_that_lags_far_is_sent_entries_from_disk_and_then_from_memory() {
     assert_eq!(out, Output::default(), "it is being read");
     // While it is, a round that shows S3 still behind is no reason to begin anew.
     let round = s1.begin_round(&mut out);
-    let reply = HeartbeatReply { ballot, round: round + 1, position: Slot(1), room: None };
+    let reply = HeartbeatReply { ballot, round: round + 1, position: Slot(1), room: None, incarnation: DISK };
     s1.message(now, S3, Message::HeartbeatReply(reply), &mut out);
     assert_eq!((out.reads.len(), out.events.len()), (0, 0));
 
@@ -360,7 +365,7 @@ fn what_phase_1_brought_up_is_decided_anew_before_reads() {
     let ballot = s1.promised();
     assert!(!s1.phase1_decided());
     let votes = vec![(Ballot::new(0, S3), value(1)), (Ballot::new(0, S3), value(2))];
-    let promise = Promise { ballot, decided: Slot(3), votes };
+    let promise = Promise { ballot, decided: Slot(3), votes, incarnation: DISK };
     let sent = step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
     assert_eq!(slots(&sent, S2), [4, 5]);
     assert!(s1.is_leader() && !s1.phase1_decided());

@@ -23,7 +23,8 @@ fn entries(dir: &Path) -> Vec<String> {
 fn a_directory_that_is_not_there_is_refused_and_not_made() {
     let data = tempfile::tempdir().expect("a directory");
     let dir = data.path().join("S1");
-    let refused = open_log(&dir, NodeId(1), Topology::default(), None, None).expect_err("it is refused");
+    let refused =
+        open_log(&dir, NodeId(1), Topology::default(), None, Blank::Refuse).expect_err("it is refused");
     assert!(refused.contains("S1") && refused.contains("--format"), "{refused}");
     assert_eq!(entries(data.path()), Vec::<String>::new());
 }

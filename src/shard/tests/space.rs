@@ -74,7 +74,13 @@ fn requests_of_one_turn_share_the_room() {
 fn a_leader_knows_the_room_of_its_followers() {
     let (mut shard, now) = leader_of_three();
     let reply = |from: u16, room: Option<u64>| {
-        let reply = HeartbeatReply { ballot: Ballot::new(1, S1), round: 1, position: Slot::ZERO, room };
+        let reply = HeartbeatReply {
+            ballot: Ballot::new(1, S1),
+            round: 1,
+            position: Slot::ZERO,
+            room,
+            incarnation: DISK,
+        };
         Input::Peer { from: NodeId(from), message: Message::HeartbeatReply(reply) }
     };
     turn(&mut shard, now, reply(2, Some(0)));
