@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use shardpaxosbank::config::{Keep, Topology};
+use shardpaxosbank::runtime::backup;
 use shardpaxosbank::runtime::inspect::{self, Look};
 use shardpaxosbank::runtime::runner::Options;
 use shardpaxosbank::runtime::session::{self, Exit, NodeArgs, RunArgs};
@@ -35,6 +36,26 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Copy the state of a bank, whose servers run or not, to a new directory; nothing else is changed.
+    Backup {
+        /// The servers' data directories, or directories that hold some: of each cluster a majority.
+        #[arg(required = true)]
+        dirs: Vec<PathBuf>,
+        /// The new directory.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
+    /// Make new data directories for all servers of a bank from a copy of it.
+    Restore {
+        /// What `bank backup` wrote.
+        backup: PathBuf,
+        /// The new directory, with one in it for each server.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// The new bank's cluster id, 32 hexadecimal digits; drawn at random if not given.
+        #[arg(long, value_name = "HEX", value_parser = cluster_id)]
+        cluster_id: Option<u128>,
+    },
     /// Run the servers' own code in a simulated world that tries to make them lose money.
     Sim(Sim),
 }
@@ -57,6 +78,11 @@ enum WalCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+fn cluster_id(text: &str) -> Result<u128, String> {
+    let id = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32);
+    id.ok_or_else(|| "must be 32 hexadecimal digits".into())
 }
 
 /// `A..B`, both included, or one slot.
@@ -234,6 +260,8 @@ fn main() -> ExitCode {
             inspect::command(&dir, &Look::Dump { slots: slot, json })
         }
         Command::Log { dir, json } => inspect::command(&dir, &Look::Log { json }),
+        Command::Backup { dirs, to } => backup::backup(&dirs, &to),
+        Command::Restore { backup: from, to, cluster_id } => backup::restore(&from, &to, cluster_id),
         Command::Sim(sim) => sim.run(),
     };
     ExitCode::from(exit as u8)

@@ -91,7 +91,7 @@ pub fn turn(
         }
         if let Some((image, foreign)) = snapshot {
             // After the sync: the log must hold what comes behind the snapshot.
-            wal.begin_snapshot(Box::new(Checked::new(image, shard)), foreign)?;
+            wal.begin_snapshot(Box::new(Checked::new(image, shard.topology(), shard.shard())), foreign)?;
         }
 
         let mut more = false;
@@ -161,14 +161,14 @@ fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {
 /// An image that is compared with the digest it stands for while it is written: once it is durable, log in front of it
 /// goes.
 #[derive(Debug)]
-struct Checked {
+pub(crate) struct Checked {
     image: Image,
     verifier: Verifier,
 }
 
 impl Checked {
-    fn new(image: Image, shard: &Shard) -> Checked {
-        Checked { verifier: Verifier::new(image.cut(), shard.topology(), shard.shard()), image }
+    pub fn new(image: Image, topology: &Topology, shard: ShardId) -> Checked {
+        Checked { verifier: Verifier::new(image.cut(), topology, shard), image }
     }
 }
 
@@ -189,7 +189,7 @@ fn io_error(source: std::io::Error) -> StorageError {
 }
 
 /// The bank that a server's newest snapshot holds, or one as it is opened.
-fn load(
+pub(crate) fn load(
     topology: Topology,
     id: ShardId,
     snapshot: Option<Cut>,

@@ -12,7 +12,7 @@
 //! * [`net`]: frames and bounded connections; [`runtime`]: threads, event loops, clocks, and the commands of the
 //!   executable.
 //! * [`sim`]: the same core and the same log in a deterministic world, with crashes, partitions and a checker.
-//! * [`audit`]: which transactions committed, read back from a log.
+//! * [`audit`]: which transactions committed, read back from a log. [`backup`]: a copy of the whole bank, from its disks.
 //! * [`history`]: whether what clients saw can be explained by a bank that does one thing at a time.
 //! * [`testset`] and [`workload`]: set files, the sequential model they are checked against, and random ones.
 //!   [`metrics`] and [`report`]: what is counted, and how it is shown.
@@ -50,6 +50,7 @@
 //!   without it has let it in again, and what its old disk vouched for no longer counts.
 
 pub mod audit;
+pub mod backup;
 pub mod bank;
 pub mod codec;
 pub mod config;

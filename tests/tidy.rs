@@ -27,6 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("storage", &["types", "config", "codec"]),
     ("net", &["types", "config", "codec"]),
     ("audit", &["types", "bank", "shard", "storage"]),
+    ("backup", &["types", "config", "bank", "storage", "drive"]),
     ("drive", &["types", "config", "paxos", "bank", "txn", "shard", "storage"]),
     ("testset", &["types", "config"]),
     ("workload", &["types", "config", "testset"]),
@@ -45,7 +46,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "runtime",
         &[
             "types", "config", "codec", "paxos", "bank", "txn", "shard", "storage", "net", "drive", "audit",
-            "testset", "workload", "metrics", "report",
+            "backup", "testset", "workload", "metrics", "report",
         ],
     ),
 ];

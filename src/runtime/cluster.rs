@@ -72,7 +72,7 @@ impl DataDir {
     }
 }
 
-fn server_dir(data: &Path, server: NodeId) -> PathBuf {
+pub(super) fn server_dir(data: &Path, server: NodeId) -> PathBuf {
     data.join(server.to_string())
 }
 

@@ -85,7 +85,7 @@ impl From<StorageError> for Problem {
 }
 
 /// The directory itself if a server's, else those of servers in it, in order of their names.
-fn servers(dir: &Path) -> Result<Vec<PathBuf>, String> {
+pub(super) fn servers(dir: &Path) -> Result<Vec<PathBuf>, String> {
     let formatted = |dir: &Path| is_formatted(&FileDisk::look(dir)).unwrap_or(false);
     if formatted(dir) {
         return Ok(vec![dir.to_path_buf()]);

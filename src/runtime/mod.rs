@@ -8,6 +8,7 @@
 //! Deliberately absent: protocol decisions. What a message means is decided in [`crate::shard`] and [`crate::txn`].
 
 pub mod admin;
+pub mod backup;
 pub mod client;
 pub mod clock;
 pub mod cluster;

@@ -43,8 +43,9 @@ pub use audit::{Audit, Entry};
 pub use disk::{Disk, DiskFile, FileDisk, RealFile};
 pub use memdisk::{Counts, Kept, MemDisk, MemFile, Unsynced};
 pub use overlay::Overlay;
+pub use recover::read_identity;
 pub use retention::Retention;
-pub use snapshot::Pieces;
+pub use snapshot::{Pieces, newest_snapshot};
 pub use survey::{Fault, Seen, Survey, snapshot_pieces, survey};
 pub use wal::{CommitStats, Wal, is_formatted};
 

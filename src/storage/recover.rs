@@ -200,7 +200,11 @@ fn read_block<F: DiskFile>(file: &F, name: &str) -> Result<Block, StorageError> 
 }
 
 /// Whose directory it is, and how large its segments are.
-pub(super) fn read_identity<D: Disk>(disk: &D) -> Result<(Identity, u64), StorageError> {
+///
+/// # Errors
+///
+/// It was never formatted, or what says so is damaged.
+pub fn read_identity<D: Disk>(disk: &D) -> Result<(Identity, u64), StorageError> {
     let file = match disk.open(IDENTITY) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(StorageError::NotFormatted),
         other => other.map_err(io_error(IDENTITY, "open"))?,

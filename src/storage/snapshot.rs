@@ -54,6 +54,16 @@ pub(super) fn slot_of(file: &str) -> Option<Slot> {
     (name(slot) == file).then_some(slot)
 }
 
+/// The slot of the newest snapshot that a directory names, whole or not; 0 if there is none.
+///
+/// # Errors
+///
+/// The directory cannot be listed.
+pub fn newest_snapshot<D: Disk>(disk: &D) -> Result<Slot, StorageError> {
+    let names = disk.list().map_err(io_error(".", "list the directory"))?;
+    Ok(names.iter().filter_map(|name| slot_of(name)).max().unwrap_or_default())
+}
+
 pub(super) fn is_leftover(file: &str) -> bool {
     file.strip_suffix(".new").is_some_and(|name| slot_of(name).is_some())
 }

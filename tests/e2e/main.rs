@@ -2,6 +2,7 @@
 //!
 //! Every test waits for conditions with generous limits and none for a time to pass, because machines may be slow.
 
+mod backup;
 mod bad_input;
 mod common;
 mod continued;

@@ -28,6 +28,24 @@ impl Bank {
         !self.sessions.contains_key(&session) && (issuer == self.shard || session.number() < floor)
     }
 
+    /// The sessions that are known here.
+    pub fn known_sessions(&self) -> impl Iterator<Item = Session> + '_ {
+        self.sessions.keys().copied()
+    }
+
+    /// Whether this shard, which is its issuer, has ever opened a session.
+    pub fn has_opened(&self, session: Session) -> bool {
+        session.shard() == self.shard && session.number() < self.next_session
+    }
+
+    /// What is remembered of a transaction, `None` if nothing is. Changes nothing, unlike a mention.
+    pub fn status(&self, id: TxnId) -> Option<Status> {
+        let Some(state) = self.sessions.get(&id.session) else {
+            return self.is_expired(id.session).then_some(Status::Expired);
+        };
+        if id.seq < state.mark() { Some(Status::Finished) } else { state.get(id.seq).status() }
+    }
+
     fn known_of(&self, issuer: ShardId) -> impl Iterator<Item = (&Session, &SessionState)> {
         let last = Session(Session::new(issuer, 0).0 | ((1 << 48) - 1));
         self.sessions.range(Session::new(issuer, 0)..=last)
