@@ -19,7 +19,7 @@ const TRANSFERS: u64 = 50_000_000;
 const STEPS: u64 = 10;
 const BATCH: u64 = 1000;
 const ACCOUNTS: u64 = 1_000_000;
-const KEEP: Keep = Keep { snapshot_mib: 64, audit_mib: 128 };
+const KEEP: Keep = Keep { snapshot_mib: 64, audit_mib: 128, audit_days: 0 };
 
 /// A network without anybody else in it.
 #[derive(Default)]
@@ -73,7 +73,7 @@ fn main() {
     drop(Wal::format(disk.clone(), identity, 4 << 20).expect("an empty directory"));
     let expected = Expected { cluster_id: Some(1), topology, server: NodeId(1) };
     let (wal, recovered) = Wal::open(disk.clone(), expected).expect("sound");
-    let retention = Retention { audit_bytes: KEEP.audit_bytes() };
+    let retention = Retention { audit_bytes: KEEP.audit_bytes(), audit_age: KEEP.audit_age() };
     let mut wal = wal.with_retention(retention).expect("the disk works");
     let limits = Limits { snapshot_bytes: KEEP.snapshot_bytes(), ..Limits::default() };
     let usual = (Timeouts::default(), limits);

@@ -128,6 +128,9 @@ struct Run {
     /// Log that is kept although no restart needs it, in MiB.
     #[arg(long, default_value_t = Keep::default().audit_mib, conflicts_with = "config")]
     audit_mib: u32,
+    /// Days after which such log goes; 0: it may become as old as it will.
+    #[arg(long, default_value_t = Keep::default().audit_days, conflicts_with = "config")]
+    audit_days: u32,
     /// Remove what is in the data directory and start anew.
     #[arg(long, requires = "data_dir")]
     fresh: bool,
@@ -241,7 +244,11 @@ fn main() -> ExitCode {
                 reset_each_set: run.reset_each_set,
                 progress: !run.json,
             },
-            keep: Keep { snapshot_mib: run.snapshot_mib, audit_mib: run.audit_mib },
+            keep: Keep {
+                snapshot_mib: run.snapshot_mib,
+                audit_mib: run.audit_mib,
+                audit_days: run.audit_days,
+            },
             data_dir: run.data_dir,
             fresh: run.fresh,
             config: run.config,

@@ -201,7 +201,7 @@ impl Timeouts {
     }
 }
 
-/// How much of its past a server keeps on its disk, in MiB.
+/// How much of its past a server keeps on its disk.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Keep {
     /// Decided values from one snapshot to the next, 1 to 1,000,000. A restart applies that much again, and twice as much
@@ -209,22 +209,25 @@ pub struct Keep {
     pub snapshot_mib: u32,
     /// Log that no restart needs: the audit log, 0 to 1,000,000,000.
     pub audit_mib: u32,
+    /// How old such log may become, 1 to 36,500 days; 0: any age.
+    pub audit_days: u32,
 }
 
 impl Default for Keep {
     fn default() -> Keep {
-        Keep { snapshot_mib: 64, audit_mib: 1024 }
+        Keep { snapshot_mib: 64, audit_mib: 1024, audit_days: 0 }
     }
 }
 
 impl Keep {
     pub fn validate(&self) -> Result<(), String> {
-        for (name, mib, range) in [
+        for (name, number, range) in [
             ("snapshot_mib", self.snapshot_mib, 1..=1_000_000),
             ("audit_mib", self.audit_mib, 0..=1_000_000_000),
+            ("audit_days", self.audit_days, 0..=36_500),
         ] {
-            if !range.contains(&mib) {
-                return Err(format!("{name} {mib}: must be {} to {}", range.start(), range.end()));
+            if !range.contains(&number) {
+                return Err(format!("{name} {number}: must be {} to {}", range.start(), range.end()));
             }
         }
         Ok(())
@@ -236,6 +239,10 @@ impl Keep {
 
     pub fn audit_bytes(&self) -> u64 {
         u64::from(self.audit_mib) << 20
+    }
+
+    pub fn audit_age(&self) -> Option<Duration> {
+        (self.audit_days > 0).then(|| Duration::from_secs(u64::from(self.audit_days) * 86_400))
     }
 }
 

@@ -269,7 +269,7 @@ pub fn prepare<D: Disk>(
         recovered,
     )
     .map_err(|e| format!("{server}: {e}"))?;
-    let retention = Retention { audit_bytes: keep.audit_bytes() };
+    let retention = Retention { audit_bytes: keep.audit_bytes(), audit_age: keep.audit_age() };
     let wal = wal.with_retention(retention).map_err(|e| format!("{server}: {e}"))?;
     let Threading { poll, listener, control, status, admin } = around;
     Ok(Setup { context, shard, wal, clock, poll, listener, control, status, admin })

@@ -47,6 +47,7 @@ struct TimeoutsTable {
 struct KeepTable {
     snapshot_mib: Option<u32>,
     audit_mib: Option<u32>,
+    audit_days: Option<u32>,
 }
 
 /// A configuration that was read and found sound.
@@ -105,6 +106,7 @@ fn parse(text: &str) -> Result<ClusterConfig, (Option<usize>, String)> {
     let keep = Keep {
         snapshot_mib: file.keep.snapshot_mib.unwrap_or(usual.snapshot_mib),
         audit_mib: file.keep.audit_mib.unwrap_or(usual.audit_mib),
+        audit_days: file.keep.audit_days.unwrap_or(usual.audit_days),
     };
     keep.validate().map_err(|e| whole(format!("[keep] {e}")))?;
     let cluster_id = u128::from_str_radix(&file.cluster_id, 16)
@@ -162,6 +164,12 @@ mod tests {
             ("0001020304", "00010203", None, "32 hexadecimal"),
             ("[servers]", "[timeouts]\nelection_timeout_ms = 3\n[servers]", None, "[timeouts] election"),
             ("[servers]", "[keep]\nsnapshot_mib = 0\n[servers]", None, "[keep] snapshot_mib 0: must be 1 to"),
+            (
+                "[servers]",
+                "[keep]\naudit_days = 40000\n[servers]",
+                None,
+                "[keep] audit_days 40000: must be 0 to",
+            ),
             ("[servers]", "[keep]\naudit_mib = -1\n[servers]", Some(7), "invalid value"),
             ("[servers]", "[timeouts]\nsession_idle_timeout_ms = 9\n[servers]", None, "or 0 (sessions never"),
         ] {

@@ -35,6 +35,9 @@ const FIRST_CONN: usize = 2;
 /// How long accepting rests when the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often log that has become too old is looked for.
+const RETIRE_EVERY: Duration = Duration::from_secs(3600);
+
 /// Transactions that a report lists at most: what one frame holds, and no server need keep in memory.
 const LISTED_AT_MOST: usize = 500_000;
 
@@ -83,6 +86,7 @@ struct Node<D: Disk> {
     listener: TcpListener,
     spare: SpareFd,
     accept_at: Option<Time>,
+    retire_at: Time,
     control: Receiver<Control>,
     status: Arc<Mutex<Status>>,
     admin: bool,
@@ -124,6 +128,7 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
         listener,
         spare: SpareFd::reserve()?,
         accept_at: Some(clock.now()),
+        retire_at: clock.now() + RETIRE_EVERY,
         control,
         status,
         admin,
@@ -219,6 +224,10 @@ impl<D: Disk> Node<D> {
             flushed: Instant::now(),
         };
         drive::turn(now, &mut self.shard, &mut self.wal, inputs.drain(..), &mut ports)?;
+        if self.retire_at <= now {
+            self.retire_at = now + RETIRE_EVERY;
+            self.wal.retire_audit()?;
+        }
         self.wal.prepare_ahead().map(drop)
     }
 

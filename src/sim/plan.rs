@@ -249,7 +249,7 @@ fn snapshots(rng: &mut SplitMix64, limits: &mut Limits) -> Retention {
     // Pieces so small that a transfer takes long.
     limits.piece_bytes = if rng.one_in(4) { 64 << rng.below(4) } else { 8 };
     limits.snapshot_bytes = 500 + rng.below(10_000);
-    Retention { audit_bytes: rng.below(2) * 40_000 }
+    Retention { audit_bytes: rng.below(2) * 40_000, audit_age: None }
 }
 
 /// In half of the runs nothing, in the others something below `most`.

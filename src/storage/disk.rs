@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// A server's data directory. What was created, renamed or removed survives a power cut only after [`Disk::sync_dir`].
 pub trait Disk {
@@ -25,6 +26,11 @@ pub trait Disk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes the directory's entries durable, not the files' contents.
     fn sync_dir(&self) -> io::Result<()>;
+
+    /// How long ago a file was last written to; zero where nobody knows.
+    fn age(&self, _name: &str) -> io::Result<Duration> {
+        Ok(Duration::ZERO)
+    }
 
     /// Syncs that succeeded since it was opened, of files and of the directory, where somebody counts them.
     fn syncs(&self) -> u64 {
@@ -150,6 +156,13 @@ impl Disk for FileDisk {
         }
         names.sort();
         Ok(names)
+    }
+
+    fn age(&self, name: &str) -> io::Result<Duration> {
+        let path = self.dir.join(name);
+        let written = fs::metadata(&path).and_then(|data| data.modified()).map_err(|e| at(&path, e))?;
+        // A clock that was set back makes nothing older.
+        Ok(written.elapsed().unwrap_or_default())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

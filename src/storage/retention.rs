@@ -1,9 +1,10 @@
 //! What goes once a snapshot is there: old snapshots, and the segments of the log before them.
 
 use std::io;
+use std::time::Duration;
 
 use super::disk::Disk;
-use super::format::segment_number;
+use super::format::{segment_name, segment_number};
 use super::snapshot::{self, Pieces, Snapshot, Start, Writing};
 use super::wal::{Wal, is_full, sync};
 use crate::types::{Cut, Slot};
@@ -13,12 +14,14 @@ use crate::types::{Cut, Slot};
 pub struct Retention {
     /// Bytes of older log that are kept as the audit log, rounded up to a segment.
     pub audit_bytes: u64,
+    /// How long ago the newest record of a segment of it may have been written.
+    pub audit_age: Option<Duration>,
 }
 
 /// Everything.
 impl Default for Retention {
     fn default() -> Retention {
-        Retention { audit_bytes: u64::MAX }
+        Retention { audit_bytes: u64::MAX, audit_age: None }
     }
 }
 
@@ -113,10 +116,15 @@ impl<D: Disk> Wal<D> {
         Ok(())
     }
 
-    /// Removes the oldest segments in front of `needed` until the audit log is no longer than it should be.
+    /// Removes the oldest segments in front of `needed` until the audit log is no longer and no older than it should be.
     fn retire_segments(&mut self, needed: u32) -> io::Result<()> {
         let audit = self.retention.audit_bytes.div_ceil(self.segment_bytes);
-        let first = needed.saturating_sub(u32::try_from(audit).unwrap_or(u32::MAX)).max(self.oldest);
+        let mut first = needed.saturating_sub(u32::try_from(audit).unwrap_or(u32::MAX)).max(self.oldest);
+        if let Some(most) = self.retention.audit_age {
+            while first < needed && self.disk.age(&segment_name(first))? > most {
+                first += 1;
+            }
+        }
         if first == self.oldest {
             return Ok(());
         }
@@ -133,12 +141,16 @@ impl<D: Disk> Wal<D> {
         self.disk.sync_dir()
     }
 
-    /// Removes what a smaller audit log than before has no place for.
-    pub(super) fn retire_audit(&mut self) -> io::Result<()> {
-        match &self.snapshots[..] {
-            [older, _, ..] => self.retire_segments(older.start.at.segment),
-            _ => Ok(()),
-        }
+    /// Removes what a smaller audit log than before has no place for, and what has become too old.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed; the log is of no use any more.
+    pub fn retire_audit(&mut self) -> io::Result<()> {
+        self.check()?;
+        let [older, _, ..] = &self.snapshots[..] else { return Ok(()) };
+        let needed = older.start.at.segment;
+        self.retire_segments(needed).map_err(|e| self.poison("retiring old log".into(), e))
     }
 
     /// The number of the oldest segment that is kept.

@@ -1,10 +1,12 @@
 //! Snapshots beside the log: a restart begins with one, the log before it goes, and whatever happens on the way leaves
 //! either the old ones or the new one.
 
+use std::time::Duration;
+
 use super::*;
 use shardpaxosbank::config::{Limits, Timeouts};
 use shardpaxosbank::drive;
-use shardpaxosbank::storage::{Pieces, Retention, survey};
+use shardpaxosbank::storage::{FileDisk, Pieces, Retention, survey};
 use shardpaxosbank::types::{Cut, Time};
 
 /// A state of three pieces, the last one short.
@@ -28,7 +30,7 @@ impl Pieces for State {
 }
 
 fn retention(audit_bytes: u64) -> Retention {
-    Retention { audit_bytes }
+    Retention { audit_bytes, audit_age: None }
 }
 
 /// Slots `from` to `to`, one group each, everything but the last two decided.
@@ -298,6 +300,45 @@ fn whatever_stops_a_snapshot_leaves_the_old_ones_or_the_new_one() {
         }
         assert!(hits >= 2, "{kind} {hits}");
     }
+}
+
+/// Age is a limit beside size, and counts only in front of what a restart needs.
+#[test]
+fn log_that_has_become_too_old_goes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = FileDisk::open(dir.path()).expect("a directory");
+    let mut wal = Wal::format(disk, identity(), SEGMENT).expect("format");
+    slots(&mut wal, 1, 18);
+    write(&mut wal, 16, false);
+    slots(&mut wal, 19, 34);
+    write(&mut wal, 32, false);
+    let names = || {
+        let entries = std::fs::read_dir(dir.path()).expect("list").flatten();
+        let mut names: Vec<String> =
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.retain(|name| name.ends_with(".seg"));
+        names.sort();
+        names
+    };
+    let day = Duration::from_secs(86_400);
+    let age = |name: &str, days: u32| {
+        let file = std::fs::File::options().write(true).open(dir.path().join(name)).expect("a segment");
+        file.set_modified(std::time::SystemTime::now() - day * days).expect("set");
+    };
+    let all = names();
+    let mut wal =
+        wal.with_retention(Retention { audit_bytes: u64::MAX, audit_age: Some(day * 30) }).expect("none");
+    assert_eq!(names(), all);
+    age(&all[0], 31);
+    age(&all[1], 29);
+    age(&all[2], 31);
+    wal.retire_audit().expect("a sound disk");
+    assert_eq!(names(), all[1..], "the log stays in one piece");
+    all[1..].iter().for_each(|name| age(name, 400));
+    wal.retire_audit().expect("a sound disk");
+    assert_eq!(names()[0], format!("wal-{:08}.seg", wal.oldest_segment()));
+    assert!(names().len() < all.len() - 1);
+    assert_eq!(wal.read(Slot(17), 0).expect("read").len(), 1, "what the older snapshot needs stays");
 }
 
 /// A snapshot from elsewhere: the log does not lead up to it, and votes above it stay (P2).
