@@ -1,7 +1,7 @@
 //! `bank node`: nine processes that share nothing, driven by `bank run --config`.
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use shardpaxosbank::config::Topology;
@@ -79,7 +79,7 @@ impl Processes {
         self.launch_with(server, "--format");
     }
 
-    fn launch_with(&mut self, server: usize, flag: &str) {
+    pub fn launch_with(&mut self, server: usize, flag: &str) {
         let data = self.dir.path().join(format!("S{server}")).display().to_string();
         let name = format!("n{server}");
         let mut command =
@@ -89,8 +89,22 @@ impl Processes {
     }
 
     pub fn listens(&mut self, server: usize) {
+        let why = self.refusal(server);
+        assert!(why.is_none(), "S{server}: {why:?}");
+    }
+
+    /// Waits until it listens, or says why it does not start.
+    pub fn refusal(&mut self, server: usize) -> Option<String> {
         let line = self.running[server - 1].as_mut().expect("it was launched").line();
-        assert!(line.as_ref().is_some_and(|l| l.contains("listens on")), "S{server}: {line:?}");
+        if line.as_ref().is_some_and(|l| l.contains("listens on")) {
+            return None;
+        }
+        let ran = self.running[server - 1].take().expect("it was launched").finish().with_code(2);
+        Some(ran.err)
+    }
+
+    pub fn place(&self, server: usize) -> PathBuf {
+        self.dir.path().join(format!("S{server}"))
     }
 
     pub fn kill(&mut self, server: usize) {

@@ -3,6 +3,7 @@
 //! `TORTURE_KILLS=500 cargo test --release --test e2e torture` takes some ten minutes; without it, a few kills.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,6 +11,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use shardpaxosbank::config::Topology;
+use shardpaxosbank::report::Role;
+use shardpaxosbank::types::NodeId;
 use shardpaxosbank::workload::{SetFileOptions, SplitMix64, random_set_file};
 
 use crate::common::{Running, bank, eventually, put, set_text};
@@ -58,23 +61,66 @@ fn load(dir: std::path::PathBuf, config: String, topology: Topology, stop: Arc<A
     told
 }
 
-/// Flips a byte of the newest of two snapshots of a server that is down.
-fn damage_snapshot(all: &Processes, server: usize, rng: &mut SplitMix64) -> bool {
-    let place = all.dir.path().join(format!("S{server}"));
-    let names = std::fs::read_dir(&place).expect("a directory").flatten().map(|entry| entry.path());
-    let mut snapshots: Vec<_> = names.filter(|path| path.extension().is_some_and(|e| e == "snap")).collect();
-    snapshots.sort();
-    let [_, .., newest] = &snapshots[..] else { return false };
-    let mut bytes = std::fs::read(newest).expect("a snapshot");
+/// Flips a bit in a file of a server that is down, cuts it, or removes it: a segment, the mark or a snapshot.
+fn damage(all: &Processes, server: usize, rng: &mut SplitMix64) -> String {
+    let names =
+        std::fs::read_dir(all.place(server)).expect("a directory").flatten().map(|entry| entry.path());
+    let one_of = ["seg", "snap"];
+    let kept = |path: &PathBuf| {
+        let ends = path.extension().is_some_and(|e| one_of.iter().any(|known| e == *known));
+        ends || path.file_name().is_some_and(|name| name == "mark")
+    };
+    let mut files: Vec<PathBuf> = names.filter(kept).collect();
+    files.sort();
+    // Segments are many; each kind of file shall have its turn.
+    let kind = ["seg", "snap", "mark"][rng.below(3) as usize];
+    let some: Vec<_> = files.iter().filter(|path| path.display().to_string().ends_with(kind)).collect();
+    let file = match &some[..] {
+        [] => &files[0],
+        some => some[rng.below(some.len() as u64) as usize],
+    };
+    let mut bytes = std::fs::read(file).expect("a file");
     let at = rng.below(bytes.len() as u64) as usize;
-    bytes[at] ^= 1 << rng.below(8);
-    std::fs::write(newest, bytes).expect("a snapshot");
-    true
+    let how = match rng.below(3) {
+        0 => {
+            bytes[at] ^= 1 << rng.below(8);
+            std::fs::write(file, bytes).expect("a file");
+            "flipped"
+        }
+        1 => {
+            std::fs::write(file, &bytes[..at]).expect("a file");
+            "cut"
+        }
+        _ => {
+            std::fs::remove_file(file).expect("a file");
+            "removed"
+        }
+    };
+    format!("{} {how} at {at}", file.display())
+}
+
+/// Whether every server of its cluster can do without it: what one disk lost, a majority has.
+fn can_be_spared(all: &Processes, server: usize) -> bool {
+    let topology = all.topology();
+    let shard = topology.shard_of_server(NodeId(server as u16));
+    let votes = |server: NodeId| {
+        all.status(usize::from(server.0))
+            .is_some_and(|status| status.role != Role::Learner && status.applied.0 > 0)
+    };
+    topology.servers_of(shard).all(votes)
 }
 
 /// Some time that nothing depends on: when servers die, how long they are down, and how far others have come, shall differ.
 fn moment(rng: &mut SplitMix64, most_ms: u64) {
     let _ = crossbeam::channel::after(Duration::from_millis(rng.below(most_ms))).recv();
+}
+
+/// Adds what a server lists, which must not contradict the others.
+fn list(place: &Path, by_id: &mut BTreeMap<String, Transfer>) {
+    for line in listed(place).0 {
+        let other = by_id.insert(line["id"].to_string(), transfer(&line));
+        assert!(other.is_none_or(|other| other == transfer(&line)), "{line}");
+    }
 }
 
 #[test]
@@ -91,15 +137,29 @@ fn servers_that_are_killed_again_and_again_lose_and_repeat_nothing() {
         thread::spawn(move || load(dir, config, topology, stop))
     };
     let mut rng = SplitMix64::new(kills);
-    let mut damaged = 0;
+    let (mut damaged, mut rejoined) = (0, 0);
+    let mut by_id = BTreeMap::new();
     for _ in 0..kills {
         // Any server; with the one before it still catching up, a cluster may lack a majority for a while.
         let server = 1 + rng.below(9) as usize;
+        let harm = rng.one_in(3) && can_be_spared(&all, server);
         all.kill(server);
-        damaged += usize::from(rng.one_in(4) && damage_snapshot(&all, server, &mut rng));
+        let mut what = String::new();
+        if harm {
+            // Soon nobody may have the oldest part of the list any more.
+            list(&all.place(server), &mut by_id);
+            what = damage(&all, server, &mut rng);
+            damaged += 1;
+        }
         moment(&mut rng, 400);
         all.launch(server);
-        all.listens(server);
+        if let Some(why) = all.refusal(server) {
+            assert!(harm && why.contains("damaged (S2)"), "{what}: {why}");
+            std::fs::remove_dir_all(all.place(server)).expect("its directory");
+            all.launch_with(server, "--rejoin");
+            all.listens(server);
+            rejoined += 1;
+        }
         moment(&mut rng, 800);
         assert!(!client.is_finished(), "the load has ended");
     }
@@ -121,15 +181,8 @@ fn servers_that_are_killed_again_and_again_lose_and_repeat_nothing() {
             states.filter(|states| states.iter().all(|state| *state == states[0]))
         });
     }
-    let mut by_id = BTreeMap::new();
     (1..=9).for_each(|server| all.kill(server));
-    for server in 1..=9 {
-        let (lines, _) = listed(&all.dir.path().join(format!("S{server}")));
-        for line in lines {
-            let other = by_id.insert(line["id"].to_string(), transfer(&line));
-            assert!(other.is_none_or(|other| other == transfer(&line)), "{line}");
-        }
-    }
+    (1..=9).for_each(|server| list(&all.place(server), &mut by_id));
     let mut counts: BTreeMap<Transfer, usize> = BTreeMap::new();
     by_id.values().for_each(|transfer| *counts.entry(*transfer).or_default() += 1);
     let mut all_told = told.committed.clone();
@@ -145,7 +198,7 @@ fn servers_that_are_killed_again_and_again_lose_and_repeat_nothing() {
         assert!(listed >= *n, "{transfer:?} committed {n} times, {listed} listed");
     }
     println!(
-        "{kills} kills, {damaged} damaged snapshots, {} rows, {} committed, {} unknown",
+        "{kills} kills, {damaged} damaged disks, {rejoined} of them replaced, {} rows, {} committed, {} unknown",
         told.rows,
         told.committed.values().sum::<usize>(),
         told.unknown.values().sum::<usize>()
