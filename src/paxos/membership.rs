@@ -34,7 +34,8 @@ pub struct Membership {
     names: Names,
     /// A learner was told that everything up to here is decided.
     pub(super) known: Slot,
-    /// The ballot of its own `Rejoin` is not known to be on disk.
+    /// No record of its own says that it promised the ballot of its own `Rejoin`. That entry says so itself, so a full disk
+    /// may put it off.
     pub(super) promise_unsaved: bool,
 }
 
@@ -140,7 +141,12 @@ impl Replica {
     pub fn let_in(&mut self, now: Time, server: NodeId, rejoined: Rejoined, out: &mut Output) {
         let own = self.membership.rejoin(server, rejoined);
         if let Some(ballot) = own.filter(|ballot| *ballot > self.promised) {
+            let room = self.can_promise(out);
             self.promise(now, ballot, out);
+            if !room {
+                out.records.pop();
+                self.membership.promise_unsaved = true;
+            }
         }
         if server != self.me
             && let Role::Leader(leader) = &mut self.role

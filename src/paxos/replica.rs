@@ -292,7 +292,8 @@ impl Replica {
                 leader.tell_due = Some(now + TELL_DELAY);
             }
         }
-        if std::mem::take(&mut self.membership.promise_unsaved) {
+        if self.membership.promise_unsaved && self.can_promise(out) {
+            self.membership.promise_unsaved = false;
             out.records.push(Record::Promise(self.promised));
         }
         // Headers of records say what was decided before their turn; only a record of its own says it for certain.

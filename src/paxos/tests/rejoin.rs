@@ -77,6 +77,22 @@ fn a_learner_that_is_let_in_promises_what_the_entry_names() {
     assert!(out.records.contains(&Record::Promise(Ballot::new(7, S2))));
 }
 
+/// A snapshot lets it in, and the log has no room for the promise: the entry stands for it until there is some.
+#[test]
+fn a_full_disk_puts_off_the_record_of_that_promise_and_not_the_promise() {
+    let mut s1 = replica(false, &[S1, S2, S3]);
+    let now = s1.next_deadline();
+    let mut out = Output::default();
+    s1.set_room(now, Some(10), &mut out);
+    s1.let_in(now, S1, Rejoined { incarnation: NEW, ballot: Ballot::new(7, S2) }, &mut out);
+    s1.turn_end(now, &mut out);
+    assert_eq!((s1.promised(), &out.records[..]), (Ballot::new(7, S2), &[][..]));
+    s1.set_room(now, None, &mut out);
+    s1.turn_end(now, &mut out);
+    s1.turn_end(now, &mut out);
+    assert_eq!(out.records, [Record::Promise(Ballot::new(7, S2))]);
+}
+
 /// S3 promised, lost its disk, and is being let in with a new one: in the lower ballot, by a majority that this candidate's
 /// quorum meets in S2 alone. S2 says so among its votes, and the old promise no longer counts.
 #[test]
