@@ -45,6 +45,8 @@ pub struct ServerMetrics {
     pub sync_latency: Latencies,
     /// Bytes appended to the write-ahead log.
     pub wal_bytes: u64,
+    /// What was found damaged on its disk, in words: the first few.
+    pub damage: Vec<String>,
     /// Transactions in slots that this server proposed and that were decided.
     pub led_transactions: u64,
     /// From proposing a slot to its decision, once per slot.
@@ -118,6 +120,15 @@ impl fmt::Debug for Latencies {
 }
 
 impl ServerMetrics {
+    const DAMAGE_AT_MOST: usize = 16;
+
+    /// Something on its disk was not as it was written (S2).
+    pub fn record_damage(&mut self, what: &str) {
+        if self.damage.len() < Self::DAMAGE_AT_MOST {
+            self.damage.push(what.to_string());
+        }
+    }
+
     /// A slot that this server proposed is decided. `decided` is a time of the server's own clock.
     pub fn record_led(&mut self, transactions: u64, decided: Duration, latency: Duration) {
         let first = *self.led_first.get_or_insert(decided.saturating_sub(latency));

@@ -294,7 +294,10 @@ fn traffic(servers: &[ServerRow]) -> String {
         ]);
     }
     align_right(&mut table, 1..10);
-    table.to_string()
+    let damage = servers.iter().flat_map(|row| row.metrics.damage.iter().map(|what| (row.server, what)));
+    let damage: Vec<String> = damage.map(|(server, what)| format!("\n{server}: {what}")).collect();
+    let title = if damage.is_empty() { "" } else { "\nDamage found on disks since each server started:" };
+    format!("{table}{title}{}", damage.concat())
 }
 
 // ---- Pieces --------------------------------------------------------------------------------------------------------

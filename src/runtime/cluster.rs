@@ -255,6 +255,7 @@ pub fn prepare<D: Disk>(
     }
     for damaged in &recovered.damaged {
         log::warn!("{server}: {damaged}; an older snapshot and the log behind it give the same state");
+        around.status.lock().metrics.record_damage(damaged);
     }
     let now = clock.now();
     let Settings { timeouts, keep } = settings;

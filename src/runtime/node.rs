@@ -105,6 +105,7 @@ struct TurnLog {
     messages_out: u64,
     led: Vec<(u64, Duration)>,
     commits: Vec<Duration>,
+    damage: Vec<String>,
     wal_bytes: u64,
     won: Vec<Won>,
 }
@@ -437,6 +438,7 @@ impl<D: Disk> Node<D> {
         metrics.dropped_messages = self.conns.dropped;
         metrics.wal_bytes += turn.wal_bytes;
         metrics.syncs = self.wal.disk().syncs();
+        turn.damage.iter().for_each(|what| metrics.record_damage(what));
         turn.commits.into_iter().for_each(|took| metrics.sync_latency.record(took));
         for (transactions, latency) in turn.led {
             metrics.record_led(transactions, now.since(Time::default()), latency);
@@ -535,7 +537,8 @@ impl Ports for NodePorts<'_> {
                 log::error!("{}: the snapshot of slot {slot} that {from} sent is refused: {why}", self.me)
             }
             SnapshotDamaged { slot, why } => {
-                log::warn!("{}: the snapshot of slot {slot} cannot be sent: {why}", self.me)
+                log::warn!("{}: the snapshot of slot {slot} cannot be sent: {why}", self.me);
+                self.turn.damage.push(why.clone());
             }
             DigestsDiffer { slot } => {
                 log::warn!(
