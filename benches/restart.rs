@@ -52,15 +52,19 @@ fn resident() -> f64 {
 
 /// The value of one slot: transfers between accounts that are spread as those of many clients are.
 fn batch(session: Session, first: u64, accounts: u64) -> Value {
+    batch_of(BATCH, session, first, accounts)
+}
+
+fn batch_of(count: u32, session: Session, first: u64, accounts: u64) -> Value {
     let spread = |n: u64| AccountId(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % accounts + 1);
     let transfer = |seq: u64| {
         let (from, to) = (spread(seq), spread(seq ^ 0x5555));
         Transfer { from, to: if from == to { AccountId(from.0 % accounts + 1) } else { to }, amount: 1 }
     };
-    let transfers: Vec<Transfer> = (first..first + u64::from(BATCH)).map(transfer).collect();
+    let transfers: Vec<Transfer> = (first..first + u64::from(count)).map(transfer).collect();
     let mut bytes = Vec::new();
     command::put_mark(&mut bytes, session, first);
-    command::put_transfers(&mut bytes, Range { session, first, count: BATCH }, &transfers);
+    command::put_transfers(&mut bytes, Range { session, first, count }, &transfers);
     Value::from_slice(&bytes)
 }
 
@@ -151,6 +155,41 @@ impl Pieces for Source {
     }
 }
 
+/// What the first slot after a cut takes, which copies every chunk of balances that it changes, beside the one after it.
+fn first_slots_after_a_cut(bank: &Bank, count: u32) {
+    let (mut firsts, mut seconds, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        let mut bank = bank.clone();
+        let mut effects = Effects::default();
+        let mut open = Vec::new();
+        command::put_open(&mut open);
+        let mut slot = bank.applied().next();
+        bank.apply(slot, &Value::from_slice(&open), &mut effects);
+        let [BlockResult::Opened(session)] = effects.results[..] else { panic!("an open opens") };
+        let mut values = (0..3).map(|n| batch_of(count, session, 1 + n * u64::from(count), MANY_ACCOUNTS));
+        let mut apply = |bank: &mut Bank| {
+            slot = slot.next();
+            let value = values.next().expect("three");
+            let begun = Instant::now();
+            bank.apply(slot, &value, &mut effects);
+            begun.elapsed()
+        };
+        // Nothing is shared with the bank that this is a clone of any more, where it matters.
+        apply(&mut bank);
+        let image = bank.image(Limits::default().piece_bytes);
+        firsts.push(apply(&mut bank));
+        seconds.push(apply(&mut bank));
+        let begun = Instant::now();
+        drop(image);
+        ends.push(begun.elapsed());
+    }
+    let ms = |times| median(times).as_secs_f64() * 1e3;
+    print(
+        &format!("first slot after a cut, {count} transfers"),
+        format!("{:.2} ms, the next {:.2} ms, end of the cut {:.2} ms", ms(firsts), ms(seconds), ms(ends)),
+    );
+}
+
 fn many_accounts() {
     let topology = topology(MANY_ACCOUNTS);
     let before = resident();
@@ -180,6 +219,8 @@ fn many_accounts() {
         drop(image);
     }
     print("a cut of them", format!("{:.2} ms", median(cuts).as_secs_f64() * 1e3));
+    first_slots_after_a_cut(&bank, BATCH);
+    first_slots_after_a_cut(&bank, 8190);
     wal.begin_snapshot(Box::new(Source(bank.image(Limits::default().piece_bytes))), false).expect("space");
     let (begun, mut steps) = (Instant::now(), Vec::new());
     while wal.has_work() {

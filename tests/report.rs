@@ -455,7 +455,8 @@ Network and disk since each server started:
     );
     let mut damaged = set;
     let metrics = &mut damaged.servers[3].metrics;
-    (1..=20).for_each(|n| metrics.record_damage(&format!("snapshot-{n}: damaged (S2): bad checksum of piece 0")));
+    (1..=20)
+        .for_each(|n| metrics.record_damage(&format!("snapshot-{n}: damaged (S2): bad checksum of piece 0")));
     let text = tables::performance(&damaged, None);
     let (_, told) = text.split_once("Damage found on disks since each server started:\n").expect(&text);
     assert_eq!(told.lines().next(), Some("S4: snapshot-1: damaged (S2): bad checksum of piece 0"));

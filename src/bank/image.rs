@@ -117,7 +117,7 @@ impl Image {
 }
 
 impl Bank {
-    /// The state as it is now, in pieces of `piece_bytes`, a multiple of 8. Takes a reference count for every 4096
+    /// The state as it is now, in pieces of `piece_bytes`, a multiple of 8. Takes a reference count for every 128
     /// accounts, and a copy of all registers.
     pub fn image(&self, piece_bytes: u32) -> Image {
         assert!(piece_bytes > 0 && piece_bytes.is_multiple_of(8), "balances are not cut apart");

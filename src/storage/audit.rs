@@ -90,7 +90,12 @@ impl Audit {
             }
             other => other.map_err(io_error(&name, "open"))?,
         };
-        let mut image = vec![0; self.segment_bytes as usize];
+        let size = self.segment_bytes;
+        let len = file.len().map_err(io_error(&name, "read"))?;
+        if len != size {
+            return Err(damaged_file(&name, len.min(size), format!("{len} bytes long instead of {size}")));
+        }
+        let mut image = vec![0; size as usize];
         file.read_at(&mut image, 0).map_err(io_error(&name, "read"))?;
         let mut entries = Vec::new();
         let begun = self.at;

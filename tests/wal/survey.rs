@@ -153,4 +153,20 @@ fn an_audit_gives_back_what_was_noted_and_says_what_is_missing() {
     }
     assert!(matches!(entries.first(), Some(Entry::Gap { from: Slot(1), .. })), "{entries:?}");
     assert_eq!(audit.covered(), Slot(7));
+    // A file that was cut is damage with a place, and not the end of the log.
+    let last = log_files(&disk).pop().expect("a segment");
+    let mut bytes = disk.contents(&last).expect("a segment");
+    bytes.truncate(4096);
+    disk.overwrite(&last, bytes);
+    let (mut audit, _) = Audit::open(&disk).expect("a directory");
+    let text = loop {
+        match audit.advance(&disk) {
+            Ok(more) => assert!(more.is_some(), "{last} was cut"),
+            Err(e) => break e.to_string(),
+        }
+    };
+    assert!(
+        text.starts_with(&format!("{last} at offset 4096: damaged (S2): 4096 bytes long instead")),
+        "{text}"
+    );
 }
