@@ -13,7 +13,7 @@ use crate::storage::{CommitStats, Disk, DiskFile, MemDisk, MemFile, Pieces, Stab
 use crate::types::{Ballot, Cut, Record, Slot, Value};
 
 /// The log of a server that may be doomed: the power goes between the write and the sync of a group that replaces a
-/// vote by one for another value.
+/// vote by one for another value, or soon after the server begins to write the snapshot of another.
 pub struct DoomedLog<'a> {
     pub wal: &'a mut Wal<SimDisk>,
     pub doomed: bool,
@@ -55,6 +55,10 @@ impl StableLog for DoomedLog<'_> {
     }
 
     fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {
+        if foreign && self.doomed {
+            // Some of them while it is written, some when it has just taken its place.
+            self.wal.disk().set_fuse(Some(2 + source.cut().slot.0 * 7 % 90));
+        }
         self.wal.begin_snapshot(source, foreign)
     }
 

@@ -75,13 +75,22 @@ impl Run {
         if self.plan.swarm.full > 0 && self.chance(self.plan.swarm.full) {
             self.fill_disks();
         }
+        // What nobody else's log here leads up to is lost as soon as it is there.
+        let fresh =
+            self.world.servers.values_mut().find_map(|s| std::mem::take(&mut s.installed).then_some(s.id));
+        if let Some(id) = fresh
+            && self.plan.swarm.damage > 0
+            && self.world.can_spare(id)
+        {
+            self.world.damage(id, &[".snap"]);
+        }
         let (wipe, damage) = (self.chance(self.plan.swarm.wipe), self.chance(self.plan.swarm.damage));
         if wipe || damage {
             let id = self.any_server();
             let server = &self.world.servers[&id];
             if !server.is_gone() && self.world.can_spare(id) {
                 if !wipe {
-                    self.world.damage(id);
+                    self.world.damage(id, &[".seg", ".snap"]);
                 } else if server.running.is_none() {
                     self.world.wipe(id);
                 }

@@ -223,9 +223,9 @@ impl World {
         server.ailment = Some(Ailment::Wiped);
     }
 
-    /// A server's process dies, if it runs, and one bit of its log flips, anywhere in what was written. Never after a power
+    /// A server's process dies, if it runs, and one bit flips in a file of these kinds, anywhere in what was written. Never after a power
     /// cut, when the mark may be older than the log: S1 promises nothing then.
-    pub fn damage(&mut self, id: NodeId) {
+    pub fn damage(&mut self, id: NodeId, kinds: &[&str]) {
         if self.servers[&id].running.is_some() {
             self.stop(id, false, false);
         }
@@ -235,9 +235,12 @@ impl World {
         }
         let disk = &server.disk.inner;
         let names = disk.list().expect("a memory disk lists its files");
-        let log = |name: &String| name.ends_with(".seg") || name.ends_with(".snap");
-        let segments: Vec<String> = names.into_iter().filter(log).collect();
-        let name = &segments[self.rng.below(segments.len() as u64) as usize];
+        let files: Vec<String> =
+            names.into_iter().filter(|name| kinds.iter().any(|kind| name.ends_with(kind))).collect();
+        if files.is_empty() {
+            return;
+        }
+        let name = &files[self.rng.below(files.len() as u64) as usize];
         let mut content = disk.contents(name).expect("it was just listed");
         let written = content.iter().rposition(|b| *b != 0).map_or(0, |last| last as u64 + 1);
         if written == 0 {

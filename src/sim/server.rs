@@ -77,6 +77,8 @@ pub struct Server {
     pub disks: u64,
     /// Whether another server ever began to send it a snapshot.
     pub was_sent_snapshot: bool,
+    /// It went on from one a moment ago.
+    pub installed: bool,
     /// Whether a bit of its files ever flipped.
     pub flipped: bool,
     /// It refused or dropped something for lack of space, and has had none since.
@@ -126,6 +128,7 @@ impl Server {
             rejoining: false,
             disks: 0,
             was_sent_snapshot: false,
+            installed: false,
             spinning: 0,
         }
     }

@@ -145,7 +145,10 @@ impl World {
             shard::Event::ReadWaits { .. } => self.coverage.see(Seen::ReadWaited),
             shard::Event::SnapshotBegun { .. } => self.server(id).was_sent_snapshot = true,
             shard::Event::SnapshotMoved { .. } => self.coverage.see(Seen::SnapshotMoved),
-            shard::Event::SnapshotInstalled { .. } => self.coverage.see(Seen::SnapshotInstalled),
+            shard::Event::SnapshotInstalled { .. } => {
+                self.coverage.see(Seen::SnapshotInstalled);
+                self.server(id).installed = true;
+            }
             shard::Event::SnapshotRefused { from, slot, why } => {
                 panic!("P4: {id} refuses the snapshot of slot {slot} that {from} sent: {why}")
             }

@@ -410,8 +410,11 @@ impl World {
         let dies = server.dies_before_release && outbox.syncs > 0;
         server.busy_until = outbox.at;
         let mut wake = clock.global(running.shard.next_deadline(), now);
-        if running.shard.has_backlog() || running.wal.has_work() {
+        if running.shard.has_backlog() {
             wake = now;
+        } else if running.wal.has_work() {
+            // What is written ahead takes its time, in which messages come.
+            wake = wake.min(Time(now.0 + (sync_us / 2).min(500)));
         }
         if wake > now {
             server.spinning = 0;
