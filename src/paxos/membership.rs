@@ -155,6 +155,12 @@ impl Replica {
         }
     }
 
+    /// Whether this leader has heard from the disk of a server that counts, within an election time-out.
+    pub fn hears(&self, now: Time, server: NodeId) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        leader.progress.get(&server).is_some_and(|p| now.since(p.heard) < self.timeouts.election())
+    }
+
     /// A learner answers nothing that counts: it says where it stands, and asks for what is decided beyond.
     pub(super) fn learn_from(&mut self, from: NodeId, m: Heartbeat, out: &mut Output) {
         let (decided, incarnation) = (self.decided, self.membership.mine());

@@ -16,7 +16,9 @@ impl Shard {
         let outside = self.replica.membership().is_outside(from, m.incarnation);
         let known = self.topology.servers_of(self.shard).any(|server| server == from);
         let early = self.let_in.get(&from).is_some_and(|at| now.since(*at) < self.timeouts.election());
-        if !leads || !near || !outside || !known || early {
+        // An older disk's word that comes late must not take the place of one that was let in since.
+        let heard = self.replica.hears(now, from);
+        if !leads || !near || !outside || !known || early || heard {
             return;
         }
         self.let_in.insert(from, now);
