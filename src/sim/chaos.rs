@@ -306,8 +306,12 @@ impl Run {
         let Some(from) = (1..=topology.accounts).find(owns).map(AccountId) else { return };
         let other = |a: &u64| topology.shard_of(AccountId(*a)) != topology.shard_of(from);
         let Some(to) = (1..=topology.accounts).find(other).map(AccountId) else { return };
-        // Slow packets of the past are still on their way, and with them the opening of connections; and it may still
-        // believe that somebody has no majority.
+        // Slow packets of the past are still on their way, and with them the opening of connections, which waits behind
+        // them however often it is tried; and it may still believe that somebody has no majority.
+        let arrived = self.world.network.last_arrival();
+        while self.world.now < arrived {
+            self.calm(500_000);
+        }
         (0..8).for_each(|_| self.calm(500_000));
         self.ask_and_wait(client, Op::Confirm { anew: true });
         for transfer in [Transfer { from, to, amount: 1 }, Transfer { from: to, to: from, amount: 1 }] {

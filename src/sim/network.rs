@@ -193,6 +193,11 @@ impl Network {
         std::mem::take(&mut self.parked)
     }
 
+    /// When the last packet that is on its way arrives.
+    pub fn last_arrival(&self) -> Time {
+        self.latest.values().max().copied().unwrap_or_default()
+    }
+
     /// Takes out an old frame, as it is delivered in the far future.
     pub fn keepsake(&mut self, rng: &mut SplitMix64, now: Time) -> Option<(Place, Place, Packet)> {
         if self.keepsakes.is_empty() {
