@@ -272,7 +272,8 @@ pub fn restore(
     let restored = (recovered.promised, recovered.decided, votes);
     let disk = Membership::new(me, recovered.incarnation, recovered.founder, Names(command::rejoined));
     let members = bank.members().iter().map(|(server, member)| (*server, *member));
-    let replica = Replica::new(me, servers, timeouts, now, random, restored).with_membership(disk, members);
+    let replica = Replica::new(me, servers, timeouts, now, random, restored).with_loss(recovered.loss);
+    let replica = replica.with_membership(disk, members);
     let shard = Shard::new(me, topology, timeouts, now, replica, bank).with_limits(limits);
     let mut shard = shard.with_log(recovered.snapshot, cuts, history);
     if let Some((slot, digest)) = agreed {

@@ -242,7 +242,7 @@ impl Shard {
             Input::Request { client, request } => self.request(now, client, request, out),
             Input::ClientGone(client) => self.forget(client),
             Input::LogRead { purpose, first, entries } => {
-                self.replica.log_read(purpose, first, entries, &mut out.paxos);
+                self.replica.log_read(now, purpose, first, entries, &mut out.paxos);
             }
             Input::Remote(input) => self.recovery_step(now, input, out),
             Input::Timer { random } => {

@@ -2,6 +2,7 @@
 //!
 //! Everything here is plain data: `Copy`, ordered, hashable, without behaviour that depends on configuration.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Add;
 use std::sync::Arc;
@@ -195,6 +196,28 @@ pub enum Record {
     /// Which transactions of these slots committed, all of which are decided. What does not fit into one record goes on in
     /// the next, of which `more` follow.
     History { from: Slot, to: Slot, more: u16, bytes: Value },
+    /// No vote that damage took from what stands earlier in the log matters any more (S2).
+    Vouch,
+}
+
+/// What a server knows of its latest vote for a slot.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Vote {
+    /// It accepted this value in this ballot.
+    Cast(Ballot, Value),
+    /// Its disk lost the value of the vote that it cast in this ballot, or also whether there was one (S2).
+    Lost(Option<Ballot>),
+}
+
+/// What damage left of a server's votes (S2).
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Loss {
+    /// Every slot up to this one is decided; some of the values may be gone.
+    pub known: Slot,
+    /// What is known of the votes for slots above.
+    pub votes: BTreeMap<Slot, Vote>,
+    /// It may have voted for any other slot up to here.
+    pub hidden: Slot,
 }
 
 /// A snapshot without its bytes: which state, and how it is cut into pieces.

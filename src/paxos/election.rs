@@ -7,6 +7,7 @@ use crate::config::limits::RECORD_BYTES;
 use crate::paxos::leader::{Leader, Progress};
 use crate::paxos::message::*;
 use crate::paxos::output::{Event, Output};
+use crate::paxos::repair::choose;
 use crate::paxos::replica::{Replica, Role};
 use crate::paxos::room::record_bytes;
 use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
@@ -42,6 +43,7 @@ impl Replica {
     }
 
     pub(super) fn begin_pre_vote(&mut self, now: Time, out: &mut Output) {
+        self.report_loss(out);
         self.attempt += 1;
         self.search_since.get_or_insert(now);
         // Where a round trip takes longer than the pause, every answer is one to an earlier question. But one that was
@@ -115,11 +117,13 @@ impl Replica {
 
     pub(super) fn on_promise(&mut self, now: Time, from: NodeId, m: Promise, out: &mut Output) {
         let ballot = self.promised;
-        let Role::Candidate { promises, .. } = &mut self.role else { return };
+        let Role::Candidate { promises, fetching } = &mut self.role else { return };
         if m.ballot != ballot {
             return;
         }
         promises.insert(from, m);
+        // S2: who came last may have what none of the others has.
+        *fetching &= promises.values().all(|promise| promise.loss.is_none());
         self.lead_if_prepared(now, out);
     }
 
@@ -148,8 +152,9 @@ impl Replica {
         if promises.len() < majority || !promises.contains_key(&me) {
             return;
         }
+        let Ok(votes) = choose(promises, decided, majority) else { return self.ask_all(out) };
         let promises = std::mem::take(promises);
-        self.lead(now, promises, out);
+        self.lead(now, &promises, votes, out);
     }
 
     pub(super) fn on_entries(&mut self, now: Time, from: NodeId, m: Entries, out: &mut Output) {
@@ -202,27 +207,15 @@ impl Replica {
         }
     }
 
-    fn lead(&mut self, now: Time, promises: BTreeMap<NodeId, Promise>, out: &mut Output) {
+    fn lead(
+        &mut self,
+        now: Time,
+        promises: &BTreeMap<NodeId, Promise>,
+        mut votes: BTreeMap<Slot, (Ballot, Value)>,
+        out: &mut Output,
+    ) {
         let ballot = self.promised;
-        let mut votes: BTreeMap<Slot, (Ballot, Value)> = BTreeMap::new();
-        let mut phase1_end = self.decided;
-        for promise in promises.values() {
-            let mut slot = promise.decided;
-            for (ballot, value) in &promise.votes {
-                slot = slot.next();
-                // P2: slot by slot, the vote of the highest ballot.
-                match votes.get(&slot) {
-                    Some((highest, known)) if highest == ballot => {
-                        assert_eq!(known, value, "P2: two values for slot {slot} in ballot {ballot}");
-                    }
-                    Some((highest, _)) if highest > ballot => {}
-                    _ => {
-                        votes.insert(slot, (*ballot, value.clone()));
-                    }
-                }
-            }
-            phase1_end = phase1_end.max(slot);
-        }
+        let phase1_end = votes.keys().next_back().copied().unwrap_or(self.decided);
         let open = (self.decided.0 + 1..=phase1_end.0).map(Slot);
         let cost: u64 =
             open.map(|slot| votes.get(&slot).map_or(RECORD_BYTES, |(_, value)| record_bytes(value))).sum();
@@ -232,7 +225,7 @@ impl Replica {
         }
         let mut progress: BTreeMap<_, _> =
             self.servers.iter().map(|s| (*s, Progress::new(now, None))).collect();
-        for (server, promise) in &promises {
+        for (server, promise) in promises {
             progress.insert(*server, Progress::new(now, Some(promise.decided)));
         }
         // Its own acknowledgement comes through the message to itself, when it is durable.
@@ -255,6 +248,7 @@ impl Replica {
         self.leader = Some(self.me);
         self.search_since = None;
         out.events.push(Event::Leading { ballot, decided: self.decided, phase1_end });
+        self.forget_doubts(phase1_end, out);
         self.begin_round(out);
     }
 

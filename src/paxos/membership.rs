@@ -84,10 +84,10 @@ impl Membership {
     pub(super) fn newest<'a>(&self, promises: impl Iterator<Item = &'a Promise>) -> Membership {
         let mut votes: BTreeMap<Slot, (Ballot, &Value)> = BTreeMap::new();
         for promise in promises {
-            for (slot, (ballot, value)) in (promise.decided.0 + 1..).map(Slot).zip(&promise.votes) {
-                let vote = votes.entry(slot).or_insert((*ballot, value));
-                if vote.0 < *ballot {
-                    *vote = (*ballot, value);
+            for (slot, ballot, value) in promise.cast() {
+                let vote = votes.entry(slot).or_insert((ballot, value));
+                if vote.0 < ballot {
+                    *vote = (ballot, value);
                 }
             }
         }
@@ -135,6 +135,7 @@ impl Replica {
                 self.let_in(now, server, rejoined, out);
             }
         }
+        self.mend(out);
     }
 
     /// S3: from now on another disk of a server counts.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Ballot, Cut, Incarnation, NodeId, Slot, Value};
+use crate::types::{Ballot, Cut, Incarnation, Loss, NodeId, Slot, Value};
 
 /// A message between two servers of a cluster. The sender is known from the connection.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -61,7 +61,7 @@ impl Message {
     pub fn values(&self) -> Box<dyn Iterator<Item = &Value> + '_> {
         match self {
             Message::Accept(m) => Box::new(m.values.iter()),
-            Message::Promise(m) => Box::new(m.votes.iter().map(|(_, value)| value)),
+            Message::Promise(m) => Box::new(m.cast().map(|(_, _, value)| value)),
             Message::Entries(m) => Box::new(m.entries.iter().map(|(_, value)| value)),
             _ => Box::new(std::iter::empty()),
         }
@@ -103,6 +103,8 @@ pub struct Promise {
     pub decided: Slot,
     /// The acceptor's votes for `decided + 1`, `decided + 2`, …, each with the ballot it was cast in.
     pub votes: Vec<(Ballot, Value)>,
+    /// In place of `votes`: what is left of them where the acceptor's disk was damaged (S2).
+    pub loss: Option<Loss>,
     pub incarnation: Incarnation,
 }
 
@@ -140,6 +142,8 @@ pub struct Heartbeat {
     pub round: u64,
     /// Everything up to this slot is decided at the leader.
     pub decided: Slot,
+    /// The last slot that phase 1 of this ballot brought up (S2).
+    pub phase1_end: Slot,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]

@@ -24,11 +24,13 @@
 //! Deliberately absent: what a value means, clients, disks, clocks and random numbers (the driver hands those in).
 
 mod election;
+mod entries;
 pub mod leader;
 pub mod log;
 pub mod membership;
 pub mod message;
 pub mod output;
+mod repair;
 pub mod replica;
 pub mod room;
 #[cfg(test)]

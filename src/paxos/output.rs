@@ -35,6 +35,8 @@ pub enum Purpose {
     CatchUp(NodeId),
     /// A candidate asked for what it lacks.
     Fetch(NodeId),
+    /// This server itself, whose log was damaged, needs what comes behind the damage (S2).
+    Salvage,
 }
 
 /// What happened, for logs, metrics and golden tests; the core itself never logs.
@@ -63,6 +65,17 @@ pub enum Event {
     CaughtUp {
         from: NodeId,
         decided: Slot,
+    },
+    /// S2: values behind damage were taken from this server's own log.
+    Salvaged {
+        decided: Slot,
+    },
+    /// S2: what damage took is made good.
+    Mended,
+    /// S2: a campaign failed since too few servers know what was voted, or, if it is decided, which value it has.
+    Lost {
+        slot: Slot,
+        decided: bool,
     },
     Resending {
         to: NodeId,

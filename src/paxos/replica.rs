@@ -11,7 +11,8 @@ use crate::paxos::leader::Leader;
 use crate::paxos::log::Log;
 use crate::paxos::membership::Membership;
 use crate::paxos::message::*;
-use crate::paxos::output::{Event, Output, Purpose, ReadLog, Standing};
+use crate::paxos::output::{Event, Output, Purpose, Standing};
+use crate::paxos::repair::Repair;
 use crate::paxos::room::{Short, record_bytes};
 use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
 
@@ -73,6 +74,8 @@ pub struct Replica {
     /// The disk is full.
     pub(super) short: Option<Short>,
     pub(super) membership: Membership,
+    /// What damage took of its log, until it is made good (S2).
+    pub(super) repair: Option<Repair>,
 }
 
 impl Replica {
@@ -122,6 +125,7 @@ impl Replica {
             save_due: None,
             short: None,
             membership: Membership::default(),
+            repair: None,
         };
         replica.reset_deadline(now);
         replica
@@ -343,38 +347,6 @@ impl Replica {
         self.log.trim(self.decided, self.limits.tail_bytes);
     }
 
-    /// Entries that a [`ReadLog`] asked for.
-    pub fn log_read(
-        &mut self,
-        purpose: Purpose,
-        first: Slot,
-        entries: Vec<(Ballot, Value)>,
-        out: &mut Output,
-    ) {
-        let (ballot, decided) = (self.promised, self.decided);
-        match purpose {
-            Purpose::Fetch(to) if entries.is_empty() => out.gone.push(to),
-            Purpose::Fetch(to) => out.now.push((to, Message::Entries(Entries { first, entries }))),
-            Purpose::CatchUp(to) => {
-                let Role::Leader(leader) = &mut self.role else { return };
-                let round = leader.round;
-                let Some(progress) = leader.progress.get_mut(&to) else { return };
-                progress.reading = false;
-                if progress.sent.next() != first {
-                    return;
-                }
-                if entries.is_empty() {
-                    progress.gone = true;
-                    return out.gone.push(to);
-                }
-                progress.sent = Slot(first.0 + entries.len() as u64 - 1);
-                progress.sent_in_round = round;
-                let values = entries.into_iter().map(|(_, value)| value).collect();
-                out.now.push((to, Message::Accept(Accept { ballot, decided, first, values })));
-            }
-        }
-    }
-
     /// This server now stands where a snapshot does. What it voted for above stays (P2), and so does its promise.
     pub fn install(&mut self, now: Time, slot: Slot, out: &mut Output) {
         assert!(slot > self.decided && !self.is_leader(), "P2: a snapshot never takes a server back");
@@ -382,6 +354,7 @@ impl Replica {
         self.decided = slot;
         self.position = self.position.max(slot);
         self.saved = slot;
+        self.mend(out);
         self.caught_up(now, out);
     }
 
@@ -403,9 +376,12 @@ impl Replica {
         if !self.membership.votes() {
             return;
         }
-        let votes = self.log.slice(self.decided.next(), self.log.last(), usize::MAX);
-        let incarnation = self.membership.mine();
-        let promise = Promise { ballot: m.ballot, decided: self.decided, votes, incarnation };
+        let (loss, incarnation) = (self.loss(), self.membership.mine());
+        let votes = match loss {
+            None => self.log.slice(self.decided.next(), self.log.last(), usize::MAX),
+            Some(_) => Vec::new(),
+        };
+        let promise = Promise { ballot: m.ballot, decided: self.decided, votes, loss, incarnation };
         let to = m.ballot.leader().expect("the ballot check named the candidate");
         out.after.push((to, Message::Promise(promise)));
     }
@@ -430,7 +406,8 @@ impl Replica {
             }
             slot = slot.next();
         }
-        self.learn_decided(now, m.decided, out);
+        // S2: what is known as decided here is what every later ballot proposes.
+        self.learn_decided(now, m.decided.max(self.known()), out);
         let incarnation = self.membership.mine();
         let accepted = Accepted { ballot: m.ballot, position: self.position, incarnation };
         out.after.push((from, Message::Accepted(accepted)));
@@ -442,6 +419,7 @@ impl Replica {
             return self.learn_from(from, m, out);
         }
         self.learn_decided(now, m.decided, out);
+        self.forget_doubts(m.phase1_end, out);
         let incarnation = self.membership.mine();
         let room = self.short.is_some().then(|| self.room_to_accept(out));
         let reply =
@@ -461,21 +439,6 @@ impl Replica {
     /// P2: "decided up to d" says nothing about slots that were not accepted in the same ballot.
     fn learn_decided(&mut self, now: Time, decided: Slot, out: &mut Output) {
         self.set_decided(now, decided.min(self.position), out);
-    }
-
-    fn on_fetch(&mut self, from: NodeId, m: Fetch, out: &mut Output) {
-        if m.from > self.decided {
-            out.events.push(Event::Ignored { from, what: "a fetch of undecided slots" });
-        } else if m.from <= self.log.floor() {
-            out.reads.push(self.read_log(Purpose::Fetch(from), m.from));
-        } else {
-            let entries = self.log.slice(m.from, self.decided, self.limits.catch_up_bytes);
-            out.now.push((from, Message::Entries(Entries { first: m.from, entries })));
-        }
-    }
-
-    fn read_log(&self, purpose: Purpose, from: Slot) -> ReadLog {
-        ReadLog { purpose, from, to: self.decided, max_bytes: self.limits.catch_up_bytes }
     }
 
     // ---- the leader ----
@@ -537,7 +500,8 @@ impl Replica {
         let leader = self.leading();
         leader.told = decided;
         leader.tell_due = None;
-        let heartbeat = Heartbeat { ballot, round: leader.round, decided };
+        let (round, phase1_end) = (leader.round, leader.phase1_end);
+        let heartbeat = Heartbeat { ballot, round, decided, phase1_end };
         out.now.extend(peers.into_iter().map(|p| (p, Message::Heartbeat(heartbeat.clone()))));
     }
 

@@ -49,7 +49,7 @@ pub fn record_bytes(value: &Value) -> u64 {
 
 fn cost(record: &Record) -> u64 {
     match record {
-        Record::Promise(_) | Record::Decided(_) => RECORD_BYTES,
+        Record::Promise(_) | Record::Decided(_) | Record::Vouch => RECORD_BYTES,
         Record::Accept { value, .. } | Record::Learn { value, .. } => record_bytes(value),
         Record::History { bytes, .. } => record_bytes(bytes),
     }
@@ -97,8 +97,8 @@ impl Replica {
         match &self.role {
             // Phase 1 may end with each of these votes proposed again.
             Role::Candidate { promises, .. } => {
-                let votes = promises.values().flat_map(|promise| &promise.votes);
-                votes.map(|(_, value)| record_bytes(value)).sum()
+                let votes = promises.values().flat_map(|promise| promise.cast());
+                votes.map(|(_, _, value)| record_bytes(value)).sum()
             }
             _ => 0,
         }

@@ -31,8 +31,13 @@ fn candidate() -> (Replica, Time) {
 /// The same with the promise of S2, which has the same slots decided: it leads.
 fn leader() -> (Replica, Time) {
     let (mut s1, now) = candidate();
-    let promise =
-        Promise { ballot: Ballot::new(1, S1), decided: Slot(3), votes: Vec::new(), incarnation: DISK };
+    let promise = Promise {
+        ballot: Ballot::new(1, S1),
+        decided: Slot(3),
+        votes: Vec::new(),
+        loss: None,
+        incarnation: DISK,
+    };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
     assert!(s1.is_leader());
     (s1, now)
@@ -92,7 +97,7 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
         sent.iter().any(|(to, m)| *to == S3 && (matches!(m, Message::Accept(a) if a.first == Slot(3))));
     // Slot 3 is decided and no longer in this leader's memory, so it is read from disk instead.
     let mut out = Output::default();
-    s1.log_read(Purpose::CatchUp(S3), Slot(3), vec![(Ballot::ZERO, Value::noop())], &mut out);
+    s1.log_read(Time(0), Purpose::CatchUp(S3), Slot(3), vec![(Ballot::ZERO, Value::noop())], &mut out);
     let read =
         out.now.iter().any(|(to, m)| *to == S3 && matches!(m, Message::Accept(a) if a.first == Slot(3)));
     assert!(again || read, "S3 is never sent slot 3 again: {sent:?}");
@@ -103,7 +108,8 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
 #[test]
 fn a_candidate_asks_once_for_what_it_lacks_however_often_it_is_answered() {
     let (mut s1, now) = candidate();
-    let promise = Promise { ballot: s1.promised(), decided: Slot(9), votes: Vec::new(), incarnation: DISK };
+    let promise =
+        Promise { ballot: s1.promised(), decided: Slot(9), votes: Vec::new(), loss: None, incarnation: DISK };
     let ask = |slot| vec![(S2, Message::Fetch(Fetch { from: Slot(slot) }))];
     let sent = step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
     assert_eq!(sent, ask(4));
@@ -129,7 +135,8 @@ fn a_follower_that_just_lost_its_leader_does_not_claim_that_there_is_no_quorum()
     let start = (Ballot::ZERO, Slot::ZERO, Vec::new());
     let mut s2 = Replica::new(S2, vec![S1, S2, S3], timeouts, Time(0), 1, start);
     let last = Time(10_000_000);
-    let heartbeat = Heartbeat { ballot: Ballot::new(1, S1), round: 1, decided: Slot::ZERO };
+    let heartbeat =
+        Heartbeat { ballot: Ballot::new(1, S1), round: 1, decided: Slot::ZERO, phase1_end: Slot::ZERO };
     step(&mut s2, last, |r, out| r.message(last, S1, Message::Heartbeat(heartbeat), out));
     let silent = last + timeouts.election();
     assert_eq!(s2.standing(silent), Standing::Searching);
@@ -177,7 +184,7 @@ fn a_promise_does_not_stand_in_for_the_record_of_the_decided_slot() {
         s2.next_deadline()
     };
     let accept = Accept { ballot: first, decided: Slot(3), first: Slot(4), values: vec![Value::noop()] };
-    let told = Heartbeat { ballot: first, round: 1, decided: Slot(4) };
+    let told = Heartbeat { ballot: first, round: 1, decided: Slot(4), phase1_end: Slot::ZERO };
     let prepare = Prepare { ballot: Ballot::new(2, S3), decided: Slot(3) };
     turn(now, &mut |r, out| r.message(now, S1, Message::Accept(accept.clone()), out));
     let due = turn(now, &mut |r, out| r.message(now, S1, Message::Heartbeat(told.clone()), out));
@@ -275,7 +282,8 @@ fn a_pre_vote_is_granted_to_the_leader_and_to_others_only_when_it_is_silent() {
     let start = (Ballot::ZERO, Slot(3), Vec::new());
     let mut s1 = Replica::new(S1, vec![S1, S2, S3], timeouts, Time(0), 1, start);
     let heard = Time(10_000_000);
-    let heartbeat = Heartbeat { ballot: Ballot::new(1, S2), round: 1, decided: Slot(3) };
+    let heartbeat =
+        Heartbeat { ballot: Ballot::new(1, S2), round: 1, decided: Slot(3), phase1_end: Slot::ZERO };
     step(&mut s1, heard, |r, out| r.message(heard, S2, Message::Heartbeat(heartbeat), out));
     let mut grants = |now, from| {
         let ask = Message::PreVote(PreVote { attempt: 1, has_room: true });
@@ -310,10 +318,10 @@ fn entries_from_disk_follow_each_other() {
     };
     assert_eq!(asked(&mut |r, out| r.message(now, S3, reply(0), out)).0, Some(Slot(1)));
     let entries = vec![(Ballot::ZERO, Value::noop()); 2];
-    asked(&mut |r, out| r.log_read(Purpose::CatchUp(S3), Slot(1), entries.clone(), out));
+    asked(&mut |r, out| r.log_read(Time(0), Purpose::CatchUp(S3), Slot(1), entries.clone(), out));
     assert_eq!(asked(&mut |r, out| r.message(now, S3, reply(2), out)).0, Some(Slot(3)));
     // They are gone, and a snapshot is due: once for each time that the follower says where it stands.
-    let gone = asked(&mut |r, out| r.log_read(Purpose::CatchUp(S3), Slot(3), Vec::new(), out));
+    let gone = asked(&mut |r, out| r.log_read(Time(0), Purpose::CatchUp(S3), Slot(3), Vec::new(), out));
     assert_eq!(gone, (None, vec![S3]));
     assert_eq!(asked(&mut |r, out| r.turn_end(now, out)).0, None);
     assert_eq!(asked(&mut |r, out| r.message(now, S3, reply(2), out)).0, Some(Slot(3)));

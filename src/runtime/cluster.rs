@@ -254,8 +254,19 @@ pub fn prepare<D: Disk>(
         log::warn!("{server}: {torn}");
     }
     for damaged in &recovered.damaged {
-        log::warn!("{server}: {damaged}; an older snapshot and the log behind it give the same state");
+        log::error!("{server}: {damaged}");
         around.status.lock().metrics.record_damage(damaged);
+    }
+    match (&recovered.loss, recovered.damaged.is_empty()) {
+        (_, true) => {}
+        (None, false) => log::warn!("{server}: nothing is lost with it that others rely on"),
+        (Some(loss), false) => log::warn!(
+            "{server}: of what is decided, it has the values up to slot {} of {}, and it may have voted up to slot {}; the \
+             rest comes from its peers",
+            recovered.decided,
+            loss.known,
+            loss.hidden.max(loss.votes.keys().next_back().copied().unwrap_or_default()).max(loss.known)
+        ),
     }
     let now = clock.now();
     let Settings { timeouts, keep } = settings;

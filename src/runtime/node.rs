@@ -519,6 +519,17 @@ impl Ports for NodePorts<'_> {
                 self.me
             ),
             SpaceBack => log::info!("{}: the disk has space again", self.me),
+            Mended => log::info!("{}: what damage took from its log is made good", self.me),
+            Lost { slot, decided: true } => log::error!(
+                "{}: slot {slot} is decided, and no server that answers has its value whole: the cluster stops here until \
+                 one does (S2); start all of its servers, from copies of their directories if need be",
+                self.me
+            ),
+            Lost { slot, decided: false } => log::error!(
+                "{}: too few servers know what was voted for slot {slot}: the cluster stops here until more of them \
+                 answer (S2)",
+                self.me
+            ),
             Ignored { from, what } => log::warn!("{}: {what} from {from} is ignored", self.me),
             _ => log::debug!("{}: {event:?}", self.me),
         }

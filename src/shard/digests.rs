@@ -113,15 +113,15 @@ pub struct Divergence {
     pub slot: Slot,
     /// The last one before it at which a majority agreed with this server, as far as it remembers.
     pub agreed: Option<Slot>,
-    /// Those that reported another digest than this server.
-    pub others: Vec<NodeId>,
+    /// Those that reported another digest than this server, and which.
+    pub others: Vec<(NodeId, u64)>,
     /// Whether a majority agrees on another digest; otherwise nobody can tell who is right.
     pub outvoted: bool,
 }
 
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let others: Vec<String> = self.others.iter().map(NodeId::to_string).collect();
+        let others: Vec<String> = self.others.iter().map(|(id, _)| id.to_string()).collect();
         let (first, last) = (self.agreed.unwrap_or_default().next(), self.slot);
         write!(
             f,
@@ -326,7 +326,8 @@ impl Comparison {
         let view = &self.views[&slot];
         tell(slot, view, self.peers(), false, out);
         let mine = view.reports[&self.me];
-        let others = view.reports.iter().filter(|(_, digest)| **digest != mine).map(|(id, _)| *id);
+        let others =
+            view.reports.iter().filter(|(_, digest)| **digest != mine).map(|(id, digest)| (*id, *digest));
         out.stop = Some(Divergence {
             server: self.me,
             slot,

@@ -76,8 +76,13 @@ fn leader_of_three() -> (Shard, Time) {
     turn(&mut shard, now, Input::Timer { random: 1 });
     let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::ZERO };
     turn(&mut shard, now, from_s2(Message::PreVoteReply(granted)));
-    let promise =
-        Promise { ballot: Ballot::new(1, S1), decided: Slot::ZERO, votes: Vec::new(), incarnation: DISK };
+    let promise = Promise {
+        ballot: Ballot::new(1, S1),
+        decided: Slot::ZERO,
+        votes: Vec::new(),
+        loss: None,
+        incarnation: DISK,
+    };
     turn(&mut shard, now, from_s2(Message::Promise(promise)));
     assert!(shard.replica().is_leader());
     (shard, now)
@@ -171,7 +176,8 @@ fn a_leader_that_is_none_any_more_abandons_its_recoveries() {
         out = turn(&mut shard, now, from_s2(Message::Accepted(accepted.clone())));
     }
     assert!(out.connect.contains(&NodeId(4)), "it looks for the other shard: {:?}", out.connect);
-    let heartbeat = Heartbeat { ballot: Ballot::new(2, S2), round: 1, decided: Slot(1) };
+    let heartbeat =
+        Heartbeat { ballot: Ballot::new(2, S2), round: 1, decided: Slot(1), phase1_end: Slot::ZERO };
     let out = turn(&mut shard, now, from_s2(Message::Heartbeat(heartbeat)));
     assert!(!shard.replica().is_leader());
     assert!(out.events.contains(&Event::Recovery(txn::Event::RecoveryDropped { id })), "{:?}", out.events);

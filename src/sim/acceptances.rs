@@ -63,7 +63,10 @@ impl Acceptances {
         let holds = self.servers.entry(me).or_default();
         let mut fresh = Vec::new();
         let before = std::mem::take(&mut holds.votes);
-        for (slot, (ballot, value)) in before.range(decided.next()..) {
+        // S2: what damage took is told apart where the server starts.
+        for (slot, (ballot, value)) in
+            before.range(decided.next()..).filter(|(slot, _)| replica.vouches(**slot))
+        {
             let now = replica.entry(*slot);
             assert!(
                 now.is_some_and(|now| now.0 > *ballot || *now == (*ballot, value.clone())),

@@ -213,7 +213,7 @@ impl Run {
         // Who waits to be let in again is no part of any majority, but must come back.
         let waits = |id: &NodeId| {
             let server = &self.world.servers[id];
-            server.rejoining && server.ailment.is_none() && !server.lost
+            (server.rejoining || server.healing) && server.ailment.is_none() && !server.lost
         };
         let mut away: BTreeSet<NodeId> = gone.iter().copied().filter(|id| !waits(id)).collect();
         if self.world.rng.one_in(2) {

@@ -77,8 +77,8 @@ pub struct Checker {
     arrivals: BTreeMap<(NodeId, ClientId, u64), Slot>,
     /// Debits that are applied minus credits that are applied, over transactions between shards.
     in_transit: i128,
-    /// Servers whose state was right and that stopped over the digests of a slot.
-    stopped: BTreeMap<(ShardId, Slot), BTreeSet<NodeId>>,
+    /// Servers whose state was right and that stopped over another digest of a slot.
+    stopped: BTreeMap<(ShardId, Slot, u64), BTreeSet<NodeId>>,
     pub committed: u64,
     pub coverage: Coverage,
 }
@@ -142,7 +142,7 @@ impl Checker {
             // Another dispute may make it stop again; of one, it is back.
             self.stopped.values_mut().for_each(|all| _ = all.remove(&me));
             // And each fault of a memory may take one server with it.
-            self.stopped.retain(|(other, _), _| *other != shard || !misled);
+            self.stopped.retain(|(other, ..), _| *other != shard || !misled);
         }
         let from = self.compared.insert(me, decided).unwrap_or_default();
         assert!(from <= decided, "P2: {me} had decided slot {from} and now only {decided}");
@@ -213,10 +213,12 @@ impl Checker {
         if !misled {
             assert!(!divergence.outvoted, "P4: its state was right: {divergence}");
             let shard = self.topology.shard_of_server(divergence.server);
-            let stopped = self.stopped.entry((shard, divergence.slot)).or_default();
-            stopped.insert(divergence.server);
-            let few = stopped.len() < self.topology.majority();
-            assert!(few, "P4: a majority was right, and all of it stopped: {stopped:?}, {divergence}");
+            for (_, digest) in &divergence.others {
+                let stopped = self.stopped.entry((shard, divergence.slot, *digest)).or_default();
+                stopped.insert(divergence.server);
+                let few = stopped.len() < self.topology.majority();
+                assert!(few, "P4: a majority was right, and all of it stopped: {stopped:?}, {divergence}");
+            }
         }
     }
 

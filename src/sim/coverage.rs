@@ -67,7 +67,11 @@ sights! {
     ClockStrobed "a server acted after its clock went back",
     CutOffAndBack "a server was cut off and came back",
     DiskWiped "a server refused to start from a wiped disk (S3)",
-    DiskDamaged "a server refused to start from a damaged record (S2)",
+    DiskDamaged "a server refused to start from damaged files (S3)",
+    LogDamaged "a server started from a damaged log (S2)",
+    VotesLost "a server started that had lost votes, or decided values (S2)",
+    Healed "a server whose log was damaged knew all its votes again (S2)",
+    Salvaged "a server took from its own log what stood behind damage (S2)",
     Rejoined "a server whose disk was replaced was let in again and voted (S3)",
     Misled "a server started with a wrong state",
     // Snapshots.

@@ -90,7 +90,9 @@ impl Run {
             let server = &self.world.servers[&id];
             if !server.is_gone() && self.world.can_spare(id) {
                 if !wipe {
-                    self.world.damage(id, &[".seg", ".snap"]);
+                    let kinds: &[&str] =
+                        if self.world.rng.one_in(4) { &["mark"] } else { &[".seg", ".snap"] };
+                    self.world.damage(id, kinds);
                 } else if server.running.is_none() {
                     self.world.wipe(id);
                 }

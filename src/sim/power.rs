@@ -40,6 +40,7 @@ impl World {
         server.wrong_at = None;
         // That it was let in may be lost with what else was not on disk.
         server.rejoining = server.disks > 0;
+        server.healing = server.flipped;
         server.power_lost = power || server.power_lost && server.running.is_none();
         let writing = server.running.as_ref().is_some_and(|running| running.wal.has_work());
         self.coverage.see_if(writing, Seen::DiedWritingSnapshot);
@@ -131,7 +132,10 @@ impl World {
         let started = Wal::open(server.disk.clone(), expected).and_then(|(mut wal, recovered)| {
             sights.extend(recovered.torn.is_some().then_some(Seen::TornTailCut));
             sights.extend(recovered.snapshot.is_some().then_some(Seen::StartedFromSnapshot));
-            sights.extend((!recovered.damaged.is_empty()).then_some(Seen::SnapshotDamaged));
+            let snapshots = |text: &String| text.starts_with("snapshot-");
+            sights.extend(recovered.damaged.iter().any(snapshots).then_some(Seen::SnapshotDamaged));
+            sights.extend((!recovered.damaged.iter().all(snapshots)).then_some(Seen::LogDamaged));
+            sights.extend(recovered.loss.is_some().then_some(Seen::VotesLost));
             sights.extend((!recovered.votes.is_empty()).then_some(Seen::Restarted));
             let nothing = if misreads { recovered.decided } else { Slot::ZERO };
             let mut log = MisreadLog::new(&mut wal, nothing);
@@ -147,6 +151,7 @@ impl World {
                 server.ailment = None;
                 server.told.check(&running.shard);
                 let replica = running.shard.replica();
+                server.healing = replica.is_repairing();
                 let (promised, decided, last) =
                     (replica.promised(), replica.decided(), running.wal.last_slot());
                 let view = Observed { restored: true, durable: true, misled: misread.is_some() };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::paxos::Message;
 use crate::shard::Shard;
 use crate::sim::acceptances::acknowledgement;
-use crate::types::{Ballot, NodeId, Slot};
+use crate::types::{Ballot, NodeId, Slot, Vote};
 
 #[derive(Clone, Default, Debug)]
 pub struct Told {
@@ -52,10 +52,19 @@ impl Told {
             self.promised,
             replica.promised()
         );
+        let loss = replica.loss();
         for (ballot, position) in &self.accepted {
             let mut slot = replica.decided().next();
             while slot <= *position {
-                let vote = replica.entry(slot).map(|(ballot, _)| *ballot);
+                let vote = match &loss {
+                    None => replica.entry(slot).map(|(ballot, _)| *ballot),
+                    // S2: what it forgot, it must know to have forgotten.
+                    Some(loss) => match loss.votes.get(&slot) {
+                        Some(Vote::Cast(ballot, _) | Vote::Lost(Some(ballot))) => Some(*ballot),
+                        Some(Vote::Lost(None)) => Some(replica.promised()),
+                        None => (slot <= loss.hidden.max(loss.known)).then(|| replica.promised()),
+                    },
+                };
                 assert!(
                     vote.is_some_and(|vote| vote >= *ballot || slot <= self.decided),
                     "P1: {me} acknowledged slot {slot} in ballot {ballot} and restarts with the vote {vote:?}"

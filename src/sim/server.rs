@@ -73,7 +73,9 @@ pub struct Server {
     pub ailment: Option<Ailment>,
     /// Its disk was replaced, and it was not let in again yet.
     pub rejoining: bool,
-    /// How often that happened.
+    /// Its log was damaged, and it does not know all its votes again yet (S2).
+    pub healing: bool,
+    /// How often its disk was replaced.
     pub disks: u64,
     /// Whether another server ever began to send it a snapshot.
     pub was_sent_snapshot: bool,
@@ -126,6 +128,7 @@ impl Server {
             ever_misled: false,
             flipped: false,
             rejoining: false,
+            healing: false,
             disks: 0,
             was_sent_snapshot: false,
             installed: false,
@@ -133,9 +136,9 @@ impl Server {
         }
     }
 
-    /// Whether it is lost, or will be when it is started, or has not been let in again.
+    /// Whether it is lost, or may be when it is started, or a majority cannot count on it yet.
     pub fn is_gone(&self) -> bool {
-        self.lost || self.ailment.is_some() || self.rejoining
+        self.lost || self.ailment.is_some() || self.rejoining || self.healing
     }
 
     pub fn is_up(&self) -> bool {

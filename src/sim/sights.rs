@@ -117,6 +117,7 @@ impl World {
             }
             paxos::Event::NoRoom { what: "a proposal" } => Seen::NotAccepted,
             paxos::Event::CaughtUp { .. } => Seen::CaughtUp,
+            paxos::Event::Salvaged { .. } => Seen::Salvaged,
             paxos::Event::Resending { .. } => Seen::Resent,
             _ => return,
         };

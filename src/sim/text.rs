@@ -4,7 +4,7 @@ use crate::bank::command::{self, Command, Range};
 use crate::bank::{BlockResult, Status};
 use crate::paxos::Message;
 use crate::txn::message::{Refusal, Request, Response};
-use crate::types::{Slot, TxnId, Value};
+use crate::types::{Slot, TxnId, Value, Vote};
 
 /// The blocks of a slot's value.
 pub fn value(value: &Value) -> String {
@@ -69,9 +69,13 @@ pub fn message(message: &Message) -> String {
         Message::Prepare(m) => format!("Prepare {} decided={}", m.ballot, m.decided),
         Message::Promise(m) => {
             let mut text = format!("Promise {} decided={}", m.ballot, m.decided);
-            for (i, (ballot, v)) in m.votes.iter().enumerate() {
-                let slot = m.decided.0 + 1 + i as u64;
+            for (slot, ballot, v) in m.cast() {
                 text += &format!(" vote {slot} in {ballot} [{}]", value(v));
+            }
+            if let Some(loss) = &m.loss {
+                let lost: Vec<_> =
+                    loss.votes.iter().filter(|(_, vote)| matches!(vote, Vote::Lost(_))).collect();
+                text += &format!(" known={} lost {lost:?} hidden to {}", loss.known, loss.hidden);
             }
             text
         }

@@ -407,6 +407,10 @@ impl World {
             server.rejoining = false;
             self.coverage.see(Seen::Rejoined);
         }
+        if server.healing && !running.shard.replica().is_repairing() {
+            server.healing = false;
+            self.coverage.see(Seen::Healed);
+        }
         let dies = server.dies_before_release && outbox.syncs > 0;
         server.busy_until = outbox.at;
         let mut wake = clock.global(running.shard.next_deadline(), now);

@@ -1,20 +1,31 @@
 //! What the log says, kept in memory: the promise, the decided slot, and where each slot's value stands.
 //!
-//! The writer and recovery feed it through the same functions, so that what is recovered is what was written.
+//! The writer and recovery feed it through the same functions, so that what is recovered is what was written. Only recovery
+//! finds records that are not whole (S2): then a slot's place is that of the damage, flagged, and the log behind it cannot
+//! be retired before somebody has voted for that slot again.
 
 use std::collections::VecDeque;
 
 use super::format::{Kind, Position};
 use crate::types::{Ballot, Slot};
 
-/// The farthest a value may lie above the gapless slots. A bound for memory: by P2 the protocol leaves no gap at all.
+/// The farthest a value may lie above the others. A bound for memory: by P2 the protocol leaves no gap at all.
 const MAX_GAP: u64 = 1 << 16;
+/// The most slots in doubt at once; they are votes that go round in messages, and memory.
+const MAX_DOUBTS: u64 = 1 << 22;
+/// Flags in a packed position, whose offset is a multiple of 8: the header is whole and says which vote it was, and its
+/// value is not.
+const BODILESS: u64 = 1;
+/// There may have been a vote, and nobody knows which.
+const HIDDEN: u64 = 2;
 
 #[derive(Default, Debug)]
 pub(super) struct Contents {
     pub promised: Ballot,
     /// Every slot up to here is decided; never above `present`.
     pub decided: Slot,
+    /// Every slot up to here is decided, whether or not its value is here (S2).
+    pub known: Slot,
     /// Up to here the log says which transactions committed, or a snapshot stands for it.
     pub noted: Slot,
     /// Every slot up to here has a value in the log.
@@ -24,21 +35,74 @@ pub(super) struct Contents {
     /// Slot `base` + 1, + 2, …: the packed position of the latest value that is on disk.
     index: VecDeque<u64>,
     /// Values of the group in the making, which nobody may read yet.
-    staged: Vec<(Slot, Position)>,
+    staged: Vec<(Slot, u64)>,
+    /// Records were lost: a list of committed transactions may be among them.
+    lossy: bool,
+    /// The slot that recovery starts from.
+    origin: Slot,
+    /// See [`super::format::Mark::jumped`]; 0 where the log leads on from a snapshot that is as new.
+    jumped: Slot,
+    /// The log was read beyond it.
+    crossed: bool,
+    /// The last snapshot that came from elsewhere, whether or not it is there.
+    foreign: Slot,
+    /// Where the server stands at this place of the log, or stood: its next vote is for the slot after this one, or for a
+    /// lower one. Positions move on by one with each vote, or with what becomes known as decided.
+    pub stood: Slot,
 }
 
 impl Contents {
-    /// A log that goes on behind a snapshot.
-    pub fn behind(slot: Slot) -> Contents {
-        Contents { decided: slot, noted: slot, present: slot, base: slot, ..Contents::default() }
+    /// A log that goes on behind a snapshot, from where the server stood at `stood`.
+    pub fn behind(slot: Slot, stood: Slot) -> Contents {
+        let (decided, known, noted) = (slot, slot, slot);
+        Contents {
+            decided,
+            known,
+            noted,
+            present: slot,
+            base: slot,
+            origin: slot,
+            stood,
+            ..Contents::default()
+        }
+    }
+
+    /// The same, with the last snapshot that came from elsewhere in between. `None` if that is too far to be filled in.
+    pub fn jumped(self, jumped: Slot) -> Option<Contents> {
+        let (foreign, jumped) = (jumped, if jumped > self.base { jumped } else { Slot::ZERO });
+        (jumped.0 <= self.base.0 + MAX_DOUBTS).then_some(Contents { jumped, foreign, ..self })
+    }
+
+    /// S2: the snapshot of `jumped` is lost, from which this server went on. What the log said before of slots up to there
+    /// was never what was decided, as far as it is known.
+    fn cross_jump(&mut self) {
+        self.settle();
+        let jumped = std::mem::take(&mut self.jumped);
+        let before = (jumped.0 - self.base.0) as usize;
+        self.index.iter_mut().take(before).for_each(|packed| *packed = 0);
+        self.known = self.known.max(jumped);
+        (self.present, self.decided) = (self.origin, self.origin);
+        (self.lossy, self.crossed) = (true, true);
+    }
+
+    /// All of the log was read. Whether it lacks a snapshot that came from elsewhere.
+    pub fn finish(&mut self) -> bool {
+        if self.jumped > self.known {
+            self.cross_jump();
+        }
+        self.jumped = Slot::ZERO;
+        self.settle();
+        self.crossed
     }
 
     /// A snapshot that came from elsewhere stands for everything up to `slot`.
     pub fn jump(&mut self, slot: Slot) {
         self.forget(slot);
+        self.stood = self.stood.max(slot);
         self.base = self.base.max(slot);
         self.present = self.present.max(slot);
         self.decided = self.decided.max(slot);
+        self.known = self.known.max(slot);
         self.noted = self.noted.max(slot);
         self.extend();
     }
@@ -51,14 +115,21 @@ impl Contents {
         }
     }
 
-    /// Where the first of the values stands that slots above `slot` have on disk.
+    /// Where the first of the values stands that slots above `slot` have on disk, or may have had.
     pub fn lowest_above(&self, slot: Slot) -> Option<Position> {
         let from = slot.0.saturating_sub(self.base.0) as usize;
-        self.index.iter().skip(from).filter_map(|packed| Position::unpack(*packed)).min()
+        self.index
+            .iter()
+            .skip(from)
+            .filter_map(|packed| Position::unpack(packed & !(BODILESS | HIDDEN)))
+            .min()
     }
 
     /// Takes in a record that stands, or will stand, at `at`. `Err` names what cannot be.
     pub fn note(&mut self, kind: Kind, slot: Slot, ballot: Ballot, at: Position) -> Result<(), String> {
+        if kind.has_value() {
+            self.stood = slot;
+        }
         match kind {
             Kind::Promise => self.raise_promise(ballot),
             Kind::Accept | Kind::Learn => {
@@ -68,35 +139,116 @@ impl Contents {
                 if slot != Slot::ZERO && slot <= self.base {
                     return Ok(());
                 }
-                if slot == Slot::ZERO || slot.0 > self.present.0 + MAX_GAP {
-                    return Err(format!("value for slot {slot} while the log holds 1 to {}", self.present));
-                }
-                self.staged.push((slot, at));
+                self.check_gap(slot)?;
+                self.staged.push((slot, at.pack()));
                 if slot == self.present.next() {
                     self.present = slot;
                 }
                 if kind == Kind::Learn && slot == self.decided.next() {
+                    self.known = self.known.max(slot);
                     self.decided = slot;
                 }
             }
             Kind::Decided => {
-                if slot > self.present {
+                if slot > self.top() {
                     return Err(format!("slot {slot} decided while the log holds 1 to {}", self.present));
                 }
                 self.raise_decided(slot);
             }
             Kind::History => {
-                if slot > self.present {
+                if slot > self.top() {
                     return Err(format!("history of slot {slot} while the log holds 1 to {}", self.present));
                 }
                 self.raise_decided(slot);
-                if ballot.round <= self.noted.0 + 1 {
+                if ballot.round <= self.noted.0 + 1 || self.lossy {
                     self.noted = self.noted.max(slot);
                 }
             }
+            Kind::Vouch => self.vouch(),
             Kind::End => {}
         }
         Ok(())
+    }
+
+    /// The highest slot that anything was said of.
+    fn top(&self) -> Slot {
+        self.known.max(self.present).max(self.last()).max(self.jumped)
+    }
+
+    fn check_gap(&self, slot: Slot) -> Result<(), String> {
+        if slot == Slot::ZERO || slot.0 > self.top().0 + MAX_GAP {
+            return Err(format!("value for slot {slot} while the log holds 1 to {}", self.present));
+        }
+        Ok(())
+    }
+
+    /// S2: a record of which only the header is whole. `Err` names what cannot be.
+    pub fn note_bodiless(
+        &mut self,
+        kind: Kind,
+        slot: Slot,
+        ballot: Ballot,
+        at: Position,
+    ) -> Result<(), String> {
+        self.lossy = true;
+        if !kind.has_value() {
+            return Ok(());
+        }
+        if kind == Kind::Accept {
+            self.raise_promise(ballot);
+        }
+        self.stood = slot;
+        if slot != Slot::ZERO && slot <= self.base {
+            return Ok(());
+        }
+        self.check_gap(slot)?;
+        if kind == Kind::Learn && slot == self.known.next() {
+            self.known = slot;
+        }
+        if slot > self.known || self.position(slot).is_none() {
+            self.settle();
+            self.put(slot, at.pack() | BODILESS);
+            self.present = self.present.min(Slot(slot.0 - 1));
+        }
+        Ok(())
+    }
+
+    /// S2: at most so many records were lost at `at`. They may have been votes for any slot that was not decided then, but
+    /// because a server votes in order, for no more slots beyond where it stood than there were records. `Err` if that is
+    /// too much.
+    pub fn lose(&mut self, records: u64, at: Position) -> Result<(), String> {
+        self.settle();
+        self.lossy = true;
+        // A snapshot from elsewhere moves a server on without a record.
+        let to = Slot(self.stood.max(self.foreign).0 + records);
+        self.stood = to;
+        self.check_doubts(to.0.saturating_sub(self.known.0))?;
+        self.hide(self.known.next(), to, at);
+        self.present = self.present.min(self.known);
+        Ok(())
+    }
+
+    fn check_doubts(&self, slots: u64) -> Result<(), String> {
+        if slots > MAX_DOUBTS {
+            return Err(format!("too much is lost: it may have voted for any of {slots} slots"));
+        }
+        Ok(())
+    }
+
+    fn hide(&mut self, from: Slot, to: Slot, at: Position) {
+        for slot in (from.0.max(self.base.0 + 1)..=to.0).map(Slot) {
+            self.put(slot, at.pack() | HIDDEN);
+        }
+    }
+
+    /// S2: no vote in doubt matters any more, nor any above the first of them.
+    fn vouch(&mut self) {
+        self.settle();
+        let doubts = self.index.iter_mut().filter(|packed| **packed & (BODILESS | HIDDEN) != 0);
+        doubts.for_each(|packed| *packed = 0);
+        let open = self.known.0.saturating_sub(self.base.0) as usize;
+        let gap = self.index.iter().skip(open).position(|packed| *packed == 0);
+        self.index.truncate(gap.map_or(self.index.len(), |gap| open + gap));
     }
 
     pub fn raise_promise(&mut self, ballot: Ballot) {
@@ -105,20 +257,29 @@ impl Contents {
 
     /// What is decided counts only as far as the log holds the values.
     pub fn raise_decided(&mut self, slot: Slot) {
-        self.decided = self.decided.max(slot.min(self.present));
+        self.stood = self.stood.max(slot);
+        if self.jumped > self.known && slot >= self.jumped {
+            self.cross_jump();
+        }
+        self.known = self.known.max(slot.min(self.top()));
+        self.decided = self.decided.max(self.known.min(self.present));
     }
 
     /// The group is on disk: its values may be read.
     pub fn settle(&mut self) {
-        for (slot, at) in self.staged.drain(..) {
-            let Some(place) = slot.0.checked_sub(self.base.0 + 1) else { continue };
-            let place = place as usize;
-            if self.index.len() <= place {
-                self.index.resize(place + 1, 0);
-            }
-            self.index[place] = at.pack();
-        }
+        let mut staged = std::mem::take(&mut self.staged);
+        staged.drain(..).for_each(|(slot, packed)| self.put(slot, packed));
+        self.staged = staged;
         self.extend();
+    }
+
+    fn put(&mut self, slot: Slot, packed: u64) {
+        let Some(place) = slot.0.checked_sub(self.base.0 + 1) else { return };
+        let place = place as usize;
+        if self.index.len() <= place {
+            self.index.resize(place + 1, 0);
+        }
+        self.index[place] = packed;
     }
 
     fn extend(&mut self) {
@@ -127,10 +288,26 @@ impl Contents {
         }
     }
 
+    fn packed(&self, slot: Slot) -> u64 {
+        let place = slot.0.checked_sub(self.base.0 + 1).and_then(|place| usize::try_from(place).ok());
+        place.and_then(|place| self.index.get(place)).copied().unwrap_or(0)
+    }
+
     /// Where the latest value of a slot stands on disk.
     pub fn position(&self, slot: Slot) -> Option<Position> {
-        let place = usize::try_from(slot.0.checked_sub(self.base.0 + 1)?).ok()?;
-        Position::unpack(*self.index.get(place)?)
+        Some(self.packed(slot)).filter(|packed| packed & (BODILESS | HIDDEN) == 0).and_then(Position::unpack)
+    }
+
+    /// S2: where the header of the latest vote for a slot stands whose value is lost.
+    pub fn bodiless(&self, slot: Slot) -> Option<Position> {
+        Some(self.packed(slot))
+            .filter(|packed| packed & BODILESS != 0)
+            .and_then(|p| Position::unpack(p & !BODILESS))
+    }
+
+    /// S2: whether there may have been a vote for a slot that nobody knows.
+    pub fn is_hidden(&self, slot: Slot) -> bool {
+        self.packed(slot) & HIDDEN != 0
     }
 
     /// The highest slot with a value on disk, or that of the snapshot.

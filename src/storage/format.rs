@@ -18,7 +18,7 @@ use super::Identity;
 use crate::config::Topology;
 use crate::types::{Ballot, NodeId, Slot};
 
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// Size of the header of a segment, and of the identity file.
 pub(super) const BLOCK: u64 = 4096;
 /// Size of a record's header.
@@ -174,13 +174,14 @@ pub(super) enum Kind {
     End = 5,
     /// Its slot is the last one of the run; in place of a ballot it has the first one, and how many parts follow.
     History = 6,
+    /// What was lost in front of it hides no vote that matters any more.
+    Vouch = 7,
 }
 
 impl Kind {
     pub fn from_code(code: u8) -> Option<Kind> {
-        [Kind::Promise, Kind::Accept, Kind::Learn, Kind::Decided, Kind::End, Kind::History]
-            .into_iter()
-            .find(|kind| *kind as u8 == code)
+        use Kind::*;
+        [Promise, Accept, Learn, Decided, End, History, Vouch].into_iter().find(|kind| *kind as u8 == code)
     }
 
     pub fn name(self) -> &'static str {
@@ -191,6 +192,7 @@ impl Kind {
             Kind::Decided => "decided",
             Kind::End => "end",
             Kind::History => "history",
+            Kind::Vouch => "vouch",
         }
     }
 

@@ -7,8 +7,9 @@
 //!   its end go to the mark file, which is synced lazily. Only a group above the mark, with no record of a later group
 //!   behind it, may be cut off as a write that a crash interrupted: nobody was told of it. What is cut is overwritten
 //!   with zeros and synced before the server speaks.
-//! * **S2 Damage.** Everything else that does not fit is damage: promises and votes that others rely on may be gone.
-//!   The server refuses to start. Nothing is dropped in silence.
+//! * **S2 Damage.** Everything else that does not fit is damage: votes that others rely on may be gone. It is named, the
+//!   chain is taken up behind it, and the server vouches only for what it can (see `scan.rs`, `paxos/repair.rs`). Where
+//!   its identity or its promise cannot be proved, it does not start (S3). Nothing is dropped in silence.
 //!
 //! After a failed write or sync the log is poisoned: the kernel may have marked the page clean, so a second sync that
 //! succeeds proves nothing. Recovery for the same reason writes again what it finds above the mark.
@@ -18,13 +19,13 @@
 //!
 //! A full disk is no failure: [`Wal::secure`] finds it out before anything is written, and says what still fits.
 //!
-//! Deliberately absent: clocks (the simulator runs this code; callers measure), threads, and repair of damage.
+//! Deliberately absent: clocks (the simulator runs this code; callers measure), and threads.
 
 use std::fmt;
 use std::io;
 
 use crate::config::Topology;
-use crate::types::{Ballot, Cut, Incarnation, NodeId, Record, Slot, Value};
+use crate::types::{Ballot, Cut, Incarnation, Loss, NodeId, Record, Slot, Value};
 
 mod ahead;
 mod audit;
@@ -35,6 +36,7 @@ mod memdisk;
 mod overlay;
 mod recover;
 mod retention;
+mod scan;
 mod snapshot;
 mod survey;
 mod wal;
@@ -131,11 +133,13 @@ pub struct Recovered {
     pub noted: Slot,
     /// The snapshot that the state is to be taken from; [`Wal::read`] begins behind it.
     pub snapshot: Option<Cut>,
-    /// For each slot above `decided` the latest vote, in order of slots.
+    /// For each slot above `decided` the latest vote, in order of slots; empty if there was a loss.
     pub votes: Vec<(Slot, Ballot, Value)>,
+    /// What is left of the rest, where damage took some of it (S2).
+    pub loss: Option<Loss>,
     /// What was cut off as a torn tail (S1), in words, for the server's log.
     pub torn: Option<String>,
-    /// What was damaged and did not hinder (S2), in words, for the server's log.
+    /// What was damaged (S2), in words, for the server's log.
     pub damaged: Vec<String>,
 }
 

@@ -1,22 +1,24 @@
 //! Opening a log after whatever happened to it: rules S1 and S2.
 //!
 //! The log is one gapless chain of records, group after group, from the first segment on. The chain is followed from
-//! where the newest snapshot says that it goes on, as far as it is whole. Where it stops there must be zeros to the end, or what is left of the one group that a crash
-//! interrupted. Anything else is damage.
+//! where the newest snapshot says that it goes on, as far as it is whole. Where it stops there are zeros to the end, or
+//! what is left of the one group that a crash interrupted. Anything else is damage: then the chain is taken up again
+//! behind it, and what may have stood there is told to the replica, which vouches for that much less (see `scan.rs`).
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::contents::Contents;
 use super::disk::{Disk, DiskFile};
 use super::format::{
-    BLOCK, Block, BlockError, IDENTITY, IDENTITY_NEW, Kind, MARK, MARK_BYTES, MARK_SLOT, Mark, Position,
-    RecordHeader, VERSION, record_at, segment_name, segment_number,
+    BLOCK, Block, BlockError, IDENTITY, IDENTITY_NEW, MARK, MARK_BYTES, Mark, Position, VERSION,
+    segment_name, segment_number,
 };
+use super::scan::Scan;
 use super::snapshot::{self, Snapshot, Start};
 use super::wal::{Tail, Wal, io_error};
 use super::{Expected, Identity, Recovered, StorageError};
 use crate::config::Topology;
-use crate::types::{Ballot, Incarnation, Slot};
+use crate::types::{Ballot, Incarnation, Loss, Slot, Value, Vote};
 
 pub(super) fn damaged_file(
     file: &str,
@@ -33,7 +35,8 @@ impl<D: Disk> Wal<D> {
     /// # Errors
     ///
     /// A directory that is not formatted, belongs to another cluster, topology or server, was written in another
-    /// format, cannot be read, or is damaged (S2).
+    /// format, or cannot be read. Damage, where it cannot be said what this server has promised, or whose it is (S3); any
+    /// other is told in [`Recovered::damaged`] (S2).
     pub fn open(disk: D, expected: Expected) -> Result<(Wal<D>, Recovered), StorageError> {
         let names = disk.list().map_err(io_error(".", "list the directory"))?;
         let (oldest, segments) = check_names(&names)?;
@@ -42,49 +45,27 @@ impl<D: Disk> Wal<D> {
         for name in names.iter().filter(|name| is_leftover(name)) {
             disk.remove(name).map_err(io_error(name, "remove"))?;
         }
-        let (snapshots, damaged) = open_snapshots(&disk, &names, &identity);
+        let (snapshots, mut damaged) = open_snapshots(&disk, &names, &identity);
         let newest = snapshots.last().copied();
         let (contents, start) = match newest {
-            Some(Snapshot { cut, start, .. }) => (Contents::behind(cut.slot), start),
-            None => (Contents::default(), Start { group: 0, at: Position::start_of(1) }),
+            Some(Snapshot { cut, start, .. }) => (Contents::behind(cut.slot, start.stood), start),
+            None => (Contents::default(), Start { group: 0, at: Position::start_of(1), stood: Slot::ZERO }),
         };
-        if !(oldest..=segments).contains(&start.at.segment) {
-            let what = match damaged.first() {
-                Some(why) => format!("missing, and no snapshot is whole that goes on behind it ({why})"),
-                None => "missing, and no snapshot goes on behind it".into(),
-            };
-            return Err(damaged_file(&segment_name(start.at.segment), None, what));
-        }
-        for number in start.at.segment..=segments {
-            check_segment(&disk, number, identity, segment_bytes)?;
-        }
         let mark = read_mark(&disk, identity)?;
-
-        let mut scan = Scan {
-            disk: &disk,
-            segments,
-            segment_bytes,
-            mark,
-            contents,
-            group: start.group,
-            end: start.at,
-            boundaries: BTreeMap::from([(start.at.segment, start)]),
-            image: Vec::new(),
-            loaded: 0,
-        };
-        let (stop, why) = scan.follow()?;
-        let torn = scan.judge_rest(stop, why)?;
-        scan.make_durable(start)?;
-        let Scan { mut contents, group, end, boundaries, .. } = scan;
-        if contents.present < mark.jumped {
-            // P1: it answered for slots up to there, and would come back without them.
-            let what = format!(
-                "missing or not whole; another server sent it, and the log leads only to slot {}",
-                contents.present
-            );
-            return Err(damaged_file(&snapshot::name(mark.jumped), None, what));
+        // P1: it answered for slots up to there.
+        let lost = "missing or not whole; another server sent it, and the log does not lead up to it";
+        let contents = contents.jumped(mark.jumped);
+        let contents = contents.ok_or_else(|| damaged_file(&snapshot::name(mark.jumped), None, lost))?;
+        let mut scan = Scan::new(&disk, (identity, segment_bytes), segments, mark, (contents, start));
+        let torn = scan.run(start)?;
+        let Scan { mut contents, group, end, boundaries, faults, segments, .. } = scan;
+        if contents.finish() {
+            damaged.push(damaged_file(&snapshot::name(mark.jumped), None, lost).what());
         }
-        let jumped = newest.map_or(Slot::ZERO, |newest| newest.cut.slot).max(mark.jumped);
+        contents.raise_promise(mark.promised);
+        damaged.extend(faults.into_iter().map(|f| damaged_file(&f.file, f.offset, f.what).what()));
+        let oldest = oldest.min(start.at.segment);
+        let jumped = mark.jumped;
         // Only now: it was in force when the snapshot was finished, after some of the groups that were just read.
         contents.raise_promise(newest.map_or(Ballot::ZERO, |snapshot| snapshot.promised));
 
@@ -108,23 +89,58 @@ impl<D: Disk> Wal<D> {
         let tail = Tail { group, end, active, ready, mark, boundaries, snapshots, jumped, oldest };
         let wal = Wal::new(disk, identity, segment_bytes, contents, tail);
 
-        let mut votes = Vec::new();
-        let mut slot = wal.decided().next();
-        while slot <= wal.last_slot() {
-            // One at a time: there may be gaps, at which read() ends.
-            let vote = wal.read(slot, 0).map_err(io_error("wal", "read the votes back"))?;
-            votes.extend(vote.into_iter().take(1));
-            slot = slot.next();
-        }
+        let (votes, loss) = votes(&wal)?;
         let (promised, decided, noted) = (wal.promised(), wal.decided(), wal.contents.noted);
         let snapshot = wal.snapshot();
         let Identity { incarnation, founder, .. } = identity;
         let incarnation = Incarnation(incarnation);
         Ok((
             wal,
-            Recovered { incarnation, founder, promised, decided, noted, snapshot, votes, torn, damaged },
+            Recovered {
+                incarnation,
+                founder,
+                promised,
+                decided,
+                noted,
+                snapshot,
+                votes,
+                loss,
+                torn,
+                damaged,
+            },
         ))
     }
+}
+
+/// Cast votes in order of slots, each with its ballot.
+type Cast = Vec<(Slot, Ballot, Value)>;
+
+/// What the log says of the slots that are not known as decided: votes, or what is left of them (S2).
+fn votes<D: Disk>(wal: &Wal<D>) -> Result<(Cast, Option<Loss>), StorageError> {
+    let (contents, io) = (&wal.contents, io_error("wal", "read the votes back"));
+    let mut cast = Vec::new();
+    let mut lost = BTreeMap::new();
+    // Doubts without a vote behind them need no list.
+    let mut hidden = contents.last();
+    while hidden > contents.known && contents.is_hidden(hidden) {
+        hidden = Slot(hidden.0 - 1);
+    }
+    for slot in (contents.known.0 + 1..=hidden.0).map(Slot) {
+        if let Some(at) = contents.bodiless(slot) {
+            lost.insert(slot, Vote::Lost(Some(wal.ballot_at(at).map_err(&io)?)));
+        } else if contents.is_hidden(slot) {
+            lost.insert(slot, Vote::Lost(None));
+        } else {
+            // One at a time: there may be gaps, at which read() ends.
+            cast.extend(wal.read(slot, 0).map_err(&io)?.into_iter().take(1));
+        }
+    }
+    let hidden = if hidden < contents.last() { contents.last() } else { Slot::ZERO };
+    if lost.is_empty() && hidden == Slot::ZERO && contents.known == contents.decided {
+        return Ok((cast, None));
+    }
+    lost.extend(cast.into_iter().map(|(slot, ballot, value)| (slot, Vote::Cast(ballot, value))));
+    Ok((Vec::new(), Some(Loss { known: contents.known, votes: lost, hidden })))
 }
 
 fn is_leftover(name: &str) -> bool {
@@ -148,8 +164,8 @@ fn open_snapshots<D: Disk>(disk: &D, names: &[String], identity: &Identity) -> (
     (good, damaged)
 }
 
-/// Checks that no file is missing that must be there, and returns the first and the last segment of the gapless run that
-/// ends with the last one.
+/// Checks that no file is missing without which nothing can be said (S3), and returns the first and the last segment of
+/// the gapless run that ends with the last one.
 fn check_names(names: &[String]) -> Result<(u32, u32), StorageError> {
     let has = |name: &str| names.iter().any(|n| n == name);
     let numbers: Vec<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
@@ -161,17 +177,10 @@ fn check_names(names: &[String]) -> Result<(u32, u32), StorageError> {
             damaged_file(IDENTITY, None, "missing, but there is a log")
         });
     }
-    let Some(run) = gapless(numbers) else {
-        return Err(damaged_file(&segment_name(1), None, "missing"));
-    };
-    let (first, last) = run.into_inner();
-    let snapshots = names.iter().any(|name| snapshot::slot_of(name).is_some());
-    if first > 1 && !snapshots {
-        return Err(damaged_file(&segment_name(first - 1), None, "missing, but there are later segments"));
-    }
     if !has(MARK) {
         return Err(damaged_file(MARK, None, "missing: what the log must hold cannot be proved"));
     }
+    let (first, last) = gapless(numbers).unwrap_or(1..=1).into_inner();
     Ok((first, last))
 }
 
@@ -284,197 +293,6 @@ pub(super) fn read_mark<D: Disk>(disk: &D, identity: Identity) -> Result<Mark, S
         .ok_or_else(|| damaged_file(MARK, 0, "unreadable: what the log must hold cannot be proved"))
 }
 
-struct Scan<'a, D> {
-    disk: &'a D,
-    segments: u32,
-    segment_bytes: u64,
-    mark: Mark,
-    contents: Contents,
-    /// The last whole group, and where it ends.
-    group: u64,
-    end: Position,
-    boundaries: BTreeMap<u32, Start>,
-    /// The segment being looked at, whole.
-    image: Vec<u8>,
-    loaded: u32,
-}
-
-impl<D: Disk> Scan<'_, D> {
-    fn load(&mut self, number: u32) -> Result<(), StorageError> {
-        if self.loaded != number {
-            let name = segment_name(number);
-            let file = self.disk.open(&name).map_err(io_error(&name, "open"))?;
-            self.image.resize(self.segment_bytes as usize, 0);
-            file.read_at(&mut self.image, 0).map_err(io_error(&name, "read"))?;
-            self.loaded = number;
-        }
-        Ok(())
-    }
-
-    /// Follows the chain of records. Returns where it stops, and why.
-    fn follow(&mut self) -> Result<(Position, &'static str), StorageError> {
-        if self.mark.group == 0 && self.mark.end != Position::start_of(1) {
-            return Err(damaged_file(MARK, 0, "group 0 does not end at the start of the log"));
-        }
-        let mut at = self.end;
-        // The records of the group being read: they count only when the last one is there.
-        let mut open: Vec<(RecordHeader, Kind, Position)> = Vec::new();
-        loop {
-            self.load(at.segment)?;
-            let (header, kind) = match record_at(&self.image, at.offset) {
-                Ok(record) => record,
-                Err(bad) => return Ok((at, bad.text())),
-            };
-            if header.segment.get() != at.segment {
-                return Ok((at, "record of another segment"));
-            }
-            if header.group.get() != self.group + 1 {
-                return Ok((at, "record of another group"));
-            }
-            open.push((header, kind, at));
-            at.offset += header.record_bytes();
-            if kind == Kind::End {
-                // Nobody ever writes there, so this is no torn write either.
-                let rest = &self.image[at.offset as usize..];
-                if let Some(i) = rest.iter().position(|b| *b != 0) {
-                    let what = "not zero behind the last record of the segment";
-                    return Err(damaged_file(&segment_name(at.segment), at.offset + i as u64, what));
-                }
-                at = Position::start_of(at.segment + 1);
-                // A segment is durable before the one in front of it is closed: this is no torn write.
-                if at.segment > self.segments {
-                    return Err(damaged_file(
-                        &segment_name(at.segment),
-                        None,
-                        "missing, the log goes on in it",
-                    ));
-                }
-            } else if header.is_last() {
-                self.end = at;
-                self.group += 1;
-                self.boundaries.entry(at.segment).or_insert(Start { group: self.group, at });
-                for (header, kind, at) in open.drain(..) {
-                    self.note(header, kind, at)?;
-                }
-                self.contents.settle();
-                self.check_mark()?;
-            }
-        }
-    }
-
-    fn note(&mut self, header: RecordHeader, kind: Kind, at: Position) -> Result<(), StorageError> {
-        self.contents
-            .note(kind, Slot(header.slot.get()), header.ballot(), at)
-            .map_err(|what| damaged_file(&segment_name(at.segment), at.offset, what))?;
-        self.contents.raise_promise(header.promise());
-        if let Some(decided) = header.decided() {
-            self.contents.raise_decided(decided);
-        }
-        Ok(())
-    }
-
-    /// The mark and the log must agree on the group that the mark names.
-    fn check_mark(&self) -> Result<(), StorageError> {
-        let Mark { group, end, promised, .. } = self.mark;
-        if group == self.group && (end != self.end || promised != self.contents.promised) {
-            return Err(damaged_file(
-                MARK,
-                group % 2 * MARK_SLOT,
-                format!("says otherwise than the log how group {group} ends"),
-            ));
-        }
-        Ok(())
-    }
-
-    /// S1: decides whether what follows the last whole group is nothing, a torn group, or damage; and cuts a torn one.
-    ///
-    /// The cut group's number is given out again. That is safe because every byte behind the end is zero on disk
-    /// before this returns: no record of the old group is left that could complete or contradict the new one. A crash
-    /// in the middle of the cut leaves fewer records of a group that already lacked one: it is torn as before.
-    ///
-    /// Zeros are written even over zeros: those may stand in the page cache only, from a cut that was never synced.
-    fn judge_rest(&mut self, stop: Position, why: &'static str) -> Result<Option<String>, StorageError> {
-        let file = segment_name(stop.segment);
-        if self.group < self.mark.group {
-            let what =
-                format!("{why}; the log must be whole up to group {}, which was on disk", self.mark.group);
-            return Err(damaged_file(&file, stop.offset, what));
-        }
-        let end = self.end;
-        let rest = |segment| if segment == end.segment { end.offset } else { BLOCK };
-        let mut torn = false;
-        for segment in end.segment..=self.segments {
-            self.load(segment)?;
-            if self.image[rest(segment) as usize..].iter().any(|b| *b != 0) {
-                torn = true;
-                self.refuse_other_groups(segment, rest(segment), stop, why)?;
-            }
-        }
-        for segment in end.segment..=self.segments {
-            let from = rest(segment);
-            self.overwrite(segment, from, &vec![0; (self.segment_bytes - from) as usize])?;
-        }
-        Ok(torn.then(|| {
-            format!(
-                "{file} at offset {}: {why}; cut group {}, which was being written and never confirmed, back to {} at \
-                 offset {} (S1)",
-                stop.offset,
-                self.group + 1,
-                segment_name(end.segment),
-                end.offset
-            )
-        }))
-    }
-
-    /// Behind the end nothing but the torn group may have left a record. Every aligned place is tried, for the chain
-    /// cannot be trusted here. (A value that contains record headers could be taken for one; that only refuses more.)
-    fn refuse_other_groups(
-        &self,
-        segment: u32,
-        from: u64,
-        stop: Position,
-        why: &str,
-    ) -> Result<(), StorageError> {
-        for offset in (from..self.segment_bytes).step_by(8) {
-            let Ok((header, _)) = RecordHeader::decode(&self.image[offset as usize..]) else { continue };
-            if header.group.get() != self.group + 1 {
-                let what = format!(
-                    "{why}; but a record of group {} follows in {} at offset {offset}, so this was on disk",
-                    header.group,
-                    segment_name(segment)
-                );
-                return Err(damaged_file(&segment_name(stop.segment), stop.offset, what));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whatever stands above the mark may have been read from a page cache whose sync never came or failed; in the
-    /// second case the pages count as clean, and only writing them again makes a sync mean something.
-    /// The log in front of the start was on disk before the snapshot was.
-    fn make_durable(&mut self, start: Start) -> Result<(), StorageError> {
-        let first = self.mark.end.max(start.at);
-        for segment in first.segment..=self.end.segment {
-            let from = if segment == first.segment { first.offset } else { BLOCK };
-            let to = if segment == self.end.segment { self.end.offset } else { self.segment_bytes };
-            if from < to {
-                self.load(segment)?;
-                let bytes = self.image[from as usize..to as usize].to_vec();
-                self.overwrite(segment, from, &bytes)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn overwrite(&mut self, segment: u32, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
-        let name = segment_name(segment);
-        // What is in memory may be older than the file from here on.
-        self.loaded = 0;
-        let mut file = self.disk.open(&name).map_err(io_error(&name, "open"))?;
-        file.write_at(bytes, offset).and_then(|()| file.sync_data()).map_err(io_error(&name, "write"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -491,11 +309,9 @@ mod tests {
         assert!(check(&["wal-1.seg", "notes"]).unwrap_err().contains("never formatted"));
         assert!(check(&["mark", "wal-00000001.seg"]).unwrap_err().starts_with("identity: damaged"));
         assert!(check(&["identity", "wal-00000001.seg"]).unwrap_err().starts_with("mark: damaged"));
-        assert!(
-            check(&["identity", "mark", "wal-00000002.seg"])
-                .unwrap_err()
-                .starts_with("wal-00000001.seg: damaged")
-        );
+        // What is missing of the log itself is found when it is read.
+        assert_eq!(check(&["identity", "mark", "wal-00000002.seg"]), Ok((2, 2)));
+        assert_eq!(check(&["identity", "mark"]), Ok((1, 1)));
         assert_eq!(check(&["identity", "mark", "notes", "wal-00000001.seg"]), Ok((1, 1)));
         let snapshot = "snapshot-0000000000000064.snap";
         assert_eq!(
@@ -506,6 +322,7 @@ mod tests {
 
     #[test]
     fn zeros_are_never_a_record() {
+        use crate::storage::format::record_at;
         assert_eq!(record_at(&[0; 64], 0).unwrap_err(), crate::storage::format::Bad::Zeros);
     }
 }

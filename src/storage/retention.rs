@@ -47,7 +47,7 @@ impl<D: Disk> Wal<D> {
                 .rev()
                 .find(|start| start.at <= lowest)
                 .expect("S2: what is read stands behind a boundary"),
-            None => Start { group: self.group, at: self.end },
+            None => Start { group: self.group, at: self.end, stood: self.contents.stood },
         };
         self.abandon_snapshot()?;
         self.writing = Some(Writing::new(source, start, foreign));

@@ -74,6 +74,8 @@ pub(super) struct Start {
     /// The group that ends there.
     pub group: u64,
     pub at: Position,
+    /// See [`super::contents::Contents::stood`].
+    pub stood: Slot,
 }
 
 /// What a snapshot's block says.
@@ -99,6 +101,7 @@ struct Header {
     bytes: U64,
     start_offset: U64,
     start_group: U64,
+    start_stood: U64,
     promise_round: U64,
     piece_bytes: U32,
     start_segment: U32,
@@ -122,6 +125,7 @@ impl Snapshot {
             bytes: self.cut.bytes.into(),
             start_offset: self.start.at.offset.into(),
             start_group: self.start.group.into(),
+            start_stood: self.start.stood.0.into(),
             promise_round: self.promised.round.into(),
             piece_bytes: self.cut.piece_bytes.into(),
             start_segment: self.start.at.segment.into(),
@@ -157,7 +161,11 @@ impl Snapshot {
         let cut = Cut { slot, digest: h.digest.get(), bytes: h.bytes.get(), piece_bytes };
         let at = Position { segment: h.start_segment.get(), offset: h.start_offset.get() };
         let promised = Ballot { round: h.promise_round.get(), server: h.promise_server.get() };
-        Ok(Snapshot { cut, start: Start { group: h.start_group.get(), at }, promised })
+        Ok(Snapshot {
+            cut,
+            start: Start { group: h.start_group.get(), at, stood: Slot(h.start_stood.get()) },
+            promised,
+        })
     }
 
     fn place(&self, n: u64) -> u64 {

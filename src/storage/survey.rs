@@ -154,7 +154,10 @@ pub fn survey<D: Disk>(disk: &D, mut show: impl FnMut(Seen<'_>)) -> Result<Surve
         highest: 0,
         found: Vec::new(),
         promised: Ballot::ZERO,
-        contents: Contents::behind(starts.iter().map(|(slot, _)| *slot).max().unwrap_or_default()),
+        contents: Contents::behind(
+            starts.iter().map(|(slot, _)| *slot).max().unwrap_or_default(),
+            Slot::ZERO,
+        ),
         mark,
     };
     for number in first..=last {

@@ -192,7 +192,7 @@ impl<D: Disk> Wal<D> {
             .and_then(|()| disk.sync_dir())
             .map_err(io_error(IDENTITY, "rename"))?;
 
-        let boundaries = BTreeMap::from([(1, Start { group: 0, at: end })]);
+        let boundaries = BTreeMap::from([(1, Start { group: 0, at: end, stood: Slot::ZERO })]);
         let (ready, snapshots) = (VecDeque::new(), Vec::new());
         let (active, jumped) = (first.file, Slot::ZERO);
         let tail = Tail { group: 0, end, active, ready, mark, boundaries, snapshots, jumped, oldest: 1 };
@@ -285,6 +285,7 @@ impl<D: Disk> Wal<D> {
             Record::Accept { slot, ballot, value } => (Kind::Accept, *slot, *ballot, &value.0),
             Record::Learn { slot, ballot, value } => (Kind::Learn, *slot, *ballot, &value.0),
             Record::Decided(slot) => (Kind::Decided, *slot, Ballot::ZERO, &[]),
+            Record::Vouch => (Kind::Vouch, Slot::ZERO, Ballot::ZERO, &[]),
             Record::History { from, to, more, bytes } => {
                 (Kind::History, *to, Ballot { round: from.0, server: *more }, &bytes.0)
             }
@@ -387,7 +388,11 @@ impl<D: Disk> Wal<D> {
             self.spare = bytes;
         }
         self.group = group;
-        self.boundaries.entry(self.end.segment).or_insert(Start { group, at: self.end });
+        self.boundaries.entry(self.end.segment).or_insert(Start {
+            group,
+            at: self.end,
+            stood: self.contents.stood,
+        });
         // S1: before any answer leaves, so that not even a lost page of the log goes unnoticed. Not synced: a mark
         // that is older than the log only means that less is known to be beyond suspicion.
         if let Err(e) = self.write_mark() {
@@ -438,6 +443,14 @@ impl<D: Disk> Wal<D> {
             slot = slot.next();
         }
         Ok(out)
+    }
+
+    /// The ballot of the record at `at`, of which at least the header is whole.
+    pub(super) fn ballot_at(&self, at: Position) -> io::Result<Ballot> {
+        let mut bytes = [0; HEADER as usize];
+        self.disk.open(&segment_name(at.segment))?.read_at(&mut bytes, at.offset)?;
+        let header = RecordHeader::decode(&bytes);
+        header.map(|(header, _)| header.ballot()).map_err(|bad| io::Error::other(bad.text()))
     }
 
     pub(super) fn check(&self) -> io::Result<()> {

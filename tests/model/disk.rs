@@ -45,6 +45,7 @@ impl Kept {
                 }
             }
             Record::Decided(slot) => self.raise_decided(*slot),
+            Record::Vouch => {}
             Record::History { to, .. } => {
                 self.raise_decided(*to);
                 self.noted = *to;
@@ -76,6 +77,7 @@ impl Kept {
             noted: self.noted,
             snapshot: None,
             votes,
+            loss: None,
             torn: None,
             damaged: Vec::new(),
         }
@@ -140,7 +142,7 @@ impl StableLog for ModelLog {
                 self.known = self.known.max(*slot);
                 Some(*slot)
             }
-            Record::Promise(_) => None,
+            Record::Promise(_) | Record::Vouch => None,
         };
         if header.is_some_and(|slot| slot >= self.known) {
             staged.raise_decided(self.known);

@@ -227,8 +227,15 @@ fn damage_falls_back_to_the_older_snapshot() {
         let mut older = copy.contents(&names[0]).expect("snapshot");
         older[4100] ^= 1;
         copy.overwrite(&names[0], older);
-        let text = refusal(copy);
-        assert!(text.contains("no snapshot is whole") && text.contains(&names[1]), "{text}");
+        // Then only others can give back what came before the log that is kept.
+        let (wal, recovered) = open(copy);
+        assert_eq!(
+            (recovered.snapshot, recovered.decided, recovered.promised),
+            (None, Slot::ZERO, ballot(5))
+        );
+        assert!(recovered.loss.is_some_and(|loss| loss.known >= Slot(37)));
+        assert!(recovered.damaged[0].starts_with(&names[1]), "{:?}", recovered.damaged);
+        assert_eq!(wal.read(Slot(40), 0).expect("read").len(), 1);
     }
     let copy = disk.copy();
     copy.remove(&names[1]).expect("remove");
@@ -246,19 +253,21 @@ fn a_missing_segment_is_damage_from_the_snapshot_on_and_none_before() {
     let disk = MemDisk::new();
     drop(sample_with_snapshots(&disk, u64::MAX));
     let files = log_files(&disk);
-    let (mut refused, mut unharmed) = (0, 0);
+    let truth = Truth::of(&disk);
+    let (mut damaged, mut unharmed) = (0, 0);
     for name in &files {
         let copy = disk.copy();
         copy.remove(name).expect("remove");
-        match Wal::open(copy, expected()) {
-            Ok(_) => unharmed += 1,
-            Err(e) => {
-                refused += 1;
-                assert!(e.to_string().contains("missing"), "{e}");
+        let named = check_honest(&copy, &truth);
+        match named.first() {
+            None => unharmed += 1,
+            Some(text) => {
+                damaged += 1;
+                assert!(text.starts_with(name) && text.contains("missing"), "{text}");
             }
         }
     }
-    assert!(refused >= 2 && unharmed >= 3, "{refused} {unharmed}");
+    assert!(damaged >= 2 && unharmed >= 3, "{damaged} {unharmed}");
 }
 
 /// The power may go between any two writes and syncs of a snapshot, and each of them may fail.
@@ -362,13 +371,15 @@ fn a_foreign_snapshot_stands_for_slots_that_the_log_lacks() {
 /// P1: once it may have answered for the slots up to there, a server never comes back without them; also if it answered
 /// before it wrote anything else, and whenever it died.
 #[test]
-fn without_the_foreign_snapshot_that_it_went_on_from_a_server_is_refused() {
+fn without_the_foreign_snapshot_that_it_went_on_from_a_server_knows_what_it_lacks() {
     let name = "snapshot-0000000000000100.snap";
-    let refused = |disk: MemDisk| {
+    let lacks = |disk: MemDisk| {
         let found = survey(&disk, |_| {}).expect("formatted").faults;
         assert!(found.iter().any(|fault| fault.file == name), "{found:?}");
-        let text = refusal(disk);
-        assert!(text.starts_with(name) && text.contains("leads only to slot 40"), "{text}");
+        let (_, recovered) = open(disk);
+        assert!(recovered.decided < Slot(41) && recovered.snapshot.is_none(), "{recovered:?}");
+        assert!(recovered.damaged.iter().any(|text| text.starts_with(name)), "{:?}", recovered.damaged);
+        assert_eq!(recovered.loss.map(|loss| loss.known), Some(Slot(100)));
     };
     let mut installed = 0;
     for steps in 1.. {
@@ -386,7 +397,7 @@ fn without_the_foreign_snapshot_that_it_went_on_from_a_server_is_refused() {
             let was_there = lost.remove(name).is_ok();
             assert!(was_there || !answered);
             if answered {
-                refused(lost);
+                lacks(lost);
             }
             if was_there {
                 assert_eq!(open(copy.clone()).1.snapshot, Some(State(100).cut()));
@@ -394,9 +405,9 @@ fn without_the_foreign_snapshot_that_it_went_on_from_a_server_is_refused() {
                 flipped[4100] ^= 1;
                 let damaged = copy.copy();
                 damaged.overwrite(name, flipped);
-                refused(damaged);
+                lacks(damaged);
                 copy.remove(name).expect("it is there");
-                refused(copy);
+                lacks(copy);
                 installed += 1;
             } else {
                 check_restart(&copy, 32);

@@ -62,7 +62,8 @@ fn answers_to_the_pre_vote_of_an_earlier_search_do_not_count() {
     };
     let due = s1.next_deadline();
     step(&mut s1, due, |r, out| r.timer(due, 1, out));
-    let beat = Heartbeat { ballot: Ballot::new(1, S2), round: 1, decided: Slot::ZERO };
+    let beat =
+        Heartbeat { ballot: Ballot::new(1, S2), round: 1, decided: Slot::ZERO, phase1_end: Slot::ZERO };
     step(&mut s1, due, |r, out| r.message(due, S2, Message::Heartbeat(beat), out));
     let now = s1.next_deadline();
     step(&mut s1, now, |r, out| r.timer(now, 1, out));
@@ -84,7 +85,8 @@ fn a_server_campaigns_on_request_only_if_nobody_leads() {
     let start = (Ballot::ZERO, Slot::ZERO, Vec::new());
     let mut s1 = Replica::new(S1, CLUSTER.to_vec(), Timeouts::default(), Time(0), 1, start);
     let now = Time(10_000_000);
-    let beat = Heartbeat { ballot: Ballot::new(1, S2), round: 1, decided: Slot::ZERO };
+    let beat =
+        Heartbeat { ballot: Ballot::new(1, S2), round: 1, decided: Slot::ZERO, phase1_end: Slot::ZERO };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::Heartbeat(beat), out));
     assert_eq!(ask(&mut s1, now), 0, "S2 leads");
     assert_eq!(ask(&mut s1, now + Timeouts::default().election()), 2, "S2 was not heard for a time-out");
@@ -98,8 +100,13 @@ fn a_server_campaigns_on_request_only_if_nobody_leads() {
 fn a_candidate_fetches_what_others_know_as_decided_before_it_leads() {
     let (mut s1, now) = candidate();
     let ballot = s1.promised();
-    let promise =
-        Message::Promise(Promise { ballot, decided: Slot(6), votes: Vec::new(), incarnation: DISK });
+    let promise = Message::Promise(Promise {
+        ballot,
+        decided: Slot(6),
+        votes: Vec::new(),
+        loss: None,
+        incarnation: DISK,
+    });
     let fetch = |from| Message::Fetch(Fetch { from: Slot(from) });
     let sent = step(&mut s1, now, |r, out| r.message(now, S2, promise.clone(), out));
     assert_eq!(sent, [(S2, fetch(4))]);
@@ -148,7 +155,7 @@ fn a_leader_proposes_the_vote_of_the_highest_ballot() {
     step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out));
     let ballot = Ballot::new(3, S1);
     let votes = vec![(high, value(4)), (low, value(5)), (low, value(3)), (low, value(6))];
-    let promise = Promise { ballot, decided: Slot(3), votes, incarnation: DISK };
+    let promise = Promise { ballot, decided: Slot(3), votes, loss: None, incarnation: DISK };
     let sent = step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
     let proposed = sent.iter().find_map(|(to, message)| match message {
         Message::Accept(m) if *to == S2 => Some((m.first, m.values.clone())),
@@ -167,7 +174,13 @@ fn two_values_in_one_ballot_stop_the_server() {
     step(&mut s1, now, |r, out| r.timer(now, 1, out));
     let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::ZERO };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out));
-    let promise = Promise { ballot: Ballot::new(2, S1), decided: Slot(3), votes: vote(2), incarnation: DISK };
+    let promise = Promise {
+        ballot: Ballot::new(2, S1),
+        decided: Slot(3),
+        votes: vote(2),
+        loss: None,
+        incarnation: DISK,
+    };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
 }
 
@@ -180,6 +193,7 @@ fn only_a_refusal_of_the_present_ballot_ends_a_campaign() {
         ballot: Ballot::new(1, S1),
         decided: Slot(3),
         votes: Vec::new(),
+        loss: None,
         incarnation: DISK,
     });
     for (refusal, ends) in [(refuse(0, 9), false), (refuse(1, 0), false), (refuse(1, 9), true)] {
@@ -197,8 +211,14 @@ fn only_a_refusal_of_the_present_ballot_ends_a_campaign() {
 fn messages_of_strangers_and_in_the_name_of_others_change_nothing() {
     let (mut s1, now) = leader();
     let before = s1.clone();
-    let beat =
-        |server| Message::Heartbeat(Heartbeat { ballot: Ballot::new(5, server), round: 1, decided: Slot(3) });
+    let beat = |server| {
+        Message::Heartbeat(Heartbeat {
+            ballot: Ballot::new(5, server),
+            round: 1,
+            decided: Slot(3),
+            phase1_end: Slot::ZERO,
+        })
+    };
     for (from, message) in [(NodeId(4), beat(NodeId(4))), (NodeId(4), accepted(Ballot::new(1, S1), 3))] {
         let mut out = Output::default();
         s1.message(now, from, message, &mut out);
@@ -311,7 +331,7 @@ fn a_follower_that_lags_far_is_sent_entries_from_disk_and_then_from_memory() {
 
     let entries = |n| vec![(Ballot::ZERO, value(2)); n];
     let read = |s1: &mut Replica, first, n| {
-        step(s1, now, |r, out| r.log_read(Purpose::CatchUp(S3), Slot(first), entries(n), out))
+        step(s1, now, |r, out| r.log_read(now, Purpose::CatchUp(S3), Slot(first), entries(n), out))
     };
     let sent = read(&mut s1, 2, 2);
     assert_eq!(slots(&sent, S3), [2, 3, 4], "two from disk, one from memory");
@@ -324,7 +344,7 @@ fn decided_entries_are_handed_out_from_memory_or_disk_and_others_not_at_all() {
     let ballot = Ballot::new(1, S2);
     let start = (ballot, Slot(3), vec![(ballot, value(1)), (ballot, value(2)), (ballot, value(3))]);
     let mut s1 = Replica::new(S1, CLUSTER.to_vec(), Timeouts::default(), Time(0), 1, start);
-    let beat = Heartbeat { ballot, round: 1, decided: Slot(5) };
+    let beat = Heartbeat { ballot, round: 1, decided: Slot(5), phase1_end: Slot::ZERO };
     step(&mut s1, Time(0), |r, out| r.message(Time(0), S2, Message::Heartbeat(beat), out));
     assert_eq!((s1.decided(), s1.position()), (Slot(5), Slot(6)));
     let mut fetch = |from| {
@@ -365,7 +385,7 @@ fn what_phase_1_brought_up_is_decided_anew_before_reads() {
     let ballot = s1.promised();
     assert!(!s1.phase1_decided());
     let votes = vec![(Ballot::new(0, S3), value(1)), (Ballot::new(0, S3), value(2))];
-    let promise = Promise { ballot, decided: Slot(3), votes, incarnation: DISK };
+    let promise = Promise { ballot, decided: Slot(3), votes, loss: None, incarnation: DISK };
     let sent = step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
     assert_eq!(slots(&sent, S2), [4, 5]);
     assert!(s1.is_leader() && !s1.phase1_decided());
@@ -391,7 +411,7 @@ fn followers_are_told_what_is_decided_a_millisecond_later_and_once() {
     step(&mut s1, now + Duration::from_micros(500), |_, _| ());
     assert_eq!(s1.next_deadline(), due);
     let sent = step(&mut s1, due, |r, out| r.timer(due, 1, out));
-    let beat = Heartbeat { ballot, round: 1, decided: Slot(4) };
+    let beat = Heartbeat { ballot, round: 1, decided: Slot(4), phase1_end: Slot(3) };
     assert_eq!(sent, [(S2, Message::Heartbeat(beat.clone())), (S3, Message::Heartbeat(beat))]);
     assert_eq!(s1.next_deadline(), idle, "there is nothing more to tell");
 }

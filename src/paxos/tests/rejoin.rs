@@ -42,7 +42,7 @@ fn a_learner_answers_nothing_that_counts() {
         assert_eq!(sent, []);
     }
     assert_eq!((s1.decided(), s1.position()), (Slot(3), Slot(3)));
-    let beat = Heartbeat { ballot, round: 1, decided: Slot(4) };
+    let beat = Heartbeat { ballot, round: 1, decided: Slot(4), phase1_end: Slot::ZERO };
     let sent = step(&mut s1, now, |r, out| r.message(now, S2, Message::Heartbeat(beat), out));
     let learner = Message::Learner(Learner { ballot, decided: Slot(3), incarnation: NEW });
     assert_eq!(sent, [(S2, learner), (S2, Message::Fetch(Fetch { from: Slot(4) }))]);
@@ -105,8 +105,9 @@ fn a_candidate_finds_among_the_votes_whose_disk_was_replaced() {
         step(&mut s1, now, |r, out| r.message(now, from, Message::PreVoteReply(granted), out));
     }
     let ballot = s1.promised();
-    let promise =
-        |votes, incarnation| Message::Promise(Promise { ballot, decided: Slot(3), votes, incarnation });
+    let promise = |votes, incarnation| {
+        Message::Promise(Promise { ballot, decided: Slot(3), votes, loss: None, incarnation })
+    };
     let vote = vec![(Ballot::new(1, S5), Value::from_slice(&[3, 1]))];
     step(&mut s1, now, |r, out| r.message(now, S2, promise(vote, DISK), out));
     step(&mut s1, now, |r, out| r.message(now, S3, promise(Vec::new(), DISK), out));
