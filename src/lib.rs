@@ -45,7 +45,8 @@
 //! * **T7** A register is forgotten only when every participant has applied the outcome.
 //! * **T8** An abort is definite; what is not known is *unknown*, and is fenced, never executed.
 //! * **S1** Only the group of records that a crash interrupted is cut from the log's end.
-//! * **S2** Everything else that does not fit is damage, and nothing is dropped in silence.
+//! * **S2** Everything else that does not fit is damage: it is named, and its server vouches for no vote that it may have
+//!   forgotten.
 //! * **S3** Formatting is an explicit act, once in the life of a directory. A server with a new disk votes when a majority
 //!   without it has let it in again, and what its old disk vouched for no longer counts.
 

@@ -196,8 +196,8 @@ pub enum Record {
     /// Which transactions of these slots committed, all of which are decided. What does not fit into one record goes on in
     /// the next, of which `more` follow.
     History { from: Slot, to: Slot, more: u16, bytes: Value },
-    /// No vote that damage took from what stands earlier in the log matters any more (S2).
-    Vouch,
+    /// No vote that was cast before for a slot above this one matters any more (S2).
+    Vouch(Slot),
 }
 
 /// What a server knows of its latest vote for a slot.

@@ -200,7 +200,7 @@ impl Replica {
             loss.hidden = Slot::ZERO;
             if self.fits(&Value::noop(), out) {
                 // Without it, the next start has the same doubts again.
-                out.records.push(Record::Vouch);
+                out.records.push(Record::Vouch(position));
             }
             self.mend(out);
         }
@@ -215,6 +215,15 @@ impl Replica {
         {
             let others = promises.keys().filter(|server| **server != self.me);
             out.now.extend(others.map(|server| (*server, Message::Fetch(Fetch { from }))));
+        }
+    }
+
+    /// A server that waits to be let in, and lacks values that are decided: one of them may say that it votes (S3), and
+    /// without its vote there may be no leader to have them from.
+    pub(super) fn ask_peers(&self, out: &mut Output) {
+        if self.decided < self.known() {
+            let from = self.decided.next();
+            out.now.extend(self.peers().into_iter().map(|peer| (peer, Message::Fetch(Fetch { from }))));
         }
     }
 

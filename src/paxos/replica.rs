@@ -258,6 +258,7 @@ impl Replica {
             if self.deadline <= now && self.membership.votes() {
                 self.begin_pre_vote(now, out);
             } else if self.deadline <= now {
+                self.ask_peers(out);
                 self.reset_deadline(now);
             }
             return;

@@ -49,7 +49,7 @@ pub fn record_bytes(value: &Value) -> u64 {
 
 fn cost(record: &Record) -> u64 {
     match record {
-        Record::Promise(_) | Record::Decided(_) | Record::Vouch => RECORD_BYTES,
+        Record::Promise(_) | Record::Decided(_) | Record::Vouch(_) => RECORD_BYTES,
         Record::Accept { value, .. } | Record::Learn { value, .. } => record_bytes(value),
         Record::History { bytes, .. } => record_bytes(bytes),
     }

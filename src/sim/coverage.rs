@@ -70,6 +70,7 @@ sights! {
     DiskDamaged "a server refused to start from damaged files (S3)",
     LogDamaged "a server started from a damaged log (S2)",
     VotesLost "a server started that had lost votes, or decided values (S2)",
+    Helix "all servers of a cluster started with damaged logs, and most of them had lost something (S2)",
     Healed "a server whose log was damaged knew all its votes again (S2)",
     Salvaged "a server took from its own log what stood behind damage (S2)",
     Rejoined "a server whose disk was replaced was let in again and voted (S3)",

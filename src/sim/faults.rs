@@ -84,6 +84,11 @@ impl Run {
         {
             self.world.damage(id, &[".snap"]);
         }
+        if self.plan.swarm.damage > 0 && self.chance(self.plan.swarm.damage.div_ceil(4)) {
+            let topology = self.world.options.topology;
+            let server = self.any_server();
+            self.world.helix(topology.shard_of_server(server));
+        }
         let (wipe, damage) = (self.chance(self.plan.swarm.wipe), self.chance(self.plan.swarm.damage));
         if wipe || damage {
             let id = self.any_server();

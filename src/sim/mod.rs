@@ -21,6 +21,7 @@ mod clock;
 mod coverage;
 mod disk;
 mod faults;
+mod helix;
 mod listing;
 mod network;
 mod partition;

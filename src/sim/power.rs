@@ -11,7 +11,7 @@ use crate::sim::network::{Packet, Place};
 use crate::sim::promises::Told;
 use crate::sim::server::{Ailment, Harm, Running};
 use crate::sim::world::{Connection, Event, Options, World};
-use crate::storage::{Disk, Expected, Identity, Kept, StorageError, Unsynced, Wal};
+use crate::storage::{Disk, Expected, Identity, Kept, StorageError, Unsynced, Wal, survey};
 use crate::types::{ClientId, NodeId, Slot, Time};
 
 impl World {
@@ -27,7 +27,7 @@ impl World {
         self.stop(id, true, true);
     }
 
-    fn stop(&mut self, id: NodeId, power: bool, tears: bool) {
+    pub(super) fn stop(&mut self, id: NodeId, power: bool, tears: bool) {
         self.note(|| format!("{id} crashes"));
         self.hash.add(&("crash", self.now, id));
         let mut dice = self.rng.clone();
@@ -129,12 +129,14 @@ impl World {
         let mut sights = Vec::new();
         let misreads = std::mem::take(&mut server.misreads);
         let mut misread = None;
+        let mut damaged = false;
         let started = Wal::open(server.disk.clone(), expected).and_then(|(mut wal, recovered)| {
             sights.extend(recovered.torn.is_some().then_some(Seen::TornTailCut));
             sights.extend(recovered.snapshot.is_some().then_some(Seen::StartedFromSnapshot));
             let snapshots = |text: &String| text.starts_with("snapshot-");
             sights.extend(recovered.damaged.iter().any(snapshots).then_some(Seen::SnapshotDamaged));
-            sights.extend((!recovered.damaged.iter().all(snapshots)).then_some(Seen::LogDamaged));
+            damaged = !recovered.damaged.iter().all(snapshots);
+            sights.extend(damaged.then_some(Seen::LogDamaged));
             sights.extend(recovered.loss.is_some().then_some(Seen::VotesLost));
             sights.extend((!recovered.votes.is_empty()).then_some(Seen::Restarted));
             let nothing = if misreads { recovered.decided } else { Slot::ZERO };
@@ -149,6 +151,10 @@ impl World {
             (Ok(_), Some(Ailment::Wiped)) => panic!("S3: {id} starts from a wiped disk"),
             (Ok(running), _) => {
                 server.ailment = None;
+                if damaged && has_vouched(&server.disk) {
+                    server.told.forgive(running.shard.replica().promised());
+                    self.checker.acceptances.forget(id);
+                }
                 server.told.check(&running.shard);
                 let replica = running.shard.replica();
                 server.healing = replica.is_repairing();
@@ -380,6 +386,12 @@ impl World {
         server.dies_overwriting = false;
         server.disk.set_fuse(None);
     }
+}
+
+/// Whether a log has a record that ends doubts (S2).
+fn has_vouched(disk: &SimDisk) -> bool {
+    let mut found = false;
+    survey(disk, |seen| found |= seen.kind == "vouch").is_ok_and(|_| found)
 }
 
 /// Whether a server says that its files are not what it wrote. A flipped bit may well hit the number of a version.

@@ -42,6 +42,12 @@ impl Told {
         }
     }
 
+    /// S2: damage was found in front of a record that ends doubts. What it hides was void when that was written, as far as it
+    /// was of an older ballot than the promise.
+    pub fn forgive(&mut self, promised: Ballot) {
+        self.accepted.retain(|ballot, _| *ballot >= promised);
+    }
+
     /// A server was restored from its disk: it must know everything that it told.
     pub fn check(&self, server: &Shard) {
         let (me, replica) = (server.id(), server.replica());

@@ -36,6 +36,8 @@ pub(super) struct Contents {
     index: VecDeque<u64>,
     /// Values of the group in the making, which nobody may read yet.
     staged: Vec<(Slot, u64)>,
+    /// The highest slot among these.
+    staged_top: Slot,
     /// Records were lost: a list of committed transactions may be among them.
     lossy: bool,
     /// The slot that recovery starts from.
@@ -141,6 +143,7 @@ impl Contents {
                 }
                 self.check_gap(slot)?;
                 self.staged.push((slot, at.pack()));
+                self.staged_top = self.staged_top.max(slot);
                 if slot == self.present.next() {
                     self.present = slot;
                 }
@@ -164,7 +167,7 @@ impl Contents {
                     self.noted = self.noted.max(slot);
                 }
             }
-            Kind::Vouch => self.vouch(),
+            Kind::Vouch => self.vouch(slot),
             Kind::End => {}
         }
         Ok(())
@@ -172,7 +175,7 @@ impl Contents {
 
     /// The highest slot that anything was said of.
     fn top(&self) -> Slot {
-        self.known.max(self.present).max(self.last()).max(self.jumped)
+        self.known.max(self.present).max(self.last()).max(self.staged_top).max(self.jumped)
     }
 
     fn check_gap(&self, slot: Slot) -> Result<(), String> {
@@ -190,6 +193,7 @@ impl Contents {
         ballot: Ballot,
         at: Position,
     ) -> Result<(), String> {
+        self.settle();
         self.lossy = true;
         if !kind.has_value() {
             return Ok(());
@@ -206,7 +210,6 @@ impl Contents {
             self.known = slot;
         }
         if slot > self.known || self.position(slot).is_none() {
-            self.settle();
             self.put(slot, at.pack() | BODILESS);
             self.present = self.present.min(Slot(slot.0 - 1));
         }
@@ -241,14 +244,14 @@ impl Contents {
         }
     }
 
-    /// S2: no vote in doubt matters any more, nor any above the first of them.
-    fn vouch(&mut self) {
+    /// S2: no vote for a slot above this one matters any more. Those that are here stay up to the first in doubt (P2).
+    fn vouch(&mut self, slot: Slot) {
         self.settle();
-        let doubts = self.index.iter_mut().filter(|packed| **packed & (BODILESS | HIDDEN) != 0);
-        doubts.for_each(|packed| *packed = 0);
-        let open = self.known.0.saturating_sub(self.base.0) as usize;
-        let gap = self.index.iter().skip(open).position(|packed| *packed == 0);
-        self.index.truncate(gap.map_or(self.index.len(), |gap| open + gap));
+        let above = (slot.0.saturating_sub(self.base.0) as usize).min(self.index.len());
+        let whole = |packed: &&u64| **packed != 0 && **packed & (BODILESS | HIDDEN) == 0;
+        let kept = self.index.iter().skip(above).take_while(whole).count();
+        self.index.truncate(above + kept);
+        self.present = self.present.min(self.last());
     }
 
     pub fn raise_promise(&mut self, ballot: Ballot) {
@@ -269,7 +272,7 @@ impl Contents {
     pub fn settle(&mut self) {
         let mut staged = std::mem::take(&mut self.staged);
         staged.drain(..).for_each(|(slot, packed)| self.put(slot, packed));
-        self.staged = staged;
+        (self.staged, self.staged_top) = (staged, Slot::ZERO);
         self.extend();
     }
 

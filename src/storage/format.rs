@@ -174,7 +174,7 @@ pub(super) enum Kind {
     End = 5,
     /// Its slot is the last one of the run; in place of a ballot it has the first one, and how many parts follow.
     History = 6,
-    /// What was lost in front of it hides no vote that matters any more.
+    /// Votes for slots above its own that stand in front of it, or stood there, matter no more.
     Vouch = 7,
 }
 

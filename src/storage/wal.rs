@@ -285,7 +285,7 @@ impl<D: Disk> Wal<D> {
             Record::Accept { slot, ballot, value } => (Kind::Accept, *slot, *ballot, &value.0),
             Record::Learn { slot, ballot, value } => (Kind::Learn, *slot, *ballot, &value.0),
             Record::Decided(slot) => (Kind::Decided, *slot, Ballot::ZERO, &[]),
-            Record::Vouch => (Kind::Vouch, Slot::ZERO, Ballot::ZERO, &[]),
+            Record::Vouch(slot) => (Kind::Vouch, *slot, Ballot::ZERO, &[]),
             Record::History { from, to, more, bytes } => {
                 (Kind::History, *to, Ballot { round: from.0, server: *more }, &bytes.0)
             }

@@ -45,7 +45,7 @@ impl Kept {
                 }
             }
             Record::Decided(slot) => self.raise_decided(*slot),
-            Record::Vouch => {}
+            Record::Vouch(_) => {}
             Record::History { to, .. } => {
                 self.raise_decided(*to);
                 self.noted = *to;
@@ -142,7 +142,7 @@ impl StableLog for ModelLog {
                 self.known = self.known.max(*slot);
                 Some(*slot)
             }
-            Record::Promise(_) | Record::Vouch => None,
+            Record::Promise(_) | Record::Vouch(_) => None,
         };
         if header.is_some_and(|slot| slot >= self.known) {
             staged.raise_decided(self.known);

@@ -34,7 +34,7 @@ impl Model {
             Record::Decided(slot) | Record::History { to: slot, .. } => {
                 self.explicit = self.explicit.max(*slot)
             }
-            Record::Vouch => {}
+            Record::Vouch(_) => {}
         }
     }
 
