@@ -2,6 +2,7 @@
 
 mod alone;
 mod rejoin;
+mod repair;
 
 use std::time::Duration;
 

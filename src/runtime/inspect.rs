@@ -268,6 +268,11 @@ fn log(disk: &FileDisk, place: &str, json: bool, out: &mut impl Write) -> Result
     let Identity { cluster_id, topology, server, .. } = identity;
     let expected = Expected { cluster_id: Some(cluster_id), topology, server };
     let started = Wal::open(Overlay::new(disk.clone()), expected).and_then(|(mut wal, recovered)| {
+        recovered.damaged.iter().for_each(|damaged| eprintln!("{place}/{damaged}"));
+        if let Some(loss) = recovered.loss.as_ref().filter(|loss| loss.known > recovered.decided) {
+            let (last, known) = (recovered.decided, loss.known);
+            eprintln!("{place}: the list ends with slot {last}; what follows up to slot {known} needs the other servers");
+        }
         let usual = (Timeouts::default(), Limits::default());
         let shard = drive::restore(server, topology, usual, Time::default(), 0, &mut wal, recovered)?;
         Ok((wal, shard))

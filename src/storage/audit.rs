@@ -74,7 +74,7 @@ impl Audit {
     /// # Errors
     ///
     /// The disk cannot be read, or the log is no longer whole from here on: a write that a crash interrupted, which the
-    /// next start will cut off, or damage.
+    /// next start will cut off, or damage. (A server, which knows where its log ends, goes on behind damage.)
     pub fn advance<D: Disk>(&mut self, disk: &D) -> Result<Option<Vec<Entry>>, StorageError> {
         self.read(disk, None)
     }
@@ -84,24 +84,24 @@ impl Audit {
             return Ok(None);
         }
         let name = segment_name(self.at.segment);
-        let file = match disk.open(&name) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(damaged_file(&name, None, "missing, or removed while it was read"));
-            }
-            other => other.map_err(io_error(&name, "open"))?,
+        let image = match self.image(disk, &name) {
+            Ok(image) => image,
+            // S2: what is known to have been there is not; the list has a gap.
+            Err(StorageError::Damaged { .. }) if end.is_some() => vec![0; self.segment_bytes as usize],
+            Err(e) => return Err(e),
         };
-        let size = self.segment_bytes;
-        let len = file.len().map_err(io_error(&name, "read"))?;
-        if len != size {
-            return Err(damaged_file(&name, len.min(size), format!("{len} bytes long instead of {size}")));
-        }
-        let mut image = vec![0; size as usize];
-        file.read_at(&mut image, 0).map_err(io_error(&name, "read"))?;
         let mut entries = Vec::new();
         let begun = self.at;
         while end.is_none_or(|end| self.at < end) {
             let (header, kind) = match record_at(&image, self.at.offset) {
                 Ok(record) if record.0.segment.get() == self.at.segment => record,
+                _ if end.is_some() => {
+                    self.skip(&image);
+                    if self.at.segment != begun.segment {
+                        break;
+                    }
+                    continue;
+                }
                 _ if image[self.at.offset as usize..].iter().all(|byte| *byte == 0) => {
                     return Ok((self.at != begun).then_some(entries));
                 }
@@ -125,6 +125,38 @@ impl Audit {
             }
         }
         Ok(Some(entries))
+    }
+
+    fn image<D: Disk>(&self, disk: &D, name: &str) -> Result<Vec<u8>, StorageError> {
+        let file = match disk.open(name) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(damaged_file(name, None, "missing, or removed while it was read"));
+            }
+            other => other.map_err(io_error(name, "open"))?,
+        };
+        let size = self.segment_bytes;
+        let len = file.len().map_err(io_error(name, "read"))?;
+        if len != size {
+            return Err(damaged_file(name, len.min(size), format!("{len} bytes long instead of {size}")));
+        }
+        let mut image = vec![0; size as usize];
+        file.read_at(&mut image, 0).map_err(io_error(name, "read"))?;
+        Ok(image)
+    }
+
+    /// S2: goes on at the next record that is whole. What was lost may have been later votes for slots that were not
+    /// accounted for, so nothing is known of these any more.
+    fn skip(&mut self, image: &[u8]) {
+        self.open.clear();
+        self.parts.clear();
+        self.values.clear();
+        let Position { segment, offset } = self.at;
+        let whole = |at: &u64| record_at(image, *at).is_ok_and(|(header, _)| header.segment.get() == segment);
+        let next = (offset + 8..self.segment_bytes).step_by(8).find(whole);
+        self.at = match next {
+            Some(offset) => Position { segment, offset },
+            None => Position::start_of(segment + 1),
+        };
     }
 
     fn note(

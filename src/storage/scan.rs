@@ -101,7 +101,6 @@ impl<'a, D: Disk> Scan<'a, D> {
             return Ok(());
         }
         self.loaded = number;
-        self.image.clear();
         self.image.resize(self.segment_bytes as usize, 0);
         match check_segment(self.disk, number, self.identity, self.segment_bytes) {
             Ok(()) => {}
@@ -109,6 +108,7 @@ impl<'a, D: Disk> Scan<'a, D> {
                 if self.broken.insert(number) {
                     self.faults.push(damaged_file(&segment_name(number), None, "missing").into());
                 }
+                self.image.fill(0);
                 return Ok(());
             }
             Err(e @ (StorageError::Damaged { .. } | StorageError::Io { doing: "read", .. })) => {
@@ -116,6 +116,7 @@ impl<'a, D: Disk> Scan<'a, D> {
                 if self.broken.insert(number) {
                     self.faults.push(e.into());
                 }
+                self.image.fill(0);
                 // Whose records they are is not known where the header is not whole.
                 if !short {
                     return Ok(());
@@ -302,6 +303,10 @@ impl<'a, D: Disk> Scan<'a, D> {
         for segment in from.segment..=self.segments {
             self.load(segment)?;
             let begin = if segment == from.segment { from.offset } else { BLOCK };
+            let rest = self.image.get(begin as usize..).unwrap_or_default();
+            if rest.iter().all(|byte| *byte == 0) {
+                continue;
+            }
             for offset in (begin..self.segment_bytes.saturating_sub(HEADER)).step_by(8) {
                 let Ok((header, _)) = RecordHeader::decode(&self.image[offset as usize..]) else { continue };
                 let group = header.group.get();

@@ -178,3 +178,47 @@ fn an_audit_gives_back_what_was_noted_and_says_what_is_missing() {
         "{text}"
     );
 }
+
+/// S2: a server lists what stands behind damage, and nothing that the damage may have changed.
+#[test]
+fn an_audit_goes_on_behind_damage() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    // Slot 2 was voted on again; each pair of slots has its history behind it.
+    commit(&mut wal, &[accept(1, 1, 1, 5), accept(2, 1, 2, 5)]);
+    commit(&mut wal, &[accept(2, 2, 9, 5), history(1, 2, 0, b"ab")]);
+    commit(&mut wal, &[accept(3, 2, 3, 5), accept(4, 2, 4, 5)]);
+    commit(&mut wal, &[history(3, 4, 0, b"cd")]);
+    drop(wal);
+    let entries = |disk: &MemDisk| {
+        let (wal, recovered) = open(disk.copy());
+        let mut audit = wal.audit();
+        let mut entries = Vec::new();
+        while let Some(more) = wal.audit_on(&mut audit).expect("it goes on") {
+            entries.extend(more);
+        }
+        (entries, recovered.damaged.is_empty())
+    };
+    let (whole, sound) = entries(&disk);
+    assert!(sound && whole.len() == 2, "{whole:?}");
+    let name = "wal-00000001.seg";
+    let bytes = disk.contents(name).expect("segment");
+    let end = bytes.iter().rposition(|byte| *byte != 0).expect("records");
+    let mut without = [0, 0];
+    for at in 4096..=end {
+        let copy = disk.copy();
+        let mut bad = bytes.clone();
+        bad[at] ^= 0x10;
+        copy.overwrite(name, bad);
+        let (left, sound) = entries(&copy);
+        assert!(!sound, "{at}");
+        for entry in &left {
+            assert!(whole.contains(entry) || matches!(entry, Entry::Gap { .. }), "{at}: {entry:?}");
+        }
+        (0..2).for_each(|n| without[n] += usize::from(!left.contains(&whole[n])));
+    }
+    assert!(
+        without[0] > 150 && without[1] > 150 && without.iter().sum::<usize>() <= end - 4096 + 1,
+        "{without:?}"
+    );
+}

@@ -1,0 +1,138 @@
+//! Servers whose log was damaged (S2): what they vouch for, and until when they do not.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::paxos::repair::choose;
+use crate::types::{Loss, Vote};
+
+fn value(byte: u8) -> Value {
+    Value::from_slice(&[byte])
+}
+
+fn cast(round: u64, byte: u8) -> Vote {
+    Vote::Cast(Ballot::new(round, S1), value(byte))
+}
+
+/// The promise of a server that knows slots 1 to `known` as decided.
+fn promise(known: u64, votes: &[(u64, Vote)], hidden: u64) -> Promise {
+    let votes: BTreeMap<Slot, Vote> = votes.iter().map(|(slot, vote)| (Slot(*slot), vote.clone())).collect();
+    let loss = Some(Loss { known: Slot(known), votes, hidden: Slot(hidden) });
+    Promise { ballot: Ballot::new(9, S1), decided: Slot(3), votes: Vec::new(), loss, incarnation: DISK }
+}
+
+fn sound(votes: &[u8]) -> Promise {
+    let votes = votes.iter().map(|byte| (Ballot::new(2, S1), value(*byte))).collect();
+    Promise { ballot: Ballot::new(9, S1), decided: Slot(3), votes, loss: None, incarnation: DISK }
+}
+
+/// What a candidate of three that knows slots 1 to 3 as decided proposes, or the slot at which it must wait.
+fn chosen(promises: &[Promise]) -> Result<Vec<(u64, Value)>, Slot> {
+    let promises = [S1, S2, S3].into_iter().zip(promises.iter().cloned()).collect();
+    let votes = choose(&promises, Slot(3), 2)?;
+    Ok(votes.into_iter().map(|(slot, (_, value))| (slot.0, value)).collect())
+}
+
+#[test]
+fn every_open_slot_needs_a_majority_that_vouches() {
+    let bodiless = Vote::Lost(Some(Ballot::new(2, S1)));
+    let damaged = |vote: &Vote| promise(3, &[(4, vote.clone())], 0);
+    // Somebody has the value of the vote whose own is lost.
+    assert_eq!(chosen(&[damaged(&bodiless), sound(&[7])]), Ok(vec![(4, value(7))]));
+    assert_eq!(chosen(&[damaged(&bodiless), damaged(&bodiless), sound(&[7])]), Ok(vec![(4, value(7))]));
+    // Nobody has: it was not chosen if a majority never cast it, and that must be heard.
+    assert_eq!(chosen(&[damaged(&bodiless), sound(&[])]), Err(Slot(4)));
+    assert_eq!(chosen(&[damaged(&bodiless), sound(&[]), sound(&[])]), Ok(vec![]));
+    // A lower vote tells nothing of a higher one.
+    let higher = Vote::Lost(Some(Ballot::new(3, S1)));
+    assert_eq!(chosen(&[damaged(&higher), sound(&[7])]), Err(Slot(4)));
+    assert_eq!(chosen(&[damaged(&higher), sound(&[7]), sound(&[7])]), Ok(vec![(4, value(7))]));
+    // Whether there was a vote at all is forgotten: for a slot in the list, or for all up to one.
+    for hidden in [damaged(&Vote::Lost(None)), promise(3, &[], 4)] {
+        assert_eq!(chosen(&[hidden.clone(), sound(&[7])]), Err(Slot(4)));
+        assert_eq!(chosen(&[hidden.clone(), sound(&[7]), sound(&[7])]), Ok(vec![(4, value(7))]));
+    }
+    // Votes that it remembers count, behind a doubt too.
+    let behind = promise(3, &[(4, Vote::Lost(None)), (5, cast(2, 8))], 0);
+    assert_eq!(chosen(&[behind, sound(&[7]), sound(&[7])]), Ok(vec![(4, value(7)), (5, value(8))]));
+    // It says that slot 5 is decided, and tells nothing of the votes up to there.
+    assert_eq!(chosen(&[promise(5, &[], 0), sound(&[])]), Err(Slot(4)));
+    assert_eq!(
+        chosen(&[promise(5, &[], 0), sound(&[7, 8]), sound(&[])]),
+        Ok(vec![(4, value(7)), (5, value(8))])
+    );
+    // Two forgot different slots.
+    let [one, two] =
+        [4, 5].map(|slot| promise(3, &[(slot, Vote::Lost(None)), (9 - slot, cast(2, 9 - slot as u8))], 0));
+    assert_eq!(chosen(&[one, two, sound(&[])]), Ok(vec![(4, value(4)), (5, value(5))]));
+}
+
+/// S1 of three, which had promised 2.S2, and knows that slot 5 is decided; it lost the value of slot 4.
+fn damaged() -> Replica {
+    let loss = Loss { known: Slot(5), votes: BTreeMap::from([(Slot(6), cast(1, 6))]), hidden: Slot(8) };
+    let start = (Ballot::new(2, S2), Slot(3), Vec::new());
+    Replica::new(S1, vec![S1, S2, S3], Timeouts::default(), Time(0), 1, start).with_loss(Some(loss))
+}
+
+/// The value comes from the leader, what stands behind it from the own log; doubts end in the next ballot, not in this one.
+#[test]
+fn a_damaged_server_vouches_again_in_a_later_ballot() {
+    let mut s1 = damaged();
+    let now = Time(1_000_000);
+    let mut turn = |message: Message| {
+        let mut out = Output::default();
+        s1.message(now, S2, message, &mut out);
+        (out, s1.clone())
+    };
+    let beat = |round: u64, phase1_end: u64| {
+        let ballot = Ballot::new(round, S2);
+        Message::Heartbeat(Heartbeat { ballot, round: 1, decided: Slot(6), phase1_end: Slot(phase1_end) })
+    };
+    let accept = |round: u64, first: u64, values: &[u8]| {
+        let values = values.iter().map(|byte| value(*byte)).collect();
+        Message::Accept(Accept {
+            ballot: Ballot::new(round, S2),
+            decided: Slot(3),
+            first: Slot(first),
+            values,
+        })
+    };
+    // What it knows as decided it takes for decided as soon as it has it, and then reads on in its own log.
+    let (out, s) = turn(accept(2, 4, &[4]));
+    assert_eq!(s.decided(), Slot(4));
+    let read =
+        ReadLog { purpose: Purpose::Salvage, from: Slot(5), to: Slot(5), max_bytes: s.limits.catch_up_bytes };
+    assert_eq!(out.reads, [read]);
+    let mut out = Output::default();
+    let mut s1 = s;
+    s1.log_read(now, Purpose::Salvage, Slot(5), vec![(Ballot::new(1, S2), value(5))], &mut out);
+    assert_eq!((s1.decided(), s1.position(), s1.is_repairing()), (Slot(5), Slot(5), true));
+    assert_eq!(s1.entry(Slot(6)), Some(&(Ballot::new(1, S1), value(6))));
+    let mut turn = |message: Message| {
+        let mut out = Output::default();
+        s1.message(now, S2, message, &mut out);
+        (out.records, s1.loss())
+    };
+    // It may have voted for slot 7 in this very ballot.
+    let (records, loss) = turn(beat(2, 0));
+    assert!(!records.iter().any(|record| matches!(record, Record::Vouch(_))));
+    assert_eq!(loss.map(|loss| loss.hidden), Some(Slot(8)));
+    // In the next one it has to have what phase 1 brought up.
+    let (records, loss) = turn(beat(3, 6));
+    assert!(!records.iter().any(|record| matches!(record, Record::Vouch(_))) && loss.is_some());
+    turn(accept(3, 6, &[6]));
+    let (records, loss) = turn(beat(3, 6));
+    assert_eq!((records, loss), (vec![Record::Vouch(Slot(6))], None));
+}
+
+/// Others may lack the same, so whoever has anything that is decided gives it, in front of a gap or behind it.
+#[test]
+fn values_behind_a_gap_are_handed_out() {
+    let mut s1 = damaged();
+    let ask = |s1: &mut Replica, from: u64| {
+        let mut out = Output::default();
+        s1.message(Time(0), S3, Message::Fetch(Fetch { from: Slot(from) }), &mut out);
+        out.reads.into_iter().map(|read| (read.from.0, read.to.0)).collect::<Vec<_>>()
+    };
+    assert_eq!([2, 5, 6].map(|from| ask(&mut s1, from)), [vec![(2, 5)], vec![(5, 5)], vec![]]);
+}
