@@ -104,7 +104,7 @@ pub fn turn(
             }
         }
         for read in core.reads {
-            let input = read_log(wal, read)?;
+            let input = read_log(wal, read, &mut out);
             shard.step(now, input, &mut out);
             more = true;
         }
@@ -150,12 +150,20 @@ fn secure_room(
     Ok(())
 }
 
-fn read_log(wal: &impl StableLog, read: ReadLog) -> std::io::Result<Input> {
+/// S2: what the disk does not give back any more is for the core to have from others; the server goes on.
+fn read_log(wal: &impl StableLog, read: ReadLog, out: &mut Output) -> Input {
     let ReadLog { purpose, from, to, max_bytes } = read;
-    let entries = wal.read(from, max_bytes)?;
-    let upto = (to.0 + 1).saturating_sub(from.0) as usize;
-    let entries = entries.into_iter().take(upto).map(|(_, ballot, value)| (ballot, value)).collect();
-    Ok(Input::LogRead { purpose, first: from, entries })
+    match wal.read(from, max_bytes) {
+        Ok(entries) => {
+            let upto = (to.0 + 1).saturating_sub(from.0) as usize;
+            let entries = entries.into_iter().take(upto).map(|(_, ballot, value)| (ballot, value)).collect();
+            Input::LogRead { purpose, first: from, entries }
+        }
+        Err(e) => {
+            out.events.push(Event::LogDamaged { slot: from, why: e.to_string() });
+            Input::LogUnreadable { purpose, slot: from }
+        }
+    }
 }
 
 /// An image that is compared with the digest it stands for while it is written: once it is durable, log in front of it

@@ -244,6 +244,9 @@ impl Shard {
             Input::LogRead { purpose, first, entries } => {
                 self.replica.log_read(now, purpose, first, entries, &mut out.paxos);
             }
+            Input::LogUnreadable { purpose, slot } => {
+                self.replica.log_unreadable(purpose, slot, &mut out.paxos)
+            }
             Input::Remote(input) => self.recovery_step(now, input, out),
             Input::Timer { random } => {
                 self.random = random;

@@ -218,6 +218,8 @@ pub struct Loss {
     pub votes: BTreeMap<Slot, Vote>,
     /// It may have voted for any other slot up to here.
     pub hidden: Slot,
+    /// Runs of slots up to `known` whose values are gone, each from its first to its last.
+    pub gaps: Vec<(Slot, Slot)>,
 }
 
 /// A snapshot without its bytes: which state, and how it is cut into pieces.

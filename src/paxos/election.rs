@@ -158,6 +158,7 @@ impl Replica {
     }
 
     pub(super) fn on_entries(&mut self, now: Time, from: NodeId, m: Entries, out: &mut Output) {
+        self.restore_entry(&m, out);
         if !matches!(self.role, Role::Candidate { .. }) && self.membership.votes() {
             return;
         }

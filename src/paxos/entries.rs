@@ -3,7 +3,7 @@
 use crate::paxos::message::*;
 use crate::paxos::output::{Event, Output, Purpose, ReadLog};
 use crate::paxos::replica::{Replica, Role};
-use crate::types::{Ballot, NodeId, Slot, Time, Value};
+use crate::types::{Ballot, NodeId, Record, Slot, Time, Value};
 
 impl Replica {
     /// Entries that a [`ReadLog`] asked for.
@@ -37,6 +37,39 @@ impl Replica {
                 let values = entries.into_iter().map(|(_, value)| value).collect();
                 out.now.push((to, Message::Accept(Accept { ballot, decided, first, values })));
             }
+        }
+    }
+
+    /// S2: a [`ReadLog`] met a decided value that is not whole on disk any more. Whoever wanted it may have it with a
+    /// snapshot, and this server asks the others for it.
+    pub fn log_unreadable(&mut self, purpose: Purpose, slot: Slot, out: &mut Output) {
+        match purpose {
+            // It is one of those that are lost, and comes as they do.
+            Purpose::Salvage => return,
+            Purpose::Fetch(to) => out.gone.push(to),
+            Purpose::CatchUp(to) => {
+                let Role::Leader(leader) = &mut self.role else { return };
+                let Some(progress) = leader.progress.get_mut(&to) else { return };
+                progress.reading = false;
+                progress.gone = true;
+                out.gone.push(to);
+            }
+        }
+        self.unreadable = Some(slot);
+        out.now.extend(self.peers().into_iter().map(|peer| (peer, Message::Fetch(Fetch { from: slot }))));
+    }
+
+    /// A value comes that could not be read any more: it is written once more.
+    pub(super) fn restore_entry(&mut self, m: &Entries, out: &mut Output) {
+        if self.unreadable != Some(m.first) || m.first > self.decided {
+            return;
+        }
+        let Some((ballot, value)) = m.entries.first() else { return };
+        if self.fits(value, out) {
+            let (slot, ballot) = (m.first, (*ballot).min(self.promised));
+            out.records.push(Record::Learn { slot, ballot, value: value.clone() });
+            out.events.push(Event::Rewritten { slot });
+            self.unreadable = None;
         }
     }
 

@@ -25,6 +25,8 @@ pub struct Progress {
     pub gone: bool,
     /// Bytes of records that it would still accept, if its disk is full.
     pub room: Option<u64>,
+    /// It may have forgotten votes of this ballot (S2).
+    pub doubts: bool,
 }
 
 impl Progress {
@@ -39,6 +41,7 @@ impl Progress {
             reading: false,
             gone: false,
             room: None,
+            doubts: false,
         }
     }
 }
@@ -75,6 +78,15 @@ impl Leader {
         let hears = |(id, p): (&NodeId, &Progress)| *id == me || now.since(p.heard) < timeout;
         self.progress.iter().filter(|entry| hears(*entry)).count() >= majority
     }
+
+    /// S2: whether some server may have forgotten votes of this ballot, while a majority that answers has not: phase 1 of a
+    /// new ballot ends that.
+    pub fn should_renew(&self, me: NodeId, majority: usize, now: Time, timeout: Duration) -> bool {
+        let hears = |(id, p): &(&NodeId, &Progress)| **id == me || now.since(p.heard) < timeout;
+        let (doubtful, sure): (Vec<_>, Vec<_>) =
+            self.progress.iter().filter(hears).partition(|(_, p)| p.doubts);
+        !doubtful.is_empty() && sure.len() >= majority
+    }
 }
 
 /// The value that at least `n` of the given ones reach.
@@ -106,6 +118,7 @@ mod tests {
                     reading: false,
                     gone: false,
                     room: None,
+                    doubts: false,
                 },
             );
         }

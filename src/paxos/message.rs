@@ -154,6 +154,8 @@ pub struct HeartbeatReply {
     pub position: Slot,
     /// Bytes of records that this server would still accept, if its disk is full.
     pub room: Option<u64>,
+    /// It may have forgotten votes of this very ballot (S2).
+    pub doubts: bool,
     pub incarnation: Incarnation,
 }
 

@@ -72,9 +72,14 @@ pub enum Event {
     },
     /// S2: what damage took is made good.
     Mended,
-    /// S2: a campaign failed since too few servers know what was voted, or, if it is decided, which value it has.
-    Lost {
+    /// S2: a decided value that could not be read any more came from another server, and is written once more.
+    Rewritten {
         slot: Slot,
+    },
+    /// S2: a campaign failed since too few servers know what was voted, or, where it is decided, since none of them has the
+    /// values. Runs of slots, each from its first to its last.
+    Lost {
+        slots: Vec<(Slot, Slot)>,
         decided: bool,
     },
     Resending {

@@ -15,6 +15,7 @@
 //! the time before can be chosen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::paxos::message::{Fetch, Message, Promise};
 use crate::paxos::output::{Event, Output, Purpose, ReadLog};
@@ -29,7 +30,14 @@ pub(super) struct Repair {
     promised: Ballot,
     /// The slot for whose value this server's own log was asked last.
     asked: Slot,
+    /// When it is to be asked on: not all in one turn, during which nobody would be heard.
+    pub(super) due: Option<Time>,
 }
+
+/// Between two readings of this server's own log.
+const SALVAGE_PAUSE: Duration = Duration::from_micros(100);
+/// Slots that a message names one by one at most.
+const NAMED_AT_MOST: u64 = 1 << 16;
 
 impl Promise {
     /// Every slot up to here is decided, as far as the acceptor knows.
@@ -48,6 +56,17 @@ impl Promise {
                 Vote::Cast(ballot, value) => Some((*slot, *ballot, value)),
                 Vote::Lost(_) => None,
             })),
+        }
+    }
+
+    /// Whether the acceptor has the value that was decided for a slot, or a vote that may be for it.
+    fn has(&self, slot: Slot) -> bool {
+        let lacks = |loss: &Loss| loss.gaps.iter().any(|(from, to)| (*from..=*to).contains(&slot));
+        match &self.loss {
+            _ if slot <= self.decided => true,
+            None => slot.0 <= self.decided.0 + self.votes.len() as u64,
+            Some(loss) if slot <= loss.known => !lacks(loss),
+            Some(loss) => matches!(loss.votes.get(&slot), Some(Vote::Cast(..))),
         }
     }
 
@@ -101,7 +120,7 @@ impl Replica {
     /// The same with what damage left of its votes; everything else was restored from what is whole.
     pub fn with_loss(mut self, loss: Option<Loss>) -> Replica {
         let (promised, asked) = (self.promised, self.decided.next());
-        self.repair = loss.map(|loss| Repair { loss, promised, asked });
+        self.repair = loss.map(|loss| Repair { loss, promised, asked, due: None });
         self
     }
 
@@ -133,12 +152,26 @@ impl Replica {
         if hidden <= self.log.last() {
             hidden = Slot::ZERO;
         }
-        Some(Loss { known: self.known(), votes, hidden })
+        let after = |(from, to): &(Slot, Slot)| {
+            let from = (*from).max(self.decided.next());
+            (from <= *to).then_some((from, *to))
+        };
+        let gaps = loss.gaps.iter().filter_map(after).collect();
+        Some(Loss { known: self.known(), votes, hidden, gaps })
+    }
+
+    /// S2: this server may have forgotten votes of the ballot that it stands in. They matter no more once it has moved on
+    /// to a later one, so a leader that hears of it had better lead in a new ballot.
+    pub(super) fn has_doubts(&self) -> bool {
+        let Some(Repair { loss, promised, .. }) = &self.repair else { return false };
+        self.promised <= *promised
+            && (loss.hidden > Slot::ZERO || loss.votes.values().any(|vote| matches!(vote, Vote::Lost(_))))
     }
 
     /// Takes up again what is whole, as far as the slots before are there now, and asks for what comes next.
     pub(super) fn mend(&mut self, out: &mut Output) {
-        let Some(Repair { loss, asked, .. }) = &mut self.repair else { return };
+        let Some(Repair { loss, asked, due, .. }) = &mut self.repair else { return };
+        *due = None;
         if self.decided < loss.known {
             if *asked != self.decided.next() {
                 *asked = self.decided.next();
@@ -185,7 +218,9 @@ impl Replica {
             out.events.push(Event::Salvaged { decided: self.decided });
             self.caught_up(now, out);
         }
-        self.mend(out);
+        if let Some(repair) = &mut self.repair {
+            repair.due = Some(now + SALVAGE_PAUSE);
+        }
     }
 
     /// This server has accepted all that phase 1 of its ballot brought up to here.
@@ -213,8 +248,8 @@ impl Replica {
         if promises.values().any(|promise| promise.known() > self.decided)
             && !std::mem::replace(fetching, true)
         {
-            let others = promises.keys().filter(|server| **server != self.me);
-            out.now.extend(others.map(|server| (*server, Message::Fetch(Fetch { from }))));
+            // Also those who promised nothing: one that waits to be let in may be the only one who has it (S3).
+            out.now.extend(self.peers().into_iter().map(|peer| (peer, Message::Fetch(Fetch { from }))));
         }
     }
 
@@ -230,13 +265,27 @@ impl Replica {
     /// A campaign ends in vain. If that is for damage, this says where.
     pub(super) fn report_loss(&self, out: &mut Output) {
         let Role::Candidate { promises, .. } = &self.role else { return };
-        let damaged = promises.values().any(|promise| promise.loss.is_some());
-        if damaged
-            && promises.len() >= self.majority()
-            && let Err(slot) = choose(promises, self.decided, self.majority())
-        {
-            let known = promises.values().map(Promise::known).max().unwrap_or_default();
-            out.events.push(Event::Lost { slot, decided: slot <= known });
+        if promises.len() < self.majority() || promises.values().all(|promise| promise.loss.is_none()) {
+            return;
+        }
+        let known = promises.values().map(Promise::known).max().unwrap_or_default();
+        let Err(slot) = choose(promises, self.decided, self.majority()) else { return };
+        if slot > known {
+            let slots = vec![(slot, slot)];
+            return out.events.push(Event::Lost { slots, decided: false });
+        }
+        let mut slots: Vec<(Slot, Slot)> = Vec::new();
+        let last = known.0.min(self.decided.0 + NAMED_AT_MOST);
+        let gone = |slot: &Slot| !promises.values().any(|promise| promise.has(*slot));
+        for slot in (slot.0..=last).map(Slot).filter(gone) {
+            match slots.last_mut().filter(|(_, last)| last.next() == slot) {
+                Some((_, last)) => *last = slot,
+                None => slots.push((slot, slot)),
+            }
+        }
+        // Where each value is still with somebody, they are on their way.
+        if !slots.is_empty() {
+            out.events.push(Event::Lost { slots, decided: true });
         }
     }
 }

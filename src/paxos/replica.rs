@@ -36,6 +36,16 @@ pub(super) enum Role {
     Leader(Leader),
 }
 
+/// Why a leader campaigns again although nothing is wrong with it.
+pub const RENEWS: &str = "a server has forgotten votes of this ballot (S2)";
+
+/// What an answer to a heartbeat says beside the position.
+struct Echo {
+    round: u64,
+    room: Option<u64>,
+    doubts: bool,
+}
+
 /// A server's Paxos state.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Replica {
@@ -76,6 +86,8 @@ pub struct Replica {
     pub(super) membership: Membership,
     /// What damage took of its log, until it is made good (S2).
     pub(super) repair: Option<Repair>,
+    /// A decided slot whose value its disk did not give back when it was wanted (S2).
+    pub(super) unreadable: Option<Slot>,
 }
 
 impl Replica {
@@ -126,6 +138,7 @@ impl Replica {
             short: None,
             membership: Membership::default(),
             repair: None,
+            unreadable: None,
         };
         replica.reset_deadline(now);
         replica
@@ -181,7 +194,8 @@ impl Replica {
             }
             _ => self.deadline,
         };
-        [self.save_due, self.space_due()].into_iter().flatten().fold(role, Time::min)
+        let salvage_due = self.repair.as_ref().and_then(|repair| repair.due);
+        [self.save_due, self.space_due(), salvage_due].into_iter().flatten().fold(role, Time::min)
     }
 
     /// A message from another server of the cluster, or from this one to itself.
@@ -228,7 +242,8 @@ impl Replica {
             Message::Accepted(m) => self.on_progress(now, from, m.ballot, m.position, None, out),
             Message::Heartbeat(m) => self.on_heartbeat(now, from, m, out),
             Message::HeartbeatReply(m) => {
-                self.on_progress(now, from, m.ballot, m.position, Some((m.round, m.room)), out);
+                let echo = Echo { round: m.round, room: m.room, doubts: m.doubts };
+                self.on_progress(now, from, m.ballot, m.position, Some(echo), out);
             }
             Message::Fetch(m) => self.on_fetch(from, m, out),
             Message::Entries(m) => self.on_entries(now, from, m, out),
@@ -242,6 +257,9 @@ impl Replica {
     /// The deadline passed. `random` feeds the jitter of whatever is armed next.
     pub fn timer(&mut self, now: Time, random: u64, out: &mut Output) {
         self.random = random;
+        if self.repair.as_ref().and_then(|repair| repair.due).is_some_and(|due| due <= now) {
+            self.mend(out);
+        }
         if self.save_due.is_some_and(|due| due <= now) {
             // Without room it waits: a restart learns from its peers what is decided.
             if self.fits(&Value::noop(), out) {
@@ -264,10 +282,14 @@ impl Replica {
             return;
         };
         if leader.heartbeat_due <= now {
+            let renews = leader.should_renew(me, majority, now, timeout);
             // The clock for this runs on its own: rounds for reads must not put check-quorum off.
             leader.heartbeat_due = now + interval;
             if hands_over {
                 self.step_down(now, "its log has no room, and those of a majority have", out);
+            } else if renews {
+                self.step_down(now, RENEWS, out);
+                self.begin_pre_vote(now, out);
             } else if leader.hears_majority(me, majority, now, timeout) {
                 self.begin_round(out);
             } else {
@@ -392,8 +414,12 @@ impl Replica {
         if !self.membership.votes() {
             return;
         }
-        let mut slot = m.first;
-        for value in m.values {
+        // S2: of slots that it knows as decided and whose values it lost, it takes only what the leader knows as decided, too:
+        // it may have heard of them from a later ballot than this one.
+        let free = |slot| slot > self.known() || slot <= m.decided;
+        let values =
+            (m.first.0..).map(Slot).zip(m.values).take_while(|(slot, _)| free(*slot)).collect::<Vec<_>>();
+        for (slot, value) in values {
             // P2: in this ballot n+1 is taken only after n. What is at or below the position is a repetition.
             if slot == self.position.next() {
                 if !self.fits(&value, out) {
@@ -405,10 +431,8 @@ impl Replica {
                 self.log.put(slot, m.ballot, value);
                 self.position = slot;
             }
-            slot = slot.next();
         }
-        // S2: what is known as decided here is what every later ballot proposes.
-        self.learn_decided(now, m.decided.max(self.known()), out);
+        self.learn_decided(now, m.decided, out);
         let incarnation = self.membership.mine();
         let accepted = Accepted { ballot: m.ballot, position: self.position, incarnation };
         out.after.push((from, Message::Accepted(accepted)));
@@ -423,8 +447,9 @@ impl Replica {
         self.forget_doubts(m.phase1_end, out);
         let incarnation = self.membership.mine();
         let room = self.short.is_some().then(|| self.room_to_accept(out));
-        let reply =
-            HeartbeatReply { ballot: m.ballot, round: m.round, position: self.position, room, incarnation };
+        let Heartbeat { ballot, round, .. } = m;
+        let (position, doubts) = (self.position, self.has_doubts());
+        let reply = HeartbeatReply { ballot, round, position, room, doubts, incarnation };
         out.after.push((from, Message::HeartbeatReply(reply)));
     }
 
@@ -452,14 +477,14 @@ impl Replica {
         self.position = slot;
     }
 
-    /// An `Accepted`, or the answer to a heartbeat with its round and the room that the server has.
+    /// An `Accepted`, or the answer to a heartbeat.
     fn on_progress(
         &mut self,
         now: Time,
         from: NodeId,
         ballot: Ballot,
         position: Slot,
-        echo: Option<(u64, Option<u64>)>,
+        echo: Option<Echo>,
         out: &mut Output,
     ) {
         let (promised, majority) = (self.promised, self.majority());
@@ -478,9 +503,10 @@ impl Replica {
         progress.acked = progress.acked.max(Some(position));
         // Only upwards: a follower that restarted may stand below what it once acknowledged.
         progress.sent = progress.sent.max(position);
-        if let Some((round, room)) = echo {
+        if let Some(Echo { round, room, doubts }) = echo {
             if round >= progress.echoed {
                 progress.room = room;
+                progress.doubts = doubts;
             }
             progress.echoed = progress.echoed.max(round);
             // The echo left after everything sent before that round arrived, or was lost on the way.

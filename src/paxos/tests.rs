@@ -83,6 +83,7 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
             round,
             position: Slot(position),
             room: None,
+            doubts: false,
             incarnation: DISK,
         })
     };
@@ -307,8 +308,14 @@ fn entries_from_disk_follow_each_other() {
     let (mut s1, now) = leader();
     let ballot = s1.promised();
     let reply = |position| {
-        let reply =
-            HeartbeatReply { ballot, round: 1, position: Slot(position), room: None, incarnation: DISK };
+        let reply = HeartbeatReply {
+            ballot,
+            round: 1,
+            position: Slot(position),
+            room: None,
+            doubts: false,
+            incarnation: DISK,
+        };
         Message::HeartbeatReply(reply)
     };
     let mut asked = |act: &mut dyn FnMut(&mut Replica, &mut Output)| {
@@ -355,7 +362,14 @@ fn a_snapshot_leaves_the_votes_above_it() {
 fn a_leader_hears_of_slots_that_a_later_one_decided() {
     let (mut s1, now) = leader();
     let ballot = s1.promised();
-    let beyond = HeartbeatReply { ballot, round: 1, position: Slot(100), room: None, incarnation: DISK };
+    let beyond = HeartbeatReply {
+        ballot,
+        round: 1,
+        position: Slot(100),
+        room: None,
+        doubts: false,
+        incarnation: DISK,
+    };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::HeartbeatReply(beyond), out));
     assert!(!s1.is_leader() && s1.decided() < Slot(100));
 }

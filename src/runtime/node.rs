@@ -22,7 +22,7 @@ use crate::report::Role as StatusRole;
 use crate::runtime::clock::{Clock, until, uptime};
 use crate::runtime::conns::{Conns, Context, Item, Received, Role};
 use crate::runtime::order::{Order, Report};
-use crate::runtime::status::{Status, Won};
+use crate::runtime::status::{Status, Won, lost};
 use crate::shard::{self, Input, Shard};
 use crate::storage::{CommitStats, Disk, Wal};
 use crate::txn::{self, message};
@@ -94,6 +94,8 @@ struct Node<D: Disk> {
     awaiting: Vec<(Slot, ReplyTo)>,
     replays: Vec<(Replay, Listing, ReplyTo)>,
     turn: TurnLog,
+    /// The damage that stops its cluster (S2); empty if none does.
+    stopped_by: String,
     /// Servers of other clusters that a request could not be sent to; the core hears of it in the next turn.
     lost: Vec<NodeId>,
 }
@@ -106,6 +108,8 @@ struct TurnLog {
     led: Vec<(u64, Duration)>,
     commits: Vec<Duration>,
     damage: Vec<String>,
+    /// What stops the cluster (S2), or nothing any more.
+    lost: Option<String>,
     wal_bytes: u64,
     won: Vec<Won>,
 }
@@ -137,6 +141,7 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
         awaiting: Vec::new(),
         replays: Vec::new(),
         turn: TurnLog::default(),
+        stopped_by: String::new(),
         lost: Vec::new(),
     };
     let result = node.run(&mut poll);
@@ -399,7 +404,10 @@ impl<D: Disk> Node<D> {
                     last.then(|| Report::Log(std::mem::take(listing)))
                 }
                 // What is damaged here is no part of what this server stands on; what is, it notices itself.
-                Err(e) => Some(Report::Failed(format!("{}: {}", self.me, e.what()))),
+                Err(e) => {
+                    self.turn.damage.push(e.what());
+                    Some(Report::Failed(format!("{}: {}", self.me, e.what())))
+                }
             };
             if let Some(report) = report {
                 let (_, _, reply) = self.replays.remove(0);
@@ -411,7 +419,15 @@ impl<D: Disk> Node<D> {
     }
 
     fn publish(&mut self, now: Time) {
-        let turn = std::mem::take(&mut self.turn);
+        let mut turn = std::mem::take(&mut self.turn);
+        // Each campaign finds it again.
+        if let Some(lost) = turn.lost.take().filter(|lost| *lost != self.stopped_by) {
+            if !lost.is_empty() {
+                log::error!("{}: {lost}", self.me);
+                turn.damage.push(lost.clone());
+            }
+            self.stopped_by = lost;
+        }
         let (bytes_in, bytes_out) = self.conns.bytes();
         let (replica, bank) = (self.shard.replica(), self.shard.bank());
         let role = match replica.standing(now) {
@@ -505,6 +521,7 @@ impl Ports for NodePorts<'_> {
                     self.me,
                     phase1_end.0 - decided.0
                 );
+                self.turn.lost = Some(String::new());
                 self.turn.won.push(Won {
                     ballot: *ballot,
                     at_us: uptime(self.now).as_micros() as u64,
@@ -520,16 +537,13 @@ impl Ports for NodePorts<'_> {
             ),
             SpaceBack => log::info!("{}: the disk has space again", self.me),
             Mended => log::info!("{}: what damage took from its log is made good", self.me),
-            Lost { slot, decided: true } => log::error!(
-                "{}: slot {slot} is decided, and no server that answers has its value whole: the cluster stops here until \
-                 one does (S2); start all of its servers, from copies of their directories if need be",
-                self.me
-            ),
-            Lost { slot, decided: false } => log::error!(
-                "{}: too few servers know what was voted for slot {slot}: the cluster stops here until more of them \
-                 answer (S2)",
-                self.me
-            ),
+            Rewritten { slot } => {
+                log::info!(
+                    "{}: the value of slot {slot} came from another server and is written again",
+                    self.me
+                )
+            }
+            Lost { slots, decided } => self.turn.lost = Some(lost(slots, *decided)),
             Ignored { from, what } => log::warn!("{}: {what} from {from} is ignored", self.me),
             _ => log::debug!("{}: {event:?}", self.me),
         }
@@ -549,6 +563,10 @@ impl Ports for NodePorts<'_> {
             }
             SnapshotDamaged { slot, why } => {
                 log::warn!("{}: the snapshot of slot {slot} cannot be sent: {why}", self.me);
+                self.turn.damage.push(why.clone());
+            }
+            LogDamaged { slot, why } => {
+                log::error!("{}: slot {slot} is decided and cannot be read back (S2): {why}", self.me);
                 self.turn.damage.push(why.clone());
             }
             DigestsDiffer { slot } => {

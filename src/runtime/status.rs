@@ -55,3 +55,36 @@ impl Status {
         }
     }
 }
+
+/// What is said where damage stops a cluster: it is named, and nothing is guessed.
+pub fn lost(slots: &[(Slot, Slot)], decided: bool) -> String {
+    let run =
+        |(from, to): &(Slot, Slot)| if from == to { from.to_string() } else { format!("{from} to {to}") };
+    let named = match &slots.iter().map(run).collect::<Vec<_>>()[..] {
+        [one] if slots[0].0 == slots[0].1 => format!("slot {one}"),
+        all => format!("slots {}", all.join(", ")),
+    };
+    match decided {
+        true => format!(
+            "{named}: decided, and no server that answers has the values whole: the cluster stops here until one does (S2); \
+             start all of its servers, from copies of their directories if need be"
+        ),
+        false => format!(
+            "{named}: too few servers know what was voted: the cluster stops here until more of them answer (S2)"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_is_named() {
+        let run = |from, to| (Slot(from), Slot(to));
+        assert!(lost(&[run(5, 5)], true).starts_with("slot 5: decided"));
+        assert!(lost(&[run(5, 5), run(7, 9)], true).starts_with("slots 5, 7 to 9: decided"));
+        assert!(lost(&[run(7, 9)], true).starts_with("slots 7 to 9: decided"));
+        assert!(lost(&[run(4, 4)], false).starts_with("slot 4: too few servers"));
+    }
+}

@@ -28,6 +28,11 @@ pub enum Input {
         first: Slot,
         entries: Vec<(Ballot, Value)>,
     },
+    /// What was asked for cannot be read, or is not what was written (S2).
+    LogUnreadable {
+        purpose: Purpose,
+        slot: Slot,
+    },
     /// For the recoverer: connections to servers of other clusters, and what they answer.
     Remote(txn::Input),
     /// The deadline passed.
@@ -124,5 +129,10 @@ pub enum Event {
     /// This server goes on from a snapshot that it was sent.
     SnapshotInstalled {
         slot: Slot,
+    },
+    /// A decided value cannot be read back from the log; it is fetched from others (S2).
+    LogDamaged {
+        slot: Slot,
+        why: String,
     },
 }

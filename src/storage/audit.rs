@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::disk::{Disk, DiskFile};
 use super::format::{Kind, LAST, Position, record_at, segment_name, segment_number};
 use super::recover::{damaged_file, gapless, read_identity};
+use super::scan::{Unreadable, read_sectors};
 use super::wal::{Wal, io_error};
 use super::{Identity, StorageError};
 use crate::types::{Slot, Value};
@@ -85,9 +86,13 @@ impl Audit {
         }
         let name = segment_name(self.at.segment);
         let image = match self.image(disk, &name) {
-            Ok(image) => image,
+            Ok((image, None)) => image,
+            Ok((image, Some(_))) if end.is_some() => image,
             // S2: what is known to have been there is not; the list has a gap.
             Err(StorageError::Damaged { .. }) if end.is_some() => vec![0; self.segment_bytes as usize],
+            Ok((_, Some(lost))) => {
+                return Err(damaged_file(&name, lost.from, format!("cannot read: {}", lost.why)));
+            }
             Err(e) => return Err(e),
         };
         let mut entries = Vec::new();
@@ -127,7 +132,8 @@ impl Audit {
         Ok(Some(entries))
     }
 
-    fn image<D: Disk>(&self, disk: &D, name: &str) -> Result<Vec<u8>, StorageError> {
+    /// A whole segment, and the first part of it that cannot be read, if there is one.
+    fn image<D: Disk>(&self, disk: &D, name: &str) -> Result<(Vec<u8>, Option<Unreadable>), StorageError> {
         let file = match disk.open(name) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(damaged_file(name, None, "missing, or removed while it was read"));
@@ -140,8 +146,8 @@ impl Audit {
             return Err(damaged_file(name, len.min(size), format!("{len} bytes long instead of {size}")));
         }
         let mut image = vec![0; size as usize];
-        file.read_at(&mut image, 0).map_err(io_error(name, "read"))?;
-        Ok(image)
+        let unreadable = read_sectors(&file, &mut image).into_iter().next();
+        Ok((image, unreadable))
     }
 
     /// S2: goes on at the next record that is whole. What was lost may have been later votes for slots that were not

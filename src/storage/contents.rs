@@ -48,8 +48,9 @@ pub(super) struct Contents {
     crossed: bool,
     /// The last snapshot that came from elsewhere, whether or not it is there.
     foreign: Slot,
-    /// Where the server stands at this place of the log, or stood: its next vote is for the slot after this one, or for a
-    /// lower one. Positions move on by one with each vote, or with what becomes known as decided.
+    /// How far the server has come up to this place of the log: its next vote is for the slot after this one, or for a
+    /// lower one. Positions move on by one with each vote, or with what becomes known as decided, and it may stand where
+    /// it stood once before although a later record is about a lower slot.
     pub stood: Slot,
 }
 
@@ -94,6 +95,8 @@ impl Contents {
         }
         self.jumped = Slot::ZERO;
         self.settle();
+        // The last record may have filled a gap.
+        self.decided = self.decided.max(self.known.min(self.present));
         self.crossed
     }
 
@@ -130,7 +133,7 @@ impl Contents {
     /// Takes in a record that stands, or will stand, at `at`. `Err` names what cannot be.
     pub fn note(&mut self, kind: Kind, slot: Slot, ballot: Ballot, at: Position) -> Result<(), String> {
         if kind.has_value() {
-            self.stood = slot;
+            self.stood = self.stood.max(slot);
         }
         match kind {
             Kind::Promise => self.raise_promise(ballot),
@@ -201,7 +204,7 @@ impl Contents {
         if kind == Kind::Accept {
             self.raise_promise(ballot);
         }
-        self.stood = slot;
+        self.stood = self.stood.max(slot);
         if slot != Slot::ZERO && slot <= self.base {
             return Ok(());
         }
@@ -223,7 +226,7 @@ impl Contents {
         self.settle();
         self.lossy = true;
         // A snapshot from elsewhere moves a server on without a record.
-        let to = Slot(self.stood.max(self.foreign).0 + records);
+        let to = Slot(self.stood.max(self.foreign).max(self.known).0 + records);
         self.stood = to;
         self.check_doubts(to.0.saturating_sub(self.known.0))?;
         self.hide(self.known.next(), to, at);
@@ -311,6 +314,19 @@ impl Contents {
     /// S2: whether there may have been a vote for a slot that nobody knows.
     pub fn is_hidden(&self, slot: Slot) -> bool {
         self.packed(slot) & HIDDEN != 0
+    }
+
+    /// S2: runs of slots that are known as decided and whose values are gone.
+    pub fn gaps(&self) -> Vec<(Slot, Slot)> {
+        let mut gaps: Vec<(Slot, Slot)> = Vec::new();
+        let missing = |slot: &Slot| self.position(*slot).is_none();
+        for slot in (self.decided.0 + 1..=self.known.0).map(Slot).filter(missing) {
+            match gaps.last_mut().filter(|(_, last)| last.next() == slot) {
+                Some((_, last)) => *last = slot,
+                None => gaps.push((slot, slot)),
+            }
+        }
+        gaps
     }
 
     /// The highest slot with a value on disk, or that of the snapshot.

@@ -94,6 +94,32 @@ struct BlockHeader {
 /// Where the checksummed part of a block begins: behind magic, version and checksum.
 const BLOCK_CHECKED: usize = 16;
 
+/// CRC-32C, the reflected polynomial.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+
+/// Takes back the one flipped bit because of which `checked` does not fit `stored`, its checksum. False if it is not one bit.
+/// CRC-32C tells apart whatever differs in fewer than four bits (Koopman, "32-bit cyclic redundancy codes for internet
+/// applications", 2002), so it is the only bit that it can be.
+fn mend_bit(checked: &mut [u8], stored: u32) -> bool {
+    let wrong = stored ^ crc32c::crc32c(checked);
+    if wrong.count_ones() <= 1 {
+        // It is one of the checksum itself.
+        return true;
+    }
+    // What a flipped bit does to the checksum depends on its place alone: here for the eight of a byte, the last one first.
+    let through_a_byte =
+        |effect: u32| (0..8).fold(effect, |crc, _| crc >> 1 ^ if crc & 1 == 1 { POLYNOMIAL } else { 0 });
+    let mut effects: [u32; 8] = std::array::from_fn(|bit| through_a_byte(1 << bit));
+    for byte in checked.iter_mut().rev() {
+        if let Some(bit) = effects.iter().position(|effect| *effect == wrong) {
+            *byte ^= 1 << bit;
+            return true;
+        }
+        effects = effects.map(through_a_byte);
+    }
+    false
+}
+
 /// A block's content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Block {
@@ -159,6 +185,27 @@ impl Block {
             founder: h.replaces.get() == 0,
         };
         Ok(Block { identity, segment: h.segment.get(), segment_bytes: h.segment_bytes.get() })
+    }
+
+    /// The block that was written where one bit is not as it was (S2).
+    pub fn decode_mended(bytes: &[u8]) -> Option<Block> {
+        let mut bytes = bytes.to_vec();
+        let (start, checked) = bytes.split_at_mut_checked(BLOCK_CHECKED)?;
+        let stored = u32::from_le_bytes(start[12..].try_into().ok()?);
+        let mut expected = [0; 12];
+        expected[..8].copy_from_slice(&MAGIC);
+        expected[8..].copy_from_slice(&VERSION.to_le_bytes());
+        let wrong: u32 =
+            start.iter().zip(expected).map(|(found, expected)| (found ^ expected).count_ones()).sum();
+        let mended = match wrong {
+            0 => mend_bit(checked, stored),
+            1 => stored == crc32c::crc32c(checked),
+            _ => false,
+        };
+        start[..12].copy_from_slice(&expected);
+        let sum = crc32c::crc32c(checked);
+        start[12..].copy_from_slice(&sum.to_le_bytes());
+        if mended { Block::decode(&bytes).ok() } else { None }
     }
 }
 
@@ -279,6 +326,15 @@ impl RecordHeader {
         }
         Ok((header, kind))
     }
+
+    /// The header that was written where one bit is not as it was (S2).
+    pub fn decode_mended(bytes: &[u8]) -> Option<(RecordHeader, Kind)> {
+        let (mut header, _) = RecordHeader::read_from_prefix(bytes).ok()?;
+        let stored = header.header_crc.get();
+        mend_bit(&mut header.as_mut_bytes()[4..], stored).then_some(())?;
+        header.seal();
+        RecordHeader::decode(header.as_bytes()).ok()
+    }
 }
 
 /// Why there is no record at a place.
@@ -309,13 +365,17 @@ pub(super) fn record_bytes(payload: usize) -> u64 {
 pub(super) fn record_at(image: &[u8], offset: u64) -> Result<(RecordHeader, Kind), Bad> {
     let bytes = usize::try_from(offset).ok().and_then(|at| image.get(at..)).ok_or(Bad::Length)?;
     let (header, kind) = RecordHeader::decode(bytes)?;
+    check_payload(bytes, &header)?;
+    Ok((header, kind))
+}
+
+/// Whether what stands behind a record's header is what the header says.
+pub(super) fn check_payload(bytes: &[u8], header: &RecordHeader) -> Result<(), Bad> {
     let len = header.payload_len.get() as usize;
     let payload = bytes.get(HEADER as usize..header.record_bytes() as usize).ok_or(Bad::Length)?;
     let (payload, padding) = payload.split_at(len);
-    if header.payload_crc.get() != crc32c::crc32c(payload) || padding.iter().any(|b| *b != 0) {
-        return Err(Bad::Payload);
-    }
-    Ok((header, kind))
+    let good = header.payload_crc.get() == crc32c::crc32c(payload) && padding.iter().all(|b| *b == 0);
+    if good { Ok(()) } else { Err(Bad::Payload) }
 }
 
 /// The last group that is on disk, and where it ends (S1).
@@ -360,32 +420,102 @@ impl Mark {
         (bytes.as_bytes().to_vec(), self.group % 2 * MARK_SLOT)
     }
 
+    /// The whole file with this mark in both slots: what takes the place of one with a fault.
+    pub fn encode_file(&self, incarnation: u128) -> Vec<u8> {
+        let (mark, _) = self.encode(incarnation);
+        let mut file = vec![0; MARK_BYTES as usize];
+        for at in [0, MARK_SLOT as usize] {
+            file[at..at + mark.len()].copy_from_slice(&mark);
+        }
+        file
+    }
+
     /// The first byte outside the two marks that is not zero.
-    pub fn unused_byte_set(file: &[u8]) -> Option<u64> {
+    fn unused_byte_set(file: &[u8]) -> Option<u64> {
         let used = size_of::<MarkBytes>() as u64;
         (0..).zip(file).find(|(at, byte)| at % MARK_SLOT >= used && **byte != 0).map(|(at, _)| at)
     }
 
-    /// The newer of the marks that are whole.
-    pub fn decode(file: &[u8], incarnation: u128) -> Option<Mark> {
-        let slots = [0, MARK_SLOT as usize].into_iter().filter_map(|at| {
-            let (bytes, _) = MarkBytes::read_from_prefix(file.get(at..)?).ok()?;
-            let good = bytes.crc.get() == crc32c::crc32c(&bytes.as_bytes()[4..])
-                && bytes.incarnation.get() == incarnation;
-            good.then(|| Mark {
-                group: bytes.group.get(),
-                end: Position { segment: bytes.segment.get(), offset: bytes.offset.get() },
-                promised: Ballot { round: bytes.promise_round.get(), server: bytes.promise_server.get() },
-                jumped: Slot(bytes.jumped.get()),
-            })
-        });
-        slots.max_by_key(|mark| mark.group)
+    fn decode_slot(bytes: &[u8], incarnation: u128) -> Option<Mark> {
+        let (bytes, _) = MarkBytes::read_from_prefix(bytes).ok()?;
+        let good = bytes.crc.get() == crc32c::crc32c(&bytes.as_bytes()[4..])
+            && bytes.incarnation.get() == incarnation;
+        good.then(|| Mark {
+            group: bytes.group.get(),
+            end: Position { segment: bytes.segment.get(), offset: bytes.offset.get() },
+            promised: Ballot { round: bytes.promise_round.get(), server: bytes.promise_server.get() },
+            jumped: Slot(bytes.jumped.get()),
+        })
     }
+
+    /// The mark that was written where one bit is not as it was (S2).
+    fn decode_mended(bytes: &[u8], incarnation: u128) -> Option<Mark> {
+        let (mut mark, _) = MarkBytes::read_from_prefix(bytes).ok()?;
+        let stored = mark.crc.get();
+        mend_bit(&mut mark.as_mut_bytes()[4..], stored).then_some(())?;
+        mark.crc = crc32c::crc32c(&mark.as_bytes()[4..]).into();
+        Mark::decode_slot(mark.as_bytes(), incarnation)
+    }
+
+    /// Reads the whole file. `None` where no mark is left of it.
+    pub fn decode(file: &[u8], incarnation: u128) -> Option<FoundMark> {
+        let mut faults = Vec::new();
+        let mut lost = false;
+        let mut newest: Option<Mark> = None;
+        for at in [0, MARK_SLOT] {
+            let bytes = file.get(at as usize..at as usize + size_of::<MarkBytes>())?;
+            let mut mark = Mark::decode_slot(bytes, incarnation);
+            // Nobody ever wrote to it, or the power went before that reached the disk.
+            if bytes.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            if mark.is_none() {
+                mark = Mark::decode_mended(bytes, incarnation);
+                lost |= mark.is_none();
+                let how =
+                    if mark.is_some() { "one bit of a mark is wrong" } else { "bad checksum of a mark" };
+                faults.push((at, how));
+            }
+            newest = [newest, mark].into_iter().flatten().max_by_key(|mark| mark.group);
+        }
+        let mark = newest?;
+        faults.extend(Mark::unused_byte_set(file).map(|at| (at, "not zero where nothing is ever written")));
+        Some(FoundMark { mark, faults, lost })
+    }
+}
+
+/// What the mark's file says.
+pub(super) struct FoundMark {
+    /// The newest mark that is left.
+    pub mark: Mark,
+    /// What is not as it was written: where, and why.
+    pub faults: Vec<(u64, &'static str)>,
+    /// One of the two marks is gone, and nobody knows whether it was the newer one.
+    pub lost: bool,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_wrong_bit_is_found_and_two_are_not() {
+        let good: Vec<u8> = (0..100).collect();
+        let sum = crc32c::crc32c(&good);
+        for bit in 0..800 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let mut twice = bytes.clone();
+            assert!(mend_bit(&mut bytes, sum) && bytes == good, "bit {bit}");
+            let other = (bit * 7 + 13) % 800;
+            twice[other / 8] ^= 1 << (other % 8);
+            assert!(bit == other || !mend_bit(&mut twice, sum), "bits {bit} and {other}");
+        }
+        (0..32).for_each(|bit| {
+            let mut bytes = good.clone();
+            assert!(mend_bit(&mut bytes, sum ^ 1 << bit) && bytes == good);
+        });
+    }
 
     /// The core counts with this bound when space is short.
     #[test]

@@ -8,10 +8,14 @@
 //!
 //! A sync that fails leaves what it should have written visible in the cache but clean, as Linux does: no later sync
 //! will write it. Whoever takes the sync's second answer for a yes is caught by the next crash.
+//!
+//! A sector may become unreadable ([`MemDisk::ruin`]): reading it fails, and so does writing a part of it, since the rest
+//! would have to be read. Writing all of it makes it sound again, as disks then use another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -78,6 +82,8 @@ struct State {
     fail_write: Option<u64>,
     fail_sync: Option<u64>,
     capacity: Option<u64>,
+    /// The time, in microseconds, as whoever owns the disk tells it.
+    now_us: u64,
 }
 
 #[derive(Clone, Default, Debug)]
@@ -85,6 +91,30 @@ struct Inode {
     current: Vec<u8>,
     durable: Vec<u8>,
     dirty: Vec<Dirty>,
+    /// Numbers of sectors that cannot be read.
+    ruined: BTreeSet<u64>,
+    written_us: u64,
+}
+
+impl Inode {
+    fn check_readable(&self, offset: u64, len: u64) -> io::Result<()> {
+        let sectors = offset / SECTOR..(offset + len).div_ceil(SECTOR);
+        match self.ruined.range(sectors).next() {
+            Some(_) if len > 0 => Err(io::Error::from_raw_os_error(libc::EIO)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a write over these bytes makes sound, or the error that it meets.
+    fn write_over(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        let whole = offset.div_ceil(SECTOR)..(offset + len) / SECTOR;
+        let sectors = offset / SECTOR..(offset + len).div_ceil(SECTOR);
+        if self.ruined.range(sectors).any(|sector| !whole.contains(sector)) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.ruined.retain(|sector| !whole.contains(sector));
+        Ok(())
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -208,6 +238,36 @@ impl MemDisk {
         self.0.lock().used()
     }
 
+    /// Tells the disk what time it is, from which files get their age.
+    pub fn set_time(&self, now_us: u64) {
+        self.0.lock().now_us = now_us;
+    }
+
+    /// Makes the sector unreadable in which a byte of a file stands; nothing if there is no such byte.
+    pub fn ruin(&self, name: &str, offset: u64) {
+        let mut state = self.0.lock();
+        let Some(inode) = state.names.get(name).copied() else { return };
+        if let Some(inode) = state.inodes.get_mut(&inode)
+            && offset < inode.current.len() as u64
+        {
+            inode.ruined.insert(offset / SECTOR);
+        }
+    }
+
+    /// Whether a sector of a file cannot be read.
+    pub fn is_ruined(&self, name: &str) -> bool {
+        let state = self.0.lock();
+        let inode = state.names.get(name).and_then(|inode| state.inodes.get(inode));
+        inode.is_some_and(|inode| !inode.ruined.is_empty())
+    }
+
+    /// Takes a file away behind everybody's back, durably.
+    pub fn take_away(&self, name: &str) {
+        let mut state = self.0.lock();
+        state.names.remove(name);
+        state.durable_names.remove(name);
+    }
+
     /// A separate disk with the same content and the same unsynced writes.
     pub fn copy(&self) -> MemDisk {
         MemDisk(Arc::new(Mutex::new(self.0.lock().clone())))
@@ -229,7 +289,9 @@ impl MemDisk {
             state.next_inode
         });
         state.durable_names.insert(name.to_string(), inode);
-        state.inodes.insert(inode, Inode { current: content.clone(), durable: content, dirty: Vec::new() });
+        let written_us = state.now_us;
+        let content = Inode { current: content.clone(), durable: content, written_us, ..Inode::default() };
+        state.inodes.insert(inode, content);
     }
 
     fn file(&self, inode: u64, life: u64) -> MemFile {
@@ -315,6 +377,13 @@ impl Disk for MemDisk {
         state.durable_names = state.names.clone();
         Ok(())
     }
+
+    fn age(&self, name: &str) -> io::Result<Duration> {
+        let state = self.0.lock();
+        let inode = state.names.get(name).and_then(|inode| state.inodes.get(inode));
+        let written_us = inode.ok_or_else(|| missing(name))?.written_us;
+        Ok(Duration::from_micros(state.now_us.saturating_sub(written_us)))
+    }
 }
 
 impl DiskFile for MemFile {
@@ -323,6 +392,7 @@ impl DiskFile for MemFile {
         let inode = state.inode(self)?;
         let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= inode.current.len() as u64);
         let end = end.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "read beyond the end"))?;
+        inode.check_readable(offset, buf.len() as u64)?;
         buf.copy_from_slice(&inode.current[offset as usize..end as usize]);
         Ok(())
     }
@@ -332,7 +402,10 @@ impl DiskFile for MemFile {
         state.counts.writes += 1;
         let fails = state.fail_write == Some(state.counts.writes);
         let free = state.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used()));
+        let now_us = state.now_us;
         let inode = state.inode(self)?;
+        inode.write_over(offset, buf.len() as u64)?;
+        inode.written_us = now_us;
         let fits = (inode.current.len() as u64).saturating_add(free).saturating_sub(offset);
         let full = (buf.len() as u64) > fits;
         let done = match (fails, full) {
@@ -413,6 +486,21 @@ mod tests {
         disk.crash(|_| Kept::Lines(0b101));
         let expected = [&[1; 60][..], &[2; 4], &[1; 64], &[2; 32], &[1; 40]].concat();
         assert_eq!(disk.contents("f"), Some(expected));
+    }
+
+    #[test]
+    fn an_unreadable_sector_is_sound_again_once_all_of_it_is_written() {
+        let (disk, mut file) = disk_with(&[1; 2048]);
+        disk.ruin("f", 600);
+        disk.ruin("f", 5000);
+        let mut bytes = [0; 512];
+        assert!(file.read_at(&mut bytes, 0).is_ok() && file.read_at(&mut bytes, 1024).is_ok());
+        assert_eq!(file.read_at(&mut bytes, 1).unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert!(file.write_at(&[2; 100], 1000).is_err(), "a part of it cannot be written");
+        assert!(file.read_at(&mut bytes, 512).is_err());
+        file.write_at(&[2; 513], 512).expect("all of it can");
+        file.read_at(&mut bytes, 512).expect("and then be read");
+        assert_eq!((bytes, disk.is_ruined("f")), ([2; 512], false));
     }
 
     #[test]

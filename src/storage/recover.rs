@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::contents::Contents;
 use super::disk::{Disk, DiskFile};
 use super::format::{
-    BLOCK, Block, BlockError, IDENTITY, IDENTITY_NEW, MARK, MARK_BYTES, Mark, Position, VERSION,
+    BLOCK, Block, BlockError, FoundMark, IDENTITY, IDENTITY_NEW, MARK, MARK_BYTES, Mark, Position, VERSION,
     segment_name, segment_number,
 };
 use super::scan::Scan;
@@ -45,27 +45,40 @@ impl<D: Disk> Wal<D> {
         for name in names.iter().filter(|name| is_leftover(name)) {
             disk.remove(name).map_err(io_error(name, "remove"))?;
         }
-        let (snapshots, mut damaged) = open_snapshots(&disk, &names, &identity);
+        let (mut snapshots, mut damaged) = open_snapshots(&disk, &names, &identity);
         let newest = snapshots.last().copied();
+        let FoundMark { mark, faults: marks, lost: mark_lost } = read_mark(&disk, identity)?;
+        if mark_lost && !damaged.is_empty() {
+            return Err(damaged_file(MARK, marks.first().map(|(at, _)| *at), UNPROVED));
+        }
+        let mut jumped = mark.jumped;
+        if let Some(newest) = newest.filter(|newest| newest.foreign && newest.cut.slot > jumped) {
+            // The power went before the mark could say so.
+            jumped = newest.cut.slot;
+            snapshots = vec![newest];
+        }
         let (contents, start) = match newest {
             Some(Snapshot { cut, start, .. }) => (Contents::behind(cut.slot, start.stood), start),
             None => (Contents::default(), Start { group: 0, at: Position::start_of(1), stood: Slot::ZERO }),
         };
-        let mark = read_mark(&disk, identity)?;
         // P1: it answered for slots up to there.
         let lost = "missing or not whole; another server sent it, and the log does not lead up to it";
-        let contents = contents.jumped(mark.jumped);
-        let contents = contents.ok_or_else(|| damaged_file(&snapshot::name(mark.jumped), None, lost))?;
+        let contents = contents.jumped(jumped);
+        let contents = contents.ok_or_else(|| damaged_file(&snapshot::name(jumped), None, lost))?;
         let mut scan = Scan::new(&disk, (identity, segment_bytes), segments, mark, (contents, start));
         let torn = scan.run(start)?;
+        if mark_lost && torn.is_some() {
+            // S1: what was cut may be what the newer mark vouched for.
+            return Err(damaged_file(MARK, marks.first().map(|(at, _)| *at), UNPROVED));
+        }
         let Scan { mut contents, group, end, boundaries, faults, segments, .. } = scan;
         if contents.finish() {
-            damaged.push(damaged_file(&snapshot::name(mark.jumped), None, lost).what());
+            damaged.push(damaged_file(&snapshot::name(jumped), None, lost).what());
         }
         contents.raise_promise(mark.promised);
         damaged.extend(faults.into_iter().map(|f| damaged_file(&f.file, f.offset, f.what).what()));
+        damaged.extend(marks.iter().map(|(at, what)| damaged_file(MARK, *at, *what).what()));
         let oldest = oldest.min(start.at.segment);
-        let jumped = mark.jumped;
         // Only now: it was in force when the snapshot was finished, after some of the groups that were just read.
         contents.raise_promise(newest.map_or(Ballot::ZERO, |snapshot| snapshot.promised));
 
@@ -78,6 +91,13 @@ impl<D: Disk> Wal<D> {
             .and_then(|()| mark_file.sync_data())
             .and_then(|()| disk.sync_dir())
             .map_err(io_error(MARK, "write"))?;
+        if !marks.is_empty() {
+            // Only now: one mark is whole at any moment.
+            mark_file
+                .write_at(&mark.encode_file(identity.incarnation), 0)
+                .and_then(|()| mark_file.sync_data())
+                .map_err(io_error(MARK, "write"))?;
+        }
 
         let mut files = VecDeque::new();
         for number in end.segment..=segments {
@@ -112,6 +132,8 @@ impl<D: Disk> Wal<D> {
     }
 }
 
+const UNPROVED: &str = "one of two marks is lost: what the log must hold cannot be proved";
+
 /// Cast votes in order of slots, each with its ballot.
 type Cast = Vec<(Slot, Ballot, Value)>;
 
@@ -140,7 +162,7 @@ fn votes<D: Disk>(wal: &Wal<D>) -> Result<(Cast, Option<Loss>), StorageError> {
         return Ok((cast, None));
     }
     lost.extend(cast.into_iter().map(|(slot, ballot, value)| (slot, Vote::Cast(ballot, value))));
-    Ok((Vec::new(), Some(Loss { known: contents.known, votes: lost, hidden })))
+    Ok((Vec::new(), Some(Loss { known: contents.known, votes: lost, hidden, gaps: contents.gaps() })))
 }
 
 fn is_leftover(name: &str) -> bool {
@@ -192,13 +214,18 @@ pub(super) fn gapless(mut numbers: Vec<u32>) -> Option<std::ops::RangeInclusive<
     Some(last + 1 - run as u32..=last)
 }
 
+/// A disk that cannot give back what stands at the start of a file has lost it.
+fn unreadable(name: &str) -> impl Fn(std::io::Error) -> StorageError {
+    move |e| damaged_file(name, 0, format!("cannot read: {e}"))
+}
+
 fn read_block<F: DiskFile>(file: &F, name: &str) -> Result<Block, StorageError> {
     let len = file.len().map_err(io_error(name, "read"))?;
     if len < BLOCK {
         return Err(damaged_file(name, len, "file is too short"));
     }
     let mut bytes = vec![0; BLOCK as usize];
-    file.read_at(&mut bytes, 0).map_err(io_error(name, "read"))?;
+    file.read_at(&mut bytes, 0).map_err(unreadable(name))?;
     Block::decode(&bytes).map_err(|e| match e {
         BlockError::Magic => damaged_file(name, 0, "no such file of this program: wrong first bytes"),
         BlockError::Version(found) => {
@@ -255,6 +282,8 @@ fn check_identity(identity: &Identity, expected: Expected) -> Result<(), Storage
     Ok(())
 }
 
+/// Whether a file is the segment that its name says, and whole. An error that is not about the length of the file is about
+/// its header.
 pub(super) fn check_segment<D: Disk>(
     disk: &D,
     number: u32,
@@ -263,7 +292,13 @@ pub(super) fn check_segment<D: Disk>(
 ) -> Result<(), StorageError> {
     let name = segment_name(number);
     let file = disk.open(&name).map_err(io_error(&name, "open"))?;
-    let block = read_block(&file, &name)?;
+    let block = read_block(&file, &name).map_err(|e| match e {
+        // The directory is of this version: its identity says so.
+        StorageError::WrongVersion { found, .. } => {
+            damaged_file(&name, 8, format!("version {found} in its header"))
+        }
+        other => other,
+    })?;
     if block != (Block { identity, segment: number, segment_bytes: size }) {
         return Err(damaged_file(&name, 0, "header of another directory or segment"));
     }
@@ -274,7 +309,15 @@ pub(super) fn check_segment<D: Disk>(
     Ok(())
 }
 
-pub(super) fn read_mark<D: Disk>(disk: &D, identity: Identity) -> Result<Mark, StorageError> {
+/// Whether all that is wrong with the header of a segment is one bit.
+pub(super) fn is_one_bit_off<D: Disk>(disk: &D, number: u32, identity: Identity, size: u64) -> bool {
+    let mut bytes = vec![0; BLOCK as usize];
+    let read = disk.open(&segment_name(number)).and_then(|file| file.read_at(&mut bytes, 0));
+    let expected = Block { identity, segment: number, segment_bytes: size };
+    read.is_ok() && Block::decode(&bytes).is_err() && Block::decode_mended(&bytes) == Some(expected)
+}
+
+pub(super) fn read_mark<D: Disk>(disk: &D, identity: Identity) -> Result<FoundMark, StorageError> {
     let file = disk.open(MARK).map_err(io_error(MARK, "open"))?;
     let len = file.len().map_err(io_error(MARK, "read"))?;
     if len != MARK_BYTES {
@@ -285,10 +328,7 @@ pub(super) fn read_mark<D: Disk>(disk: &D, identity: Identity) -> Result<Mark, S
         ));
     }
     let mut bytes = vec![0; MARK_BYTES as usize];
-    file.read_at(&mut bytes, 0).map_err(io_error(MARK, "read"))?;
-    if let Some(offset) = Mark::unused_byte_set(&bytes) {
-        return Err(damaged_file(MARK, offset, "not zero where nothing is ever written"));
-    }
+    file.read_at(&mut bytes, 0).map_err(unreadable(MARK))?;
     Mark::decode(&bytes, identity.incarnation)
         .ok_or_else(|| damaged_file(MARK, 0, "unreadable: what the log must hold cannot be proved"))
 }

@@ -121,7 +121,12 @@ impl<D: Disk> Wal<D> {
         let audit = self.retention.audit_bytes.div_ceil(self.segment_bytes);
         let mut first = needed.saturating_sub(u32::try_from(audit).unwrap_or(u32::MAX)).max(self.oldest);
         if let Some(most) = self.retention.audit_age {
-            while first < needed && self.disk.age(&segment_name(first))? > most {
+            let old = |segment| match self.disk.age(&segment_name(segment)) {
+                // Damage took it long ago (S2).
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+                age => age.map(|age| age > most),
+            };
+            while first < needed && old(first)? {
                 first += 1;
             }
         }

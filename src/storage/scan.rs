@@ -7,14 +7,17 @@ use super::Identity;
 use super::contents::Contents;
 use super::disk::{Disk, DiskFile};
 use super::format::{
-    BLOCK, Bad, Block, HEADER, Kind, MARK, MARK_SLOT, Mark, Position, RecordHeader, record_at, segment_name,
-    segment_name_new,
+    BLOCK, Bad, Block, HEADER, Kind, MARK, MARK_SLOT, Mark, Position, RecordHeader, check_payload, record_at,
+    segment_name, segment_name_new,
 };
-use super::recover::{check_segment, damaged_file};
+use super::recover::{check_segment, damaged_file, is_one_bit_off};
 use super::snapshot::Start;
 use super::wal::io_error;
 use super::{Fault, StorageError};
 use crate::types::Slot;
+
+/// What disks lose at once, at least.
+const SECTOR: usize = 512;
 
 /// A record of the group being read, and whether its payload is whole.
 type Open = (RecordHeader, Kind, Position, bool);
@@ -47,6 +50,34 @@ struct Stop {
     at: Position,
     bad: Option<Bad>,
     why: &'static str,
+}
+
+/// Bytes of a file that the disk does not give back.
+pub(super) struct Unreadable {
+    pub from: u64,
+    pub to: u64,
+    pub why: String,
+}
+
+/// Reads what can be read of the beginning of a file, a sector at a time where need be. The rest counts as zeros.
+pub(super) fn read_sectors<F: DiskFile>(file: &F, image: &mut [u8]) -> Vec<Unreadable> {
+    let mut runs: Vec<Unreadable> = Vec::new();
+    if file.read_at(image, 0).is_ok() {
+        return runs;
+    }
+    let mut from = 0;
+    for sector in image.chunks_mut(SECTOR) {
+        let to = from + sector.len() as u64;
+        if let Err(e) = file.read_at(sector, from) {
+            sector.fill(0);
+            match runs.last_mut().filter(|run| run.to == from) {
+                Some(run) => run.to = to,
+                None => runs.push(Unreadable { from, to, why: e.to_string() }),
+            }
+        }
+        from = to;
+    }
+    runs
 }
 
 impl<'a, D: Disk> Scan<'a, D> {
@@ -111,14 +142,14 @@ impl<'a, D: Disk> Scan<'a, D> {
                 self.image.fill(0);
                 return Ok(());
             }
-            Err(e @ (StorageError::Damaged { .. } | StorageError::Io { doing: "read", .. })) => {
+            Err(e @ StorageError::Damaged { .. }) => {
                 let short = matches!(e, StorageError::Damaged { offset: Some(at), .. } if at >= BLOCK);
                 if self.broken.insert(number) {
                     self.faults.push(e.into());
                 }
                 self.image.fill(0);
-                // Whose records they are is not known where the header is not whole.
-                if !short {
+                // Whose records they are is not known where the header is lost.
+                if !short && !is_one_bit_off(self.disk, number, self.identity, self.segment_bytes) {
                     return Ok(());
                 }
             }
@@ -127,22 +158,17 @@ impl<'a, D: Disk> Scan<'a, D> {
         let name = segment_name(number);
         let file = self.disk.open(&name).map_err(io_error(&name, "open"))?;
         let len = file.len().map_err(io_error(&name, "read"))?.min(self.segment_bytes) as usize;
-        if file.read_at(&mut self.image[..len], 0).is_err() {
-            self.read_sectors(&file, number, len);
-        }
+        self.read_sectors(&file, number, len);
         Ok(())
     }
 
-    /// Reads what can be read of a segment; the rest counts as zeros.
+    /// What cannot be read of a segment counts as zeros, and is named, run by run.
     fn read_sectors(&mut self, file: &D::File, number: u32, len: usize) {
-        for at in (0..len).step_by(BLOCK as usize) {
-            let piece = &mut self.image[at..len.min(at + BLOCK as usize)];
-            if let Err(e) = file.read_at(piece, at as u64) {
-                piece.fill(0);
-                let at = Position { segment: number, offset: at as u64 };
-                if self.broken.insert(number) {
-                    self.fault(at, format!("cannot read: {e}"));
-                }
+        let unreadable = read_sectors(file, &mut self.image[..len]);
+        if !unreadable.is_empty() && self.broken.insert(number) {
+            for Unreadable { from, to, why } in unreadable {
+                let at = Position { segment: number, offset: from };
+                self.fault(at, format!("cannot read {} bytes: {why}", to - from));
             }
         }
     }
@@ -248,16 +274,24 @@ impl<'a, D: Disk> Scan<'a, D> {
         }
         self.load(stop.at.segment)?;
         let known = self.faults.len();
-        if stop.bad == Some(Bad::Payload)
-            && let Some(bytes) = self.image.get(stop.at.offset as usize..)
-            && let Ok((header, kind)) = RecordHeader::decode(bytes)
+        let bytes = self.image.get(stop.at.offset as usize..).unwrap_or_default();
+        let known_header = match stop.bad {
+            Some(Bad::Payload) => RecordHeader::decode(bytes).ok(),
+            // One wrong bit can be told, and what stood there with it.
+            Some(Bad::Header) => RecordHeader::decode_mended(bytes),
+            _ => None,
+        };
+        if let Some((header, kind)) = known_header
             && header.segment.get() == stop.at.segment
             && header.group.get() == self.group + 1
         {
+            let read_back = kind.has_value() || kind == Kind::History;
+            let whole = check_payload(bytes, &header).is_ok() && !read_back;
             let slot = header.slot.get();
             let what = if kind.has_value() { format!(" of slot {slot}") } else { String::new() };
             self.fault(stop.at, format!("{}{what}", stop.why));
-            self.open.push((header, kind, stop.at, false));
+            // Its own bytes are as wrong as before, so nobody can read it back.
+            self.open.push((header, kind, stop.at, whole));
             let next = self.step_over(stop.at, &header, kind);
             if header.is_last() {
                 self.close_group(next)?;
@@ -276,9 +310,12 @@ impl<'a, D: Disk> Scan<'a, D> {
             return Err(damaged_file(&segment_name(stop.at.segment), stop.at.offset, stop.why));
         }
         self.note_open()?;
-        let bytes = self.bytes_between(stop.at, next);
+        // A whole record that does not belong there covers what did.
+        let covered = RecordHeader::decode(self.image.get(stop.at.offset as usize..).unwrap_or_default());
+        let covered = covered.map_or(0, |(header, _)| header.record_bytes());
+        let bytes = self.bytes_between(stop.at, next).max(covered);
         self.contents
-            .lose(bytes / HEADER + 1, stop.at)
+            .lose((bytes / HEADER).max(1), stop.at)
             .map_err(|what| damaged_file(&segment_name(stop.at.segment), stop.at.offset, what))?;
         // Should what follows turn out to be torn, this is where the log goes on; what is lost stays as it is.
         (self.group, self.end) = (group - 1, next);
@@ -296,8 +333,7 @@ impl<'a, D: Disk> Scan<'a, D> {
     /// group, or of the group being read if the mark vouches for that. Every aligned place is tried, for the chain cannot
     /// be trusted here.
     fn later_record(&mut self, stop: &Stop) -> Result<Option<(Position, u64)>, StorageError> {
-        // A whole record that does not belong there is looked at as well.
-        let from = Position { offset: stop.at.offset + if stop.bad.is_some() { 8 } else { 0 }, ..stop.at };
+        let from = Position { offset: stop.at.offset + 8, ..stop.at };
         let least = if self.group < self.mark.group { self.group + 1 } else { self.group + 2 };
         let mut first = None;
         for segment in from.segment..=self.segments {
@@ -321,7 +357,15 @@ impl<'a, D: Disk> Scan<'a, D> {
                 }
             }
         }
-        Ok(None)
+        // A whole record that does not belong there tells as much, and the log may go on behind it.
+        self.load(stop.at.segment)?;
+        let there = record_at(&self.image, stop.at.offset).ok().map(|(header, _)| header);
+        let there =
+            there.filter(|header| header.segment.get() == stop.at.segment && header.group.get() >= least);
+        Ok(there.map(|header| {
+            let behind = Position { offset: stop.at.offset + header.record_bytes(), ..stop.at };
+            (behind, header.group.get() + 1)
+        }))
     }
 
     fn bytes_between(&self, from: Position, to: Position) -> u64 {

@@ -86,6 +86,8 @@ pub(super) struct Snapshot {
     pub start: Start,
     /// The promise in force when it was finished.
     pub promised: Ballot,
+    /// Another server sent it, and neither older snapshots nor the log lead up to it.
+    pub foreign: bool,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -107,6 +109,8 @@ struct Header {
     start_segment: U32,
     promise_server: U16,
     server: U16,
+    /// 1 if another server sent it, else 0.
+    foreign: U16,
 }
 
 /// Where the checksummed part of the block begins: behind magic, version and checksum.
@@ -131,6 +135,7 @@ impl Snapshot {
             start_segment: self.start.at.segment.into(),
             promise_server: self.promised.server.into(),
             server: identity.server.0.into(),
+            foreign: u16::from(self.foreign).into(),
         };
         let mut block = vec![0; BLOCK as usize];
         block[..size_of::<Header>()].copy_from_slice(header.as_bytes());
@@ -165,6 +170,7 @@ impl Snapshot {
             cut,
             start: Start { group: h.start_group.get(), at, stood: Slot(h.start_stood.get()) },
             promised,
+            foreign: h.foreign.get() != 0,
         })
     }
 
@@ -265,7 +271,8 @@ impl<F: DiskFile> Writing<F> {
         identity: &Identity,
         promised: Ballot,
     ) -> io::Result<Option<Snapshot>> {
-        let snapshot = Snapshot { cut: self.source.cut(), start: self.start, promised };
+        let Writing { start, foreign, .. } = *self;
+        let snapshot = Snapshot { cut: self.source.cut(), start, promised, foreign };
         let (name, name_new) = (name(snapshot.cut.slot), name_new(snapshot.cut.slot));
         let file = match &mut self.file {
             Some(file) => file,

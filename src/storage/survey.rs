@@ -8,9 +8,10 @@ use std::fmt;
 use super::contents::Contents;
 use super::disk::{Disk, DiskFile};
 use super::format::{
-    BLOCK, Bad, Kind, MARK, Mark, Position, RecordHeader, record_at, segment_name, segment_number,
+    BLOCK, Bad, FoundMark, Kind, MARK, Mark, Position, RecordHeader, record_at, segment_name, segment_number,
 };
 use super::recover::{check_segment, damaged_file, gapless, read_identity, read_mark};
+use super::scan::{Unreadable, read_sectors};
 use super::snapshot::{self, Snapshot};
 use super::wal::io_error;
 use super::{Identity, StorageError};
@@ -129,7 +130,11 @@ pub fn survey<D: Disk>(disk: &D, mut show: impl FnMut(Seen<'_>)) -> Result<Surve
         }
     }
     let mark = match read_mark(disk, identity) {
-        Ok(mark) => Some(mark),
+        Ok(FoundMark { mark, faults, .. }) => {
+            let faults = faults.into_iter().map(|(at, what)| damaged_file(MARK, at, what).into());
+            survey.faults.extend(faults);
+            Some(mark)
+        }
         Err(e) => {
             survey.faults.push(e.into());
             None
@@ -203,8 +208,9 @@ impl Walk {
         }
         let mut image = vec![0; size as usize];
         let len = file.len().unwrap_or(0).min(size);
-        if let Err(e) = file.read_at(&mut image[..len as usize], 0) {
-            return self.fault(start, format!("cannot read: {e}"));
+        for Unreadable { from, to, why } in read_sectors(&file, &mut image[..len as usize]) {
+            let at = Position { segment: number, offset: from };
+            self.fault(at, format!("cannot read {} bytes: {why}", to - from));
         }
         let mut offset = BLOCK;
         while offset < size {

@@ -421,7 +421,12 @@ impl<D: Disk> Wal<D> {
     }
 
     /// The values of consecutive slots on disk from `from` on, each with the ballot of its latest record: at least one
-    /// if there is one, ending before a gap and before more than `max_bytes` of values. Checksums are verified again.
+    /// if there is one, ending before a gap, before one that is damaged, and before more than `max_bytes` of values.
+    /// Checksums are verified again.
+    ///
+    /// # Errors
+    ///
+    /// The log has failed before, or the first value cannot be read, or is not what was written.
     pub fn read(&self, from: Slot, max_bytes: usize) -> io::Result<Vec<(Slot, Ballot, Value)>> {
         self.check()?;
         let mut out = Vec::new();
@@ -429,11 +434,16 @@ impl<D: Disk> Wal<D> {
         let mut open: Option<(u32, D::File)> = None;
         let mut slot = from;
         while let Some(at) = self.contents.position(slot) {
-            let file = match open.take() {
-                Some((segment, file)) if segment == at.segment => file,
-                _ => self.disk.open(&segment_name(at.segment))?,
+            let read = match open.take() {
+                Some((segment, file)) if segment == at.segment => Ok(file),
+                _ => self.disk.open(&segment_name(at.segment)),
+            }
+            .and_then(|file| Ok((read_value(&file, at, slot)?, file)));
+            let ((ballot, value), file) = match read {
+                Ok(read) => read,
+                Err(_) if !out.is_empty() => break,
+                Err(e) => return Err(e),
             };
-            let (ballot, value) = read_value(&file, at, slot)?;
             open = Some((at.segment, file));
             bytes += value.len();
             if !out.is_empty() && bytes > max_bytes {
@@ -445,11 +455,12 @@ impl<D: Disk> Wal<D> {
         Ok(out)
     }
 
-    /// The ballot of the record at `at`, of which at least the header is whole.
+    /// The ballot of the record at `at`, of which at least the header is known.
     pub(super) fn ballot_at(&self, at: Position) -> io::Result<Ballot> {
         let mut bytes = [0; HEADER as usize];
         self.disk.open(&segment_name(at.segment))?.read_at(&mut bytes, at.offset)?;
         let header = RecordHeader::decode(&bytes);
+        let header = header.or_else(|bad| RecordHeader::decode_mended(&bytes).ok_or(bad));
         header.map(|(header, _)| header.ballot()).map_err(|bad| io::Error::other(bad.text()))
     }
 
@@ -531,8 +542,12 @@ fn read_value<F: DiskFile>(file: &F, at: Position, slot: Slot) -> io::Result<(Ba
         let text = format!("{file} at offset {}: damaged (S2): {what} of slot {slot}", at.offset);
         io::Error::new(io::ErrorKind::InvalidData, text)
     };
+    let io = |e: io::Error| {
+        let text = format!("{} at offset {}: slot {slot}: {e}", segment_name(at.segment), at.offset);
+        io::Error::new(e.kind(), text)
+    };
     let mut bytes = [0; HEADER as usize];
-    file.read_at(&mut bytes, at.offset)?;
+    file.read_at(&mut bytes, at.offset).map_err(io)?;
     let (header, kind) = RecordHeader::decode(&bytes).map_err(|bad| damaged(bad.text()))?;
     let len = header.payload_len.get() as usize;
     if !kind.has_value() || header.slot.get() != slot.0 || header.segment.get() != at.segment {
@@ -542,7 +557,7 @@ fn read_value<F: DiskFile>(file: &F, at: Position, slot: Slot) -> io::Result<(Ba
         return Err(damaged("impossible length"));
     }
     let mut payload = vec![0; len];
-    file.read_at(&mut payload, at.offset + HEADER)?;
+    file.read_at(&mut payload, at.offset + HEADER).map_err(io)?;
     if header.payload_crc.get() != crc32c::crc32c(&payload) {
         return Err(damaged("bad payload"));
     }

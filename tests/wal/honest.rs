@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use shardpaxosbank::types::{Loss, Vote};
+use shardpaxosbank::types::Loss;
 
 /// What a log says while it is whole.
 pub struct Truth {
@@ -66,7 +66,7 @@ pub fn check_honest(disk: &MemDisk, truth: &Truth) -> Vec<String> {
 fn check_recovered(wal: &Wal<MemDisk>, recovered: &Recovered, truth: &Truth) -> Loss {
     let Recovered { promised, decided, .. } = *recovered;
     let cast = recovered.votes.iter().cloned().map(|(slot, ballot, value)| (slot, Vote::Cast(ballot, value)));
-    let whole = Loss { known: decided, votes: cast.collect(), hidden: Slot::ZERO };
+    let whole = Loss { known: decided, votes: cast.collect(), hidden: Slot::ZERO, gaps: Vec::new() };
     let loss = recovered.loss.clone().unwrap_or(whole);
     assert_eq!(promised, truth.promised);
     assert!(decided <= loss.known && loss.known <= truth.decided, "{decided} {loss:?} {}", truth.decided);

@@ -12,7 +12,7 @@ use shardpaxosbank::storage::{
     Disk, DiskFile, Expected, FileDisk, Identity, Kept, MemDisk, Recovered, StorageError, Unsynced, Wal,
     is_formatted,
 };
-use shardpaxosbank::types::{Ballot, NodeId, Record, Slot, Value};
+use shardpaxosbank::types::{Ballot, NodeId, Record, Slot, Value, Vote};
 
 use honest::{Truth, check_honest};
 

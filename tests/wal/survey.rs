@@ -61,8 +61,9 @@ fn verification_finds_what_recovery_refuses() {
             }
         }
     }
-    let counts = [refused, healed, torn, unharmed];
-    assert!(counts.iter().zip([1000, 1000, 100, 10]).all(|(n, least)| *n > least), "{counts:?}");
+    let counts = [refused, healed, torn];
+    assert!(counts.iter().all(|n| *n > 100), "{counts:?}");
+    assert_eq!(unharmed, 0, "every byte is looked at");
 }
 
 /// Files of segments that came back, or went: verification looks where a start would.

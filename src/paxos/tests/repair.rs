@@ -1,9 +1,11 @@
 //! Servers whose log was damaged (S2): what they vouch for, and until when they do not.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::*;
 use crate::paxos::repair::choose;
+use crate::paxos::replica::RENEWS;
 use crate::types::{Loss, Vote};
 
 fn value(byte: u8) -> Value {
@@ -17,7 +19,7 @@ fn cast(round: u64, byte: u8) -> Vote {
 /// The promise of a server that knows slots 1 to `known` as decided.
 fn promise(known: u64, votes: &[(u64, Vote)], hidden: u64) -> Promise {
     let votes: BTreeMap<Slot, Vote> = votes.iter().map(|(slot, vote)| (Slot(*slot), vote.clone())).collect();
-    let loss = Some(Loss { known: Slot(known), votes, hidden: Slot(hidden) });
+    let loss = Some(Loss { known: Slot(known), votes, hidden: Slot(hidden), gaps: Vec::new() });
     Promise { ballot: Ballot::new(9, S1), decided: Slot(3), votes: Vec::new(), loss, incarnation: DISK }
 }
 
@@ -69,7 +71,12 @@ fn every_open_slot_needs_a_majority_that_vouches() {
 
 /// S1 of three, which had promised 2.S2, and knows that slot 5 is decided; it lost the value of slot 4.
 fn damaged() -> Replica {
-    let loss = Loss { known: Slot(5), votes: BTreeMap::from([(Slot(6), cast(1, 6))]), hidden: Slot(8) };
+    let loss = Loss {
+        known: Slot(5),
+        votes: BTreeMap::from([(Slot(6), cast(1, 6))]),
+        hidden: Slot(8),
+        gaps: Vec::new(),
+    };
     let start = (Ballot::new(2, S2), Slot(3), Vec::new());
     Replica::new(S1, vec![S1, S2, S3], Timeouts::default(), Time(0), 1, start).with_loss(Some(loss))
 }
@@ -88,17 +95,17 @@ fn a_damaged_server_vouches_again_in_a_later_ballot() {
         let ballot = Ballot::new(round, S2);
         Message::Heartbeat(Heartbeat { ballot, round: 1, decided: Slot(6), phase1_end: Slot(phase1_end) })
     };
-    let accept = |round: u64, first: u64, values: &[u8]| {
+    let accept = |round: u64, decided: u64, first: u64, values: &[u8]| {
         let values = values.iter().map(|byte| value(*byte)).collect();
-        Message::Accept(Accept {
-            ballot: Ballot::new(round, S2),
-            decided: Slot(3),
-            first: Slot(first),
-            values,
-        })
+        let (ballot, decided) = (Ballot::new(round, S2), Slot(decided));
+        Message::Accept(Accept { ballot, decided, first: Slot(first), values })
     };
-    // What it knows as decided it takes for decided as soon as it has it, and then reads on in its own log.
-    let (out, s) = turn(accept(2, 4, &[4]));
+    // A leader that does not know the slot as decided may be one whose ballot is over: it lost to that in which the slot
+    // was decided, of which this server had only heard.
+    let (out, s) = turn(accept(2, 3, 4, &[9]));
+    assert_eq!((s.decided(), s.position(), out.records), (Slot(3), Slot(3), Vec::new()));
+    // As soon as it has the value, it reads on in its own log.
+    let (out, s) = turn(accept(2, 4, 4, &[4]));
     assert_eq!(s.decided(), Slot(4));
     let read =
         ReadLog { purpose: Purpose::Salvage, from: Slot(5), to: Slot(5), max_bytes: s.limits.catch_up_bytes };
@@ -107,6 +114,10 @@ fn a_damaged_server_vouches_again_in_a_later_ballot() {
     let mut s1 = s;
     s1.log_read(now, Purpose::Salvage, Slot(5), vec![(Ballot::new(1, S2), value(5))], &mut out);
     assert_eq!((s1.decided(), s1.position(), s1.is_repairing()), (Slot(5), Slot(5), true));
+    // Others are heard before it goes on.
+    let due = s1.next_deadline();
+    assert!(due > now && due < now + Duration::from_millis(1), "{due:?}");
+    s1.timer(due, 1, &mut out);
     assert_eq!(s1.entry(Slot(6)), Some(&(Ballot::new(1, S1), value(6))));
     let mut turn = |message: Message| {
         let mut out = Output::default();
@@ -120,9 +131,70 @@ fn a_damaged_server_vouches_again_in_a_later_ballot() {
     // In the next one it has to have what phase 1 brought up.
     let (records, loss) = turn(beat(3, 6));
     assert!(!records.iter().any(|record| matches!(record, Record::Vouch(_))) && loss.is_some());
-    turn(accept(3, 6, &[6]));
+    turn(accept(3, 3, 6, &[6]));
     let (records, loss) = turn(beat(3, 6));
     assert_eq!((records, loss), (vec![Record::Vouch(Slot(6))], None));
+}
+
+/// Votes that it may have forgotten matter until the next ballot. A leader begins one as soon as it hears of them, if a
+/// majority can vouch without that server; otherwise it had better go on, since nobody could lead after it.
+#[test]
+fn a_leader_begins_a_new_ballot_for_who_forgot_votes() {
+    let (mut s2, now) = (damaged(), Time(1_000_000));
+    let mut out = Output::default();
+    let beat = Heartbeat { ballot: Ballot::new(2, S2), round: 1, decided: Slot(3), phase1_end: Slot(0) };
+    s2.message(now, S2, Message::Heartbeat(beat), &mut out);
+    let said = out.after.iter().find_map(|(_, message)| match message {
+        Message::HeartbeatReply(reply) => Some(reply.doubts),
+        _ => None,
+    });
+    assert_eq!(said, Some(true));
+
+    for (third_hears, renews) in [(true, true), (false, false)] {
+        let (mut leader, now) = leader();
+        let (ballot, later) = (leader.promised(), now + Duration::from_secs(5));
+        let mut out = Output::default();
+        for (from, doubts) in [(S2, true), (S3, false)] {
+            if from == S2 || third_hears {
+                let reply = HeartbeatReply {
+                    ballot,
+                    round: 1,
+                    position: Slot(0),
+                    room: None,
+                    doubts,
+                    incarnation: DISK,
+                };
+                leader.message(later, from, Message::HeartbeatReply(reply), &mut out);
+            }
+        }
+        leader.timer(later, 7, &mut out);
+        let why = out
+            .events
+            .iter()
+            .any(|event| matches!(event, Event::LostLeadership { why, .. } if *why == RENEWS));
+        assert_eq!((why, leader.is_leader()), (renews, !renews));
+    }
+}
+
+/// A value that cannot be read back comes from another server, and is written once more where it will be found.
+#[test]
+fn a_value_that_goes_bad_is_written_again() {
+    let values = [1, 2, 3].map(|byte| (Ballot::new(1, S2), value(byte)));
+    let start = (Ballot::new(2, S2), Slot(3), Vec::new());
+    let mut s1 = Replica::new(S1, vec![S1, S2, S3], Timeouts::default(), Time(0), 1, start);
+    let mut out = Output::default();
+    s1.log_unreadable(Purpose::Fetch(S3), Slot(2), &mut out);
+    let asked: Vec<_> = out.now.iter().map(|(to, message)| (*to, message.clone())).collect();
+    let fetch = Message::Fetch(Fetch { from: Slot(2) });
+    assert_eq!((asked, out.gone), (vec![(S2, fetch.clone()), (S3, fetch)], vec![S3]));
+    for (first, rewritten) in [(1, false), (2, true), (2, false)] {
+        let mut out = Output::default();
+        let entries = values[first as usize - 1..].to_vec();
+        s1.message(Time(1), S2, Message::Entries(Entries { first: Slot(first), entries }), &mut out);
+        let (ballot, value) = values[1].clone();
+        let expected = Record::Learn { slot: Slot(2), ballot, value };
+        assert_eq!(out.records, if rewritten { vec![expected] } else { vec![] }, "from slot {first}");
+    }
 }
 
 /// Others may lack the same, so whoever has anything that is decided gives it, in front of a gap or behind it.
