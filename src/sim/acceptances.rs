@@ -143,6 +143,11 @@ impl Acceptances {
         self.topology.servers_of(shard).filter(|s| self.servers.get(s).is_some_and(&holds)).count()
     }
 
+    /// What a majority was seen to have voted for.
+    pub fn chosen(&self, shard: ShardId, slot: Slot) -> Option<Value> {
+        self.chosen.get(&(shard, slot)).map(|(_, value)| value.clone())
+    }
+
     /// Somebody takes a slot for decided, as the first of all.
     pub fn check_decided(&self, who: NodeId, slot: Slot, value: &Value) {
         let shard = self.topology.shard_of_server(who);

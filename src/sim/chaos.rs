@@ -208,6 +208,13 @@ impl Run {
     fn heal(&mut self) {
         self.world.note(|| "healing".into());
         let topology = self.world.options.topology;
+        // Whose disk is damaged and does not know it yet finds out.
+        for id in topology.servers() {
+            if self.world.servers[&id].ailment.is_some() && self.world.servers[&id].running.is_some() {
+                self.world.crash(id);
+                self.world.start(id);
+            }
+        }
         let gone: BTreeSet<NodeId> =
             self.world.servers.values().filter(|s| s.is_gone()).map(|s| s.id).collect();
         // Who waits to be let in again is no part of any majority, but must come back.

@@ -58,6 +58,8 @@ pub struct Observed {
     pub durable: bool,
     /// Its state was made wrong on purpose.
     pub misled: bool,
+    /// Its disk is damaged: what it wrote may be gone again.
+    pub ailing: bool,
 }
 
 pub struct Checker {
@@ -130,7 +132,7 @@ impl Checker {
     ///
     /// `read` gives a decided value that is no longer in the server's memory, from its log.
     pub fn observe(&mut self, server: &Shard, observed: Observed, read: impl Fn(Slot) -> Option<Value>) {
-        let Observed { restored, durable, misled } = observed;
+        let Observed { restored, durable, misled, ailing } = observed;
         if durable {
             self.acceptances.observe(server);
         }
@@ -166,7 +168,8 @@ impl Checker {
                 // No longer in memory; the digest answers for it.
                 (None, Some(_)) => {}
                 (None, None) => {
-                    let value = read(slot);
+                    let chosen = || self.acceptances.chosen(shard, slot).filter(|_| ailing);
+                    let value = read(slot).or_else(chosen);
                     if value.is_none() && !durable {
                         // Learned, applied, and lost again with the server that is about to die.
                         return;

@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::bank::command::{self, Command};
 use crate::storage::{CommitStats, Disk, DiskFile, MemDisk, MemFile, Pieces, StableLog, Wal};
@@ -232,6 +233,10 @@ impl Disk for SimDisk {
     fn sync_dir(&self) -> io::Result<()> {
         burn(&self.fuse)?;
         self.inner.sync_dir()
+    }
+
+    fn age(&self, name: &str) -> io::Result<Duration> {
+        self.inner.age(name)
     }
 }
 

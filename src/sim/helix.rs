@@ -2,10 +2,11 @@
 //! copy (S2).
 
 use crate::sim::coverage::Seen;
+use crate::sim::damage::Damage;
 use crate::sim::server::Ailment;
 use crate::sim::world::World;
 use crate::storage::survey;
-use crate::types::{NodeId, ShardId};
+use crate::types::{NodeId, ShardId, Slot};
 
 /// Records of one log that go bad at once, at most.
 const SPOTS: u64 = 3;
@@ -41,31 +42,41 @@ impl World {
         self.coverage.see_if(lost >= self.options.topology.majority(), Seen::Helix);
     }
 
-    /// A bit flips in some values of the slots of this strand.
+    /// Some records of the slots of this strand go bad: their values, or all of them where nothing is in doubt for that.
     fn spoil(&mut self, id: NodeId, strand: u64, strands: u64) {
         let disk = self.servers[&id].disk.inner.clone();
         let mut spots = Vec::new();
+        let (mut decided, mut top) = (Slot::ZERO, Slot::ZERO);
         let found = survey(&disk, |seen| {
+            // Votes in front of a lost record may have been overwritten by it, unless their slots are known as decided there.
+            let settled = top <= decided;
+            decided = seen.decided.unwrap_or_default().max(decided);
+            top = seen.slot.max(decided).max(top);
             if matches!(seen.kind, "accept" | "learn")
                 && !seen.payload.is_empty()
                 && seen.slot.0 % strands == strand
             {
-                spots.push((seen.segment, seen.offset as usize + 56 + seen.payload.len() / 2));
+                spots.push((settled.then_some(top), seen.segment, seen.offset as usize, seen.payload.len()));
             }
         });
         if found.is_err() || spots.is_empty() {
             return;
         }
         for _ in 0..1 + self.rng.below(SPOTS) {
-            let (segment, at) = spots[self.rng.below(spots.len() as u64) as usize];
+            let (top, segment, at, len) = spots[self.rng.below(spots.len() as u64) as usize];
+            // As many votes as its bytes may have been are in doubt, from where the server had come to, unless all of these
+            // slots are known as decided. So it is with what went bad there before.
+            let votes = (56 + len as u64).div_ceil(56) * 2 * SPOTS;
+            let whole = top.is_some_and(|top| top.0 + votes <= decided.0) && self.rng.one_in(2);
+            let at = if whole { at + 8 } else { at + 56 + len / 2 };
             let name = format!("wal-{segment:08}.seg");
             let Some(mut bytes) = disk.contents(&name) else { continue };
-            bytes[at] ^= 1 << self.rng.below(8);
+            bytes[at] ^= if whole { 0xff } else { 1 << self.rng.below(8) };
             disk.overwrite(&name, bytes);
-            self.note(|| format!("a bit of {name} of {id} flips at offset {at}"));
+            self.note(|| format!("{name} of {id} goes bad at offset {at}"));
         }
         let server = self.server(id);
-        server.ailment = Some(Ailment::Damaged);
+        server.ailment = Some(Ailment::Damaged(Damage::Bit));
         server.flipped = true;
     }
 }

@@ -19,6 +19,7 @@ mod checker;
 mod clients;
 mod clock;
 mod coverage;
+mod damage;
 mod disk;
 mod faults;
 mod helix;

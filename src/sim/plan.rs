@@ -1,6 +1,8 @@
 //! What one seed decides: the bank, the weather, which faults there are and how often (a *swarm*: most runs know only
 //! some of the faults, so that one fault does not always hide what another would show).
 
+use std::time::Duration;
+
 use crate::config::{Limits, Timeouts, Topology};
 use crate::sim::network::Weather;
 use crate::storage::Retention;
@@ -249,7 +251,15 @@ fn snapshots(rng: &mut SplitMix64, limits: &mut Limits) -> Retention {
     // Pieces so small that a transfer takes long.
     limits.piece_bytes = if rng.one_in(4) { 64 << rng.below(4) } else { 8 };
     limits.snapshot_bytes = 500 + rng.below(10_000);
-    Retention { audit_bytes: rng.below(2) * 40_000, audit_age: None }
+    let audit_bytes = rng.below(2) * 40_000;
+    // Old by the clock of these short lives.
+    match rng.below(3) {
+        0 => Retention {
+            audit_bytes: u64::MAX,
+            audit_age: Some(Duration::from_millis(200 + rng.below(2_000))),
+        },
+        _ => Retention { audit_bytes, audit_age: None },
+    }
 }
 
 /// In half of the runs nothing, in the others something below `most`.

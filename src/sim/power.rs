@@ -11,7 +11,7 @@ use crate::sim::network::{Packet, Place};
 use crate::sim::promises::Told;
 use crate::sim::server::{Ailment, Harm, Running};
 use crate::sim::world::{Connection, Event, Options, World};
-use crate::storage::{Disk, Expected, Identity, Kept, StorageError, Unsynced, Wal, survey};
+use crate::storage::{Expected, Identity, Kept, StorageError, Unsynced, Wal, survey};
 use crate::types::{ClientId, NodeId, Slot, Time};
 
 impl World {
@@ -125,17 +125,19 @@ impl World {
         let server = self.servers.get_mut(&id).expect("a server of this topology");
         assert!(server.running.is_none(), "{id} runs already");
         let local = server.clock.local(now);
+        server.disk.inner.set_time(now.0);
         let expected = Expected { cluster_id: Some(1), topology, server: id };
         let mut sights = Vec::new();
         let misreads = std::mem::take(&mut server.misreads);
         let mut misread = None;
-        let mut damaged = false;
+        let (mut damaged, mut named) = (false, false);
         let started = Wal::open(server.disk.clone(), expected).and_then(|(mut wal, recovered)| {
             sights.extend(recovered.torn.is_some().then_some(Seen::TornTailCut));
             sights.extend(recovered.snapshot.is_some().then_some(Seen::StartedFromSnapshot));
             let snapshots = |text: &String| text.starts_with("snapshot-");
             sights.extend(recovered.damaged.iter().any(snapshots).then_some(Seen::SnapshotDamaged));
             damaged = !recovered.damaged.iter().all(snapshots);
+            named = !recovered.damaged.is_empty();
             sights.extend(damaged.then_some(Seen::LogDamaged));
             sights.extend(recovered.loss.is_some().then_some(Seen::VotesLost));
             sights.extend((!recovered.votes.is_empty()).then_some(Seen::Restarted));
@@ -149,7 +151,10 @@ impl World {
         sights.into_iter().for_each(|sight| self.coverage.see(sight));
         match (started, server.ailment) {
             (Ok(_), Some(Ailment::Wiped)) => panic!("S3: {id} starts from a wiped disk"),
-            (Ok(running), _) => {
+            (Ok(running), ailment) => {
+                if let Some(Ailment::Damaged(harm)) = ailment.filter(|_| named) {
+                    self.coverage.see(harm.sight());
+                }
                 server.ailment = None;
                 if damaged && has_vouched(&server.disk) {
                     server.told.forgive(running.shard.replica().promised());
@@ -160,7 +165,8 @@ impl World {
                 server.healing = replica.is_repairing();
                 let (promised, decided, last) =
                     (replica.promised(), replica.decided(), running.wal.last_slot());
-                let view = Observed { restored: true, durable: true, misled: misread.is_some() };
+                let view =
+                    Observed { restored: true, durable: true, misled: misread.is_some(), ailing: false };
                 self.checker.observe(&running.shard, view, |slot| running.value(slot));
                 server.misled = misread.is_some();
                 server.ever_misled |= server.misled;
@@ -177,8 +183,9 @@ impl World {
                 self.lose(id, "its disk was wiped");
                 false
             }
-            (Err(e), Some(Ailment::Damaged)) if refuses(&e) => {
+            (Err(e), Some(Ailment::Damaged(harm))) if refuses(&e) => {
                 self.coverage.see(Seen::DiskDamaged);
+                self.coverage.see(harm.sight());
                 self.lose(id, &e.to_string());
                 false
             }
@@ -232,40 +239,6 @@ impl World {
         assert!(server.running.is_none(), "only stopped servers are wiped");
         server.disk = SimDisk::default();
         server.ailment = Some(Ailment::Wiped);
-    }
-
-    /// A server's process dies, if it runs, and one bit flips in a file of these kinds, anywhere in what was written. Never after a power
-    /// cut, when the mark may be older than the log: S1 promises nothing then.
-    pub fn damage(&mut self, id: NodeId, kinds: &[&str]) {
-        if self.servers[&id].running.is_some() {
-            self.stop(id, false, false);
-        }
-        let server = self.servers.get_mut(&id).expect("a server of this topology");
-        if server.power_lost || server.ailment.is_some() {
-            return;
-        }
-        let disk = &server.disk.inner;
-        let names = disk.list().expect("a memory disk lists its files");
-        let files: Vec<String> =
-            names.into_iter().filter(|name| kinds.iter().any(|kind| name.ends_with(kind))).collect();
-        if files.is_empty() {
-            return;
-        }
-        let name = &files[self.rng.below(files.len() as u64) as usize];
-        let mut content = disk.contents(name).expect("it was just listed");
-        let written = content.iter().rposition(|b| *b != 0).map_or(0, |last| last as u64 + 1);
-        if written == 0 {
-            return;
-        }
-        // Half of the bits that flip stand in what was written last.
-        let last = if self.rng.one_in(2) { written.min(600) } else { written };
-        let at = written - 1 - self.rng.below(last);
-        content[at as usize] ^= 1 << self.rng.below(8);
-        disk.overwrite(name, content);
-        server.ailment = Some(Ailment::Damaged);
-        server.flipped = true;
-        let name = name.clone();
-        self.note(|| format!("a bit of {name} of {id} flips at offset {at}"));
     }
 
     /// A server's process dies, and when it starts again its memory fails it: its state is wrong from some slot on (P4).

@@ -6,6 +6,7 @@ use crate::drive::Ports;
 use crate::paxos::{self, Message};
 use crate::shard::{self, Input, Shard};
 use crate::sim::clock::Clock;
+use crate::sim::damage::Damage;
 use crate::sim::disk::SimDisk;
 use crate::sim::network::Place;
 use crate::sim::promises::Told;
@@ -35,11 +36,11 @@ impl Running {
     }
 }
 
-/// What is wrong with the disk of a stopped server.
+/// What is wrong with the disk of a server, and has not been found yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ailment {
     Wiped,
-    Damaged,
+    Damaged(Damage),
 }
 
 /// A server that runs.
@@ -81,7 +82,7 @@ pub struct Server {
     pub was_sent_snapshot: bool,
     /// It went on from one a moment ago.
     pub installed: bool,
-    /// Whether a bit of its files ever flipped.
+    /// Whether its files were ever damaged.
     pub flipped: bool,
     /// It refused or dropped something for lack of space, and has had none since.
     pub starved: bool,

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::paxos::replica::RENEWS;
 use crate::paxos::{self, Message};
 use crate::shard;
 use crate::sim::coverage::Seen;
@@ -115,6 +116,8 @@ impl World {
             paxos::Event::LostLeadership { why, .. } if why.contains("those of a majority have") => {
                 Seen::HandedOver
             }
+            paxos::Event::LostLeadership { why, .. } if *why == RENEWS => Seen::RenewedBallot,
+            paxos::Event::Rewritten { .. } => Seen::Rewritten,
             paxos::Event::NoRoom { what: "a proposal" } => Seen::NotAccepted,
             paxos::Event::CaughtUp { .. } => Seen::CaughtUp,
             paxos::Event::Salvaged { .. } => Seen::Salvaged,
@@ -152,6 +155,11 @@ impl World {
             }
             shard::Event::SnapshotRefused { from, slot, why } => {
                 panic!("P4: {id} refuses the snapshot of slot {slot} that {from} sent: {why}")
+            }
+            shard::Event::LogDamaged { slot, why } => {
+                let ailing = self.servers[&id].ailment.is_some() || self.servers[&id].flipped;
+                assert!(ailing, "S2: {id} cannot read slot {slot} back, and its disk is sound: {why}");
+                self.coverage.see(Seen::FoundRunning);
             }
             shard::Event::DigestConfirmed { .. } => self.coverage.see(Seen::DigestConfirmed),
             shard::Event::DigestsDiffer { .. } => self.coverage.see(Seen::DigestsDiffer),

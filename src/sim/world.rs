@@ -384,6 +384,7 @@ impl World {
         if running.wal.has_work() {
             server.spinning = 0;
         }
+        server.disk.inner.set_time(now.0);
         let before = Before::of(running, &server.disk);
         let mut outbox = Outbox::new(now, sync_us);
         let mut log = DoomedLog { wal: &mut running.wal, doomed: server.dies_overwriting, struck: false };
@@ -391,7 +392,8 @@ impl World {
         let struck = log.struck && done.is_err();
         let reads = server.disk.reads();
         let misled = server.misled;
-        let observed = Observed { restored: false, durable: done.is_ok(), misled };
+        let ailing = server.ailment.is_some();
+        let observed = Observed { restored: false, durable: done.is_ok(), misled, ailing };
         self.checker.observe(&running.shard, observed, |slot| running.value(slot));
         // What was misread may have no effect, or only later, as the amount of a prepared transfer has.
         if misled && self.checker.is_wrong(&running.shard) {
@@ -402,6 +404,15 @@ impl World {
             return self.crash(id);
         }
         let done = done.and_then(|()| running.wal.prepare_ahead().map(drop));
+        let by_age = self.options.retention.audit_age.is_some() && random.is_multiple_of(16);
+        let done = done.and_then(|()| {
+            let oldest = running.wal.oldest_segment();
+            if by_age {
+                running.wal.retire_audit()?;
+            }
+            self.coverage.see_if(running.wal.oldest_segment() > oldest, Seen::RetiredByAge);
+            Ok(())
+        });
 
         if server.rejoining && running.shard.replica().membership().votes() {
             server.rejoining = false;
@@ -442,7 +453,8 @@ impl World {
                 self.checker.stops(divergence, misled, others);
             }
             self.coverage.see_if(struck, Seen::DiedOverwriting);
-            if struck { self.tear(id) } else { self.crash(id) }
+            // Where damage is not found yet, a mark that goes back in time would hide it: S1 promises nothing then.
+            if struck && self.servers[&id].ailment.is_none() { self.tear(id) } else { self.crash(id) }
         } else if dies {
             self.coverage.see(Seen::DiedBeforeRelease);
             self.crash(id);

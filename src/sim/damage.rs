@@ -1,0 +1,152 @@
+//! What disks do to files: bits that flip, sectors that are lost, files that are cut or gone, writes that never came or went
+//! to another place (S2, S3).
+
+use std::collections::BTreeMap;
+
+use crate::sim::coverage::Seen;
+use crate::sim::server::Ailment;
+use crate::sim::world::World;
+use crate::storage::{Disk, MemDisk, survey};
+use crate::types::NodeId;
+use crate::workload::SplitMix64;
+
+/// How a file is damaged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Damage {
+    Bit,
+    /// Some bytes are others.
+    Noise,
+    /// A sector cannot be read.
+    Sector,
+    Cut,
+    Gone,
+    /// A group of records was never written, and the disk said that it was.
+    LostWrite,
+    /// It was written to another place.
+    Misdirected,
+}
+
+/// What happens to files that servers write to in place, to the log, and to any file of a server that does not run.
+const RUNNING: &[Damage] = &[Damage::Bit, Damage::Noise, Damage::Sector];
+const LOG: &[Damage] = &[
+    Damage::Bit,
+    Damage::Noise,
+    Damage::Sector,
+    Damage::Cut,
+    Damage::Gone,
+    Damage::LostWrite,
+    Damage::Misdirected,
+];
+const ANY: &[Damage] = &[Damage::Bit, Damage::Noise, Damage::Sector, Damage::Cut, Damage::Gone];
+
+impl Damage {
+    /// What it is counted as once a server has named it.
+    pub fn sight(self) -> Seen {
+        match self {
+            Damage::Bit => Seen::FoundBit,
+            Damage::Noise => Seen::FoundNoise,
+            Damage::Sector => Seen::FoundSector,
+            Damage::Cut => Seen::FoundCut,
+            Damage::Gone => Seen::FoundGone,
+            Damage::LostWrite => Seen::FoundLostWrite,
+            Damage::Misdirected => Seen::FoundMisdirected,
+        }
+    }
+}
+
+fn pick<T: Copy>(rng: &mut SplitMix64, all: &[T]) -> T {
+    all[rng.below(all.len() as u64) as usize]
+}
+
+impl World {
+    /// A file of these kinds is damaged. Its server's process dies before that, or goes on and may notice when it reads. Never
+    /// after a power cut, when the mark may be older than the log: S1 promises nothing then.
+    pub fn damage(&mut self, id: NodeId, kinds: &[&str]) {
+        let goes_on = kinds.contains(&".seg") && self.rng.one_in(3) && self.servers[&id].is_up();
+        if self.servers[&id].running.is_some() && !goes_on {
+            self.stop(id, false, false);
+        }
+        let server = &self.servers[&id];
+        if server.power_lost || server.ailment.is_some() {
+            return;
+        }
+        let disk = server.disk.inner.clone();
+        let kinds = if goes_on { &[".seg"] } else { kinds };
+        let names = disk.list().expect("a memory disk lists its files");
+        let files: Vec<String> =
+            names.into_iter().filter(|name| kinds.iter().any(|kind| name.ends_with(kind))).collect();
+        if files.is_empty() {
+            return;
+        }
+        let name = files[self.rng.below(files.len() as u64) as usize].clone();
+        let harms = match (goes_on, name.ends_with(".seg")) {
+            (true, _) => RUNNING,
+            (_, true) => LOG,
+            _ => ANY,
+        };
+        let harm = pick(&mut self.rng, harms);
+        let Some(where_to) = inflict(&mut self.rng, &disk, &name, harm) else { return };
+        let server = self.server(id);
+        server.ailment = Some(Ailment::Damaged(harm));
+        server.flipped = true;
+        self.note(|| format!("{harm:?} in {name} of {id} at {where_to}"));
+    }
+}
+
+/// Damages a file, if there is anything in it; returns where.
+fn inflict(rng: &mut SplitMix64, disk: &MemDisk, name: &str, harm: Damage) -> Option<u64> {
+    let mut content = disk.contents(name)?;
+    let written = content.iter().rposition(|byte| *byte != 0)? as u64 + 1;
+    // Half of the damage is to what was written last.
+    let last = if rng.one_in(2) { written.min(600) } else { written };
+    let at = written - 1 - rng.below(last);
+    match harm {
+        Damage::Bit => content[at as usize] ^= 1 << rng.below(8),
+        Damage::Noise => {
+            let end = (at + 1 + rng.below(64)).min(written);
+            content[at as usize..end as usize].iter_mut().for_each(|byte| *byte ^= rng.below(255) as u8 + 1);
+        }
+        Damage::Sector => {
+            disk.ruin(name, at);
+            return Some(at);
+        }
+        Damage::Cut => content.truncate(at as usize),
+        Damage::Gone => {
+            disk.take_away(name);
+            return Some(0);
+        }
+        Damage::LostWrite | Damage::Misdirected => {
+            let (from, to) = some_group(rng, disk, name)?;
+            let group = content[from..to].to_vec();
+            content[from..to].fill(0);
+            if harm == Damage::Misdirected {
+                let places = (content.len() - group.len()) as u64 / 8 + 1;
+                let target = rng.below(places) as usize * 8;
+                if target == from {
+                    return None;
+                }
+                content[target..target + group.len()].copy_from_slice(&group);
+            }
+            disk.overwrite(name, content);
+            return Some(from as u64);
+        }
+    }
+    disk.overwrite(name, content);
+    Some(at)
+}
+
+/// Where one of the groups of a segment stands, as far as it does in this segment.
+fn some_group(rng: &mut SplitMix64, disk: &MemDisk, name: &str) -> Option<(usize, usize)> {
+    let mut groups: BTreeMap<u64, (usize, usize)> = BTreeMap::new();
+    survey(disk, |seen| {
+        if name == format!("wal-{:08}.seg", seen.segment) {
+            let from = seen.offset as usize;
+            let to = from + 56 + seen.payload.len().next_multiple_of(8);
+            groups.entry(seen.group).or_insert((from, to)).1 = to;
+        }
+    })
+    .ok()?;
+    let groups: Vec<(usize, usize)> = groups.into_values().collect();
+    let last = if rng.one_in(2) { groups.len().min(4) } else { groups.len() };
+    (last > 0).then(|| groups[groups.len() - 1 - rng.below(last as u64) as usize])
+}
