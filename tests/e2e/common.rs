@@ -39,6 +39,33 @@ pub fn bank(arguments: &[&str]) -> Command {
     command
 }
 
+/// `plain` under strace, which writes what it sees to a file. The tracer is a process beside it, so that whoever starts
+/// this has the traced one as its child, to kill and to wait for.
+pub fn traced(plain: &Command, trace: &Path, options: &[&str]) -> Command {
+    let found = Command::new("strace").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(
+        found.is_ok_and(|status| status.success()),
+        "strace cannot be run, and this test looks at system calls with it: install it (as .ci/run does)"
+    );
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-o"]).arg(trace).args(options).arg(plain.get_program()).args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A trace to its last line: the tracer may outlive the traced process by a moment.
+pub fn whole_trace(trace: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(trace).ok()?;
+    let ends = |line: &str| line.contains("+++ exited with") || line.contains("+++ killed by");
+    text.lines().last().is_some_and(ends).then_some(text)
+}
+
 /// A finished process.
 #[derive(Debug)]
 pub struct Ran {
@@ -107,6 +134,10 @@ impl Running {
                 return;
             }
         }
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be asked").is_some()
     }
 
     /// SIGKILL: no chance to flush or to say anything.

@@ -6,6 +6,7 @@ mod backup;
 mod bad_input;
 mod common;
 mod continued;
+mod failing_disk;
 mod full;
 mod hostile;
 mod inspect;

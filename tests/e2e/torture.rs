@@ -177,14 +177,7 @@ fn servers_that_are_killed_again_and_again_lose_and_repeat_nothing() {
     let ran = Running::start(bank(&["run", &file, "--config", &all.path, "--json"])).finish();
     ran.sets().iter().for_each(|set| last.take(set));
     all.audit();
-    for shard in topology.shards() {
-        // Everybody comes to the same state, by its digest.
-        eventually("equal digests", || {
-            let states = topology.servers_of(shard).map(|server| all.status(usize::from(server.0)));
-            let states: Option<Vec<_>> = states.map(|s| s.map(|s| (s.applied, s.digest))).collect();
-            states.filter(|states| states.iter().all(|state| *state == states[0]))
-        });
-    }
+    all.agree();
     (1..=9).for_each(|server| all.kill(server));
     (1..=9).for_each(|server| list(&all.place(server), &mut by_id));
     let mut counts: BTreeMap<Transfer, usize> = BTreeMap::new();
