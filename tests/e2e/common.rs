@@ -210,6 +210,16 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The numbers in the names of a server's files that begin and end so, in order.
+pub fn numbered(place: &Path, prefix: &str, suffix: &str) -> Vec<u64> {
+    let entries = std::fs::read_dir(place).expect("a directory").flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut numbers: Vec<u64> =
+        names.filter_map(|name| name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
 pub fn load(path: &Path, topology: &Topology) -> SetFile {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     parse(&path.display().to_string(), &bytes, topology).unwrap_or_else(|e| panic!("{e}"))
