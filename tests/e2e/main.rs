@@ -9,6 +9,7 @@ mod common;
 mod continued;
 mod failing_disk;
 mod full;
+mod harm;
 mod hostile;
 mod inspect;
 mod process;
