@@ -33,7 +33,7 @@ help:
 	@echo 'make kills    real processes under load: kill -9, and damaged disks     KILLS=$(KILLS)'
 	@echo 'make power    real servers whose power goes, over disks that forget     CUTS=$(CUTS)'
 	@echo 'make model    every schedule within stated bounds, checked: a few minutes on two cores'
-	@echo 'make mutants  planted bugs: does the simulator notice each?     MUTANT=   MUTANT_ARGS="--seeds 0..1000 --jobs 2 --from 12"'
+	@echo 'make mutants  planted bugs: does the simulator notice each?     MUTANT=   MUTANT_ARGS="--with sim|tests|model --seeds 0..1000 --from 12"'
 	@echo 'make mutation SHARD=k/n   cargo-mutants on the k-th of n samples of all mutants   SIM_SEEDS=$(SIM_SEEDS)'
 	@echo 'make mutation-report      what became of the mutants of the finished samples, by module'
 	@echo 'make bench    how fast a server starts, and what it holds over 50 million transfers'
