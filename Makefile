@@ -14,12 +14,14 @@ PERF_BANK := $(PERF_DIR)/release/bank
 
 SEEDS   ?= 0..10000
 MINUTES ?= 10
+KILLS   ?= 500
+CUTS    ?= 1000
 
 MUTATION_DIR := target/mutants-out
 SHARD        ?=
 SIM_SEEDS    ?= 150
 
-.PHONY: help run test check sim soak model mutants mutation mutation-report bench perf clean-perf
+.PHONY: help run test check sim soak kills power model mutants mutation mutation-report bench perf clean-perf
 .DEFAULT_GOAL := help
 
 help:
@@ -28,8 +30,10 @@ help:
 	@echo 'make check    formatting, and clippy with warnings as errors'
 	@echo 'make sim      the simulator, over a range of seeds     SEEDS=$(SEEDS)'
 	@echo 'make soak     the simulator on ever new seeds, from where the last soak ended     MINUTES=$(MINUTES)'
+	@echo 'make kills    real processes under load: kill -9, and damaged disks     KILLS=$(KILLS)'
+	@echo 'make power    real servers whose power goes, over disks that forget     CUTS=$(CUTS)'
 	@echo 'make model    every schedule within stated bounds, checked: a few minutes on two cores'
-	@echo 'make mutants  planted bugs: does the simulator notice each?     MUTANT=   MUTANT_ARGS="--seeds 0..1000 --jobs 2 --from 12"'
+	@echo 'make mutants  planted bugs: does the simulator notice each?     MUTANT=   MUTANT_ARGS="--with sim|tests|model --seeds 0..1000 --from 12"'
 	@echo 'make mutation SHARD=k/n   cargo-mutants on the k-th of n samples of all mutants   SIM_SEEDS=$(SIM_SEEDS)'
 	@echo 'make mutation-report      what became of the mutants of the finished samples, by module'
 	@echo 'make bench    how fast a server starts, and what it holds over 50 million transfers'
@@ -59,6 +63,13 @@ sim:
 # Seeds far above those of the tests. Remove target/soak.json to begin again.
 soak:
 	$(CARGO) run --release --bin bank -- sim --seeds 1000000..1000000000 --minutes $(MINUTES) --progress target/soak.json
+
+# Some ten minutes for 500.
+kills:
+	TORTURE_KILLS=$(KILLS) $(CARGO) test --release --test e2e torture -- --nocapture
+
+power:
+	POWER_CUTS=$(CUTS) $(CARGO) test --release --test power -- --nocapture
 
 # Builds the executable once for each of them; MUTANT is the name or the number of one.
 mutants:

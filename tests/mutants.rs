@@ -5,7 +5,9 @@
 //! changes a line that a patch changes renews the patch.
 //!
 //! A patch begins with `Rules: ` and the numbers, an empty line, and what the bug is and the schedule in which it does
-//! harm. It changes the product and nothing else: a simulator that is broken notices nothing.
+//! harm. It changes the product and nothing else: a simulator that is broken notices nothing. `Model: yes` in the second
+//! line says that the schedule lies within the bounds of `tests/model` as `make test` explores them: the model alone must
+//! notice the bug.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,6 +37,8 @@ struct Hunk {
 
 struct Mutant {
     rules: Vec<String>,
+    /// The model must notice it.
+    model: bool,
     hunks: Vec<Hunk>,
 }
 
@@ -42,8 +46,13 @@ impl Mutant {
     fn parse(text: &str) -> Result<Mutant, String> {
         let at = text.find("\n--- a/").ok_or("no change")?;
         let (header, diff) = text.split_at(at + 1);
-        let (rules, story) = header.split_once("\n\n").ok_or("no story behind the rules")?;
-        let rules = rules.strip_prefix("Rules: ").ok_or("does not begin with `Rules: `")?;
+        let (header, story) = header.split_once("\n\n").ok_or("no story behind the rules")?;
+        let rules = header.strip_prefix("Rules: ").ok_or("does not begin with `Rules: `")?;
+        let (rules, model) = match rules.split_once('\n') {
+            None => (rules, false),
+            Some((rules, "Model: yes")) => (rules, true),
+            Some((_, other)) => return Err(format!("what is `{other}` behind the rules?")),
+        };
         if story.split_whitespace().count() < 15 {
             return Err("the story is too short to be understood".into());
         }
@@ -69,7 +78,7 @@ impl Mutant {
                 }
             }
         }
-        Ok(Mutant { rules: rules.split_whitespace().map(String::from).collect(), hunks })
+        Ok(Mutant { rules: rules.split_whitespace().map(String::from).collect(), model, hunks })
     }
 
     /// What is wrong with it, given the sources.
@@ -80,6 +89,11 @@ impl Mutant {
         }
         if self.rules.is_empty() || self.hunks.is_empty() {
             complaints.push("breaks no rule, or changes nothing".into());
+        }
+        // It knows neither damage nor repetitions by clients nor forgetting, and its clients read nothing.
+        let beyond = ["P3", "B3", "T6", "T7", "S1", "S2", "S3"];
+        if self.model && self.rules.iter().all(|rule| beyond.contains(&rule.as_str())) {
+            complaints.push("the model does not know these rules".into());
         }
         for Hunk { file, before, after } in &self.hunks {
             if !file.starts_with("src/") || file.starts_with("src/sim") {
@@ -149,6 +163,17 @@ fn planted_bugs_are_numbered_from_one() {
     assert_eq!(names.len(), patches.len(), "two bugs of one name");
 }
 
+/// Of both protocols: who drops one of the headers has to look for another bug that the model notices.
+#[test]
+fn the_model_must_notice_some() {
+    let patches = patches();
+    let mutants = patches.values().map(|text| Mutant::parse(text).expect("checked by another test"));
+    let rules: BTreeSet<String> =
+        mutants.filter(|mutant| mutant.model).flat_map(|mutant| mutant.rules).collect();
+    assert!(rules.iter().any(|rule| rule.starts_with('P')), "{rules:?}");
+    assert!(rules.iter().any(|rule| rule.starts_with('T')), "{rules:?}");
+}
+
 #[test]
 fn a_patch_that_does_not_fit_is_named() {
     let rules = BTreeSet::from(["P1".to_string()]);
@@ -167,6 +192,15 @@ fn a_patch_that_does_not_fit_is_named() {
     assert_eq!(complaints(&patch("P9", "src/a.rs", "-one")), 1, "no such rule");
     assert_eq!(complaints(&patch("", "src/a.rs", "-one")), 1, "no rule");
     assert_eq!(complaints(&patch("P1", "src/sim/world.rs", "-one")), 2, "not the product");
+    assert_eq!(complaints(&patch("P1\nModel: yes", "src/a.rs", "-one\n+1")), 0);
+    let model = |text: &str| Mutant::parse(text).map(|mutant| mutant.model);
+    assert_eq!(model(&patch("P1\nModel: yes", "src/a.rs", "-one")), Ok(true));
+    assert_eq!(model(&patch("P1", "src/a.rs", "-one")), Ok(false));
+    assert!(model(&patch("P1\nModel: no", "src/a.rs", "-one")).is_err());
+    assert!(model(&patch("P1\nModel: yes\nModel: yes", "src/a.rs", "-one")).is_err());
+    let rules = BTreeSet::from(["T7".to_string()]);
+    let forgets = Mutant::parse(&patch("T7\nModel: yes", "src/a.rs", "-one\n+1")).expect("a patch");
+    assert_eq!(forgets.complaints(&rules, source), ["the model does not know these rules"]);
     assert!(Mutant::parse("Rules: P1\n\nshort\n\n--- a/src/a.rs\n").is_err());
     assert!(Mutant::parse(&format!("{story}\n\n{story}\n\n--- a/src/a.rs\n")).is_err());
     assert!(Mutant::parse(&format!("Rules: P1\n\n{story}\n")).is_err());

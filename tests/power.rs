@@ -10,15 +10,15 @@ use std::time::Duration;
 use crossbeam::channel::{Sender, unbounded};
 use mio::Waker;
 use parking_lot::Mutex;
-use shardpaxosbank::config::{Keep, Settings, Timeouts, Topology};
+use shardpaxosbank::config::{Limits, Timeouts, Topology};
+use shardpaxosbank::drive;
 use shardpaxosbank::net::listen;
 use shardpaxosbank::runtime::client::{Client, Command, News, Row};
 use shardpaxosbank::runtime::clock::Clock;
-use shardpaxosbank::runtime::cluster::{Threading, prepare};
 use shardpaxosbank::runtime::conns::Context;
-use shardpaxosbank::runtime::node::{self, Control, poll_and_waker};
+use shardpaxosbank::runtime::node::{self, Control, Setup, poll_and_waker};
 use shardpaxosbank::runtime::status::Status;
-use shardpaxosbank::storage::{Expected, Identity, Kept, MemDisk, Wal};
+use shardpaxosbank::storage::{Expected, Identity, Kept, MemDisk, Retention, Wal};
 use shardpaxosbank::txn::{Op, Outcome};
 use shardpaxosbank::types::{AccountId, NodeId, Transfer};
 use shardpaxosbank::workload::SplitMix64;
@@ -40,6 +40,13 @@ struct Bank {
     context: Context,
     clock: Clock,
     servers: BTreeMap<NodeId, Server>,
+    /// Starts from a snapshot.
+    from_snapshot: u64,
+}
+
+/// Snapshots every few hundred transfers, of a piece for every two accounts, so that the power goes in the middle of some.
+fn limits() -> Limits {
+    Limits { snapshot_bytes: 8 << 10, piece_bytes: 16, digest_slots: 8, ..Limits::default() }
 }
 
 impl Bank {
@@ -60,7 +67,7 @@ impl Bank {
             servers.insert(server, Server { disk, running: None });
         }
         let context = Context { cluster_id: CLUSTER, topology: TOPOLOGY, addresses };
-        let mut bank = Bank { context, clock: Clock::start(), servers };
+        let mut bank = Bank { context, clock: Clock::start(), servers, from_snapshot: 0 };
         listeners.into_iter().for_each(|(server, listener)| bank.launch(server, listener));
         bank
     }
@@ -68,15 +75,22 @@ impl Bank {
     fn launch(&mut self, id: NodeId, listener: mio::net::TcpListener) {
         let server = self.servers.get_mut(&id).expect("a server");
         let expected = Expected { cluster_id: Some(CLUSTER), topology: TOPOLOGY, server: id };
-        let log = Wal::open(server.disk.clone(), expected).unwrap_or_else(|e| panic!("S1: {id}: {e}"));
+        let opened = Wal::open(server.disk.clone(), expected).unwrap_or_else(|e| panic!("S1: {id}: {e}"));
+        let (mut wal, recovered) = opened;
+        assert!(recovered.damaged.is_empty(), "S1: {id}: {:?}", recovered.damaged);
+        self.from_snapshot += u64::from(recovered.snapshot.is_some());
         let (control, orders) = unbounded();
         let (poll, waker) = poll_and_waker().expect("an event loop");
+        let (context, clock, bounds) = (self.context.clone(), self.clock, (Timeouts::default(), limits()));
+        let random = u64::from(id.0);
+        let shard = drive::restore(id, TOPOLOGY, bounds, clock.now(), random, &mut wal, recovered);
+        let shard = shard.unwrap_or_else(|e| panic!("S1: {id}: {e}"));
+        // Log that no restart needs goes, so that none can do without the snapshots.
+        let retention = Retention { audit_bytes: 0, audit_age: None };
+        let wal = wal.with_retention(retention).expect("a disk that works");
         let status = Arc::new(Mutex::new(Status::new(id)));
-        let around = Threading { poll, listener, control: orders, status, admin: false };
-        let settings =
-            Settings { timeouts: Timeouts::default(), keep: Keep { snapshot_mib: 1, ..Keep::default() } };
         let setup =
-            prepare(id, self.context.clone(), settings, self.clock, log, around).expect("a sound log");
+            Setup { context, shard, wal, clock, poll, listener, control: orders, status, admin: false };
         let thread = std::thread::spawn(move || node::run(setup));
         server.running = Some((control, waker, thread));
     }
@@ -222,8 +236,10 @@ fn what_was_answered_survives_the_loss_of_power() {
         ledger.unknown_once
     );
     println!(
-        "{cuts} cuts: {} committed, {} unknown for a while",
+        "{cuts} cuts: {} committed, {} unknown for a while, {} starts from a snapshot",
         ledger.committed.len(),
-        ledger.unknown_once
+        ledger.unknown_once,
+        bank.from_snapshot
     );
+    assert!(bank.from_snapshot > 0, "no server started from a snapshot");
 }

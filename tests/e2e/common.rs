@@ -39,6 +39,33 @@ pub fn bank(arguments: &[&str]) -> Command {
     command
 }
 
+/// `plain` under strace, which writes what it sees to a file. The tracer is a process beside it, so that whoever starts
+/// this has the traced one as its child, to kill and to wait for.
+pub fn traced(plain: &Command, trace: &Path, options: &[&str]) -> Command {
+    let found = Command::new("strace").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(
+        found.is_ok_and(|status| status.success()),
+        "strace cannot be run, and this test looks at system calls with it: install it (as .ci/run does)"
+    );
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-o"]).arg(trace).args(options).arg(plain.get_program()).args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A trace to its last line: the tracer may outlive the traced process by a moment.
+pub fn whole_trace(trace: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(trace).ok()?;
+    let ends = |line: &str| line.contains("+++ exited with") || line.contains("+++ killed by");
+    text.lines().last().is_some_and(ends).then_some(text)
+}
+
 /// A finished process.
 #[derive(Debug)]
 pub struct Ran {
@@ -109,6 +136,10 @@ impl Running {
         }
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be asked").is_some()
+    }
+
     /// SIGKILL: no chance to flush or to say anything.
     pub fn kill(&mut self) {
         // Fails only if it has ended by itself; the wait tells.
@@ -177,6 +208,16 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "waited {LIMIT:?} for {what}");
         std::thread::park_timeout(Duration::from_millis(2));
     }
+}
+
+/// The numbers in the names of a server's files that begin and end so, in order.
+pub fn numbered(place: &Path, prefix: &str, suffix: &str) -> Vec<u64> {
+    let entries = std::fs::read_dir(place).expect("a directory").flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut numbers: Vec<u64> =
+        names.filter_map(|name| name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
 }
 
 pub fn load(path: &Path, topology: &Topology) -> SetFile {

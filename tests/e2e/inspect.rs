@@ -78,6 +78,58 @@ fn a_log_lists_exactly_what_the_clients_were_told() {
     assert!(wrong.err.contains("nowhere: cannot be read"), "{}", wrong.err);
 }
 
+/// What `bank wal dump` prints for these arguments behind the directory, line by line.
+fn dumped(dir: &Path, arguments: &[&str]) -> Vec<String> {
+    let place = dir.display().to_string();
+    let ran = run(&[&["wal", "dump", &place], arguments].concat()).with_code(0);
+    assert_eq!(ran.err, "");
+    ran.out.lines().map(String::from).collect()
+}
+
+#[test]
+fn a_dump_of_some_slots_shows_those_and_no_others() {
+    let dir = temp();
+    let kept = dir.path().join("bank");
+    let file = data("cross.csv").display().to_string();
+    run(&["run", &file, "--json", "--data-dir", &kept.display().to_string()]).with_code(0);
+    let slot = |line: &String| {
+        let record: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        record["slot"].as_u64().expect("a slot")
+    };
+    for dir in [kept.join("S1"), kept] {
+        let (text, json) = (dumped(&dir, &[]), dumped(&dir, &["--json"]));
+        let slots: Vec<u64> = json.iter().map(slot).collect();
+        assert_eq!(text.len(), json.len(), "a line for each record");
+        let last = *slots.iter().max().expect("a log");
+        assert!(last > 7 && slots.contains(&0), "a promise is about no slot: {slots:?}");
+        for (argument, from, to) in [
+            ("3..5".to_string(), 3, 5),
+            ("4".to_string(), 4, 4),
+            (format!("1..{}", u64::MAX), 1, u64::MAX),
+            (format!("{last}..{}", last + 1000), last, last + 1000),
+            (format!("{}", last + 1), last + 1, last + 1),
+        ] {
+            let wanted = |lines: &[String]| -> Vec<String> {
+                let some = lines.iter().zip(&slots).filter(|(_, slot)| (from..=to).contains(*slot));
+                some.map(|(line, _)| line.clone()).collect()
+            };
+            let some_text = dumped(&dir, &["--slot", &argument]);
+            let some_json = dumped(&dir, &["--json", "--slot", &argument]);
+            assert_eq!((&some_text, &some_json), (&wanted(&text), &wanted(&json)), "{argument}");
+            assert_eq!(some_json.is_empty(), from > last, "{argument}");
+            assert!(some_json.iter().map(slot).all(|slot| (from..=to).contains(&slot)), "{argument}");
+            // A reader is told the slot as well.
+            let told = |line: &String| line.split_once(" slot ")?.1.split(' ').next()?.parse::<u64>().ok();
+            assert!(some_text.iter().filter_map(told).all(|slot| (from..=to).contains(&slot)), "{argument}");
+        }
+        let place = dir.display().to_string();
+        for wrong in ["5..3", "x", "3..", "..3", "-1"] {
+            let ran = run(&["wal", "dump", &place, &format!("--slot={wrong}")]).with_code(2);
+            assert!(ran.out.is_empty() && ran.err.contains("5..9, or 5"), "{ran:?}");
+        }
+    }
+}
+
 /// Snapshots every MiB and no log that is not needed: the money is all there after each restart, what is kept is bounded,
 /// and what is listed of what is left is the same on all servers.
 #[test]

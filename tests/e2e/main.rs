@@ -4,9 +4,12 @@
 
 mod backup;
 mod bad_input;
+mod catch_up;
 mod common;
 mod continued;
+mod failing_disk;
 mod full;
+mod harm;
 mod hostile;
 mod inspect;
 mod process;

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use parking_lot::Mutex;
 use shardpaxosbank::config::Topology;
@@ -59,19 +60,25 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Servers that were formatted and not started.
-    fn new(edit: impl Fn(String) -> String) -> Processes {
+    /// Servers that were not started.
+    fn new(clusters: u16, edit: impl Fn(String) -> String) -> Processes {
         let dir = temp();
-        let ports = free_ports(9);
-        let path = put(dir.path(), "cluster.toml", &edit(config_text(3, &ports)));
+        let ports = free_ports(3 * usize::from(clusters));
+        let path = put(dir.path(), "cluster.toml", &edit(config_text(clusters, &ports)));
         let config = config_file::load(Path::new(&path)).expect("a sound configuration");
-        Processes { dir, path, config, running: (0..9).map(|_| None).collect() }
+        Processes { dir, path, config, running: ports.iter().map(|_| None).collect() }
     }
 
+    /// Three clusters of three.
     pub fn start(edit: impl Fn(String) -> String) -> Processes {
-        let mut all = Processes::new(edit);
-        (1..=9).for_each(|server| all.launch(server));
-        (1..=9).for_each(|server| all.listens(server));
+        Processes::start_clusters(3, edit)
+    }
+
+    pub fn start_clusters(clusters: u16, edit: impl Fn(String) -> String) -> Processes {
+        let mut all = Processes::new(clusters, edit);
+        let servers = 1..=all.running.len();
+        servers.clone().for_each(|server| all.launch(server));
+        servers.for_each(|server| all.listens(server));
         all
     }
 
@@ -80,11 +87,20 @@ impl Processes {
     }
 
     pub fn launch_with(&mut self, server: usize, flag: &str) {
-        let data = self.dir.path().join(format!("S{server}")).display().to_string();
-        let name = format!("n{server}");
+        let command = self.command(server, flag);
+        self.launch_as(server, command);
+    }
+
+    /// What starts a server.
+    pub fn command(&self, server: usize, flag: &str) -> Command {
+        let (data, name) = (self.place(server).display().to_string(), format!("n{server}"));
         let mut command =
             bank(&["node", "--config", &self.path, "--server", &name, "--data-dir", &data, flag]);
         command.env("RUST_LOG", "warn");
+        command
+    }
+
+    pub fn launch_as(&mut self, server: usize, command: Command) {
         self.running[server - 1] = Some(Running::start(command));
     }
 
@@ -127,8 +143,19 @@ impl Processes {
         self.config.context.topology
     }
 
-    fn run(&self, file: &str) -> Ran {
+    pub fn run(&self, file: &str) -> Ran {
         run(&["run", file, "--config", &self.path, "--json"])
+    }
+
+    /// Waits until all servers of each cluster are in the same state, by its digest.
+    pub fn agree(&self) {
+        for shard in self.topology().shards() {
+            eventually("equal digests", || {
+                let states = self.topology().servers_of(shard).map(|server| self.status(server.0.into()));
+                let states: Option<Vec<_>> = states.map(|s| s.map(|s| (s.applied, s.digest))).collect();
+                states.filter(|states| states.iter().all(|state| *state == states[0]))
+            });
+        }
     }
 
     pub fn audit(&self) {
@@ -238,7 +265,7 @@ fn a_server_that_lost_its_disk_is_let_in_again() {
 /// Two clusters of three cannot decide anything, and every row says so within seconds.
 #[test]
 fn missing_servers_are_no_quorum_and_no_hang() {
-    let mut all = Processes::new(|text| text);
+    let mut all = Processes::new(3, |text| text);
     // C1 is whole, C2 has one server, C3 has two and goes on.
     let up = [1, 2, 3, 4, 7, 9];
     up.iter().for_each(|s| all.launch(*s));
@@ -305,7 +332,7 @@ fn a_server_that_was_left_failed_is_back_in_the_next_run() {
 /// SIGTERM and SIGINT end a server at once and in order.
 #[test]
 fn a_server_stops_when_it_is_told_to() {
-    let mut all = Processes::new(|text| text);
+    let mut all = Processes::new(3, |text| text);
     all.launch(1);
     all.listens(1);
     let running = all.running[0].take().expect("it runs");

@@ -4,25 +4,11 @@
 //! write of their line to standard output: whatever is synced between two such lines belongs to the later set, because
 //! a set ends only when every server has applied everything.
 
-use std::process::{Command, Stdio};
-
 use shardpaxosbank::config::Topology;
 
-use crate::common::{Running, bank, put, run, set_text, temp};
+use crate::common::{Running, bank, eventually, put, run, set_text, temp, traced, whole_trace};
 
-fn tracer(trace: &str, arguments: &[&str]) -> Command {
-    let found = Command::new("strace").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    assert!(
-        found.is_ok_and(|status| status.success()),
-        "strace cannot be run, and this test counts real syncs with it: install it (as .ci/run does)"
-    );
-    let plain = bank(arguments);
-    let mut command = Command::new("strace");
-    command.args(["-f", "-s", "16", "-o", trace, "-e"]);
-    command.arg("trace=write,fsync,fdatasync,sync_file_range,msync,sync,syncfs");
-    command.arg(plain.get_program()).args(plain.get_args()).env_remove("RUST_LOG").stdin(Stdio::null());
-    command
-}
+const CALLS: &str = "trace=write,fsync,fdatasync,sync_file_range,msync,sync,syncfs";
 
 /// Syncs before the first line on standard output, between the lines, and after the last.
 fn syncs_by_set(trace: &str) -> Vec<u64> {
@@ -56,11 +42,13 @@ fn reported_syncs_are_real_syncs() {
         set_text(n + 1, &topology, &rows)
     });
     let file = put(dir.path(), "sets.csv", &sets.collect::<String>());
-    let trace = dir.path().join("trace").display().to_string();
+    let trace = dir.path().join("trace");
     // Longer tests elsewhere fill segments; here none is full, so that none has to be made ready ahead.
-    let ran = Running::start(tracer(&trace, &["run", &file, "--json", "--in-flight", "8"])).finish();
-    assert_eq!(ran.code, Some(0), "strace must be allowed to trace its children: {}", ran.err);
-    let real = syncs_by_set(&std::fs::read_to_string(&trace).expect("the trace"));
+    let plain = bank(&["run", &file, "--json", "--in-flight", "8"]);
+    let ran = Running::start(traced(&plain, &trace, &["-s", "16", "-e", CALLS])).finish();
+    assert_eq!(ran.code, Some(0), "strace must be allowed to trace others: {}", ran.err);
+    let real = eventually("the whole trace", || whole_trace(&trace));
+    let real = syncs_by_set(&real);
     let reported: Vec<u64> =
         ran.sets().iter().map(|s| s["performance"]["syncs"].as_u64().expect("valid")).collect();
     assert_eq!(real.len(), sizes.len() + 1, "the line of every set is in the trace: {real:?}");

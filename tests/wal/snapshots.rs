@@ -209,21 +209,28 @@ fn damage_falls_back_to_the_older_snapshot() {
     drop(sample_with_snapshots(&disk, 0));
     let names = snapshots(&disk);
     let bytes = disk.contents(&names[1]).expect("snapshot");
-    let pieces = 4096..bytes.len();
-    for at in (0..200).chain(pieces) {
-        let mut flipped = bytes.clone();
-        flipped[at] ^= 0x10;
+    let named = |recovered: Recovered| {
+        assert!(recovered.damaged[0].starts_with(&names[1]), "{:?}", recovered.damaged)
+    };
+    let with = |bytes: Vec<u8>| {
         let copy = disk.copy();
-        copy.overwrite(&names[1], flipped);
-        let recovered = check_restart(&copy, 16);
-        assert!(recovered.damaged[0].starts_with(&names[1]), "{:?}", recovered.damaged);
+        copy.overwrite(&names[1], bytes);
+        copy
+    };
+    // Every byte of the block, also where it says nothing, and of the pieces with what stands before each.
+    for at in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1 << (at % 8);
+        named(check_restart(&with(flipped), 16));
+    }
+    for len in 0..bytes.len() {
+        named(check_restart(&with(bytes[..len].to_vec()), 16));
     }
     for len in [0, 1, 4095, 4096, 4100, bytes.len() - 1, bytes.len() + 1] {
         let mut cut = bytes.clone();
         cut.resize(len, 0);
-        let copy = disk.copy();
-        copy.overwrite(&names[1], cut);
-        check_restart(&copy, 16);
+        let copy = with(cut);
+        named(check_restart(&copy, 16));
         let mut older = copy.contents(&names[0]).expect("snapshot");
         older[4100] ^= 1;
         copy.overwrite(&names[0], older);
