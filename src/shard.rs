@@ -245,7 +245,7 @@ impl Shard {
                 self.replica.log_read(now, purpose, first, entries, &mut out.paxos);
             }
             Input::LogUnreadable { purpose, slot } => {
-                self.replica.log_unreadable(purpose, slot, &mut out.paxos)
+                self.replica.log_unreadable(now, purpose, slot, &mut out.paxos);
             }
             Input::Remote(input) => self.recovery_step(now, input, out),
             Input::Timer { random } => {

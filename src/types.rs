@@ -222,6 +222,13 @@ pub struct Loss {
     pub gaps: Vec<(Slot, Slot)>,
 }
 
+impl Loss {
+    /// Whether there are slots for which it may have voted otherwise than it remembers.
+    pub fn has_doubts(&self) -> bool {
+        self.hidden > Slot::ZERO || self.votes.values().any(|vote| matches!(vote, Vote::Lost(_)))
+    }
+}
+
 /// A snapshot without its bytes: which state, and how it is cut into pieces.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Cut {

@@ -152,7 +152,13 @@ impl Replica {
         if promises.len() < majority || !promises.contains_key(&me) {
             return;
         }
-        let Ok(votes) = choose(promises, decided, majority) else { return self.ask_all(out) };
+        let (votes, doubtful) = choose(promises, decided, majority);
+        if let Some(doubtful) = doubtful {
+            if !self.learn_chosen(now, &votes, doubtful, out) {
+                self.ask_all(out);
+            }
+            return;
+        }
         let promises = std::mem::take(promises);
         self.lead(now, &promises, votes, out);
     }

@@ -42,10 +42,11 @@ impl Replica {
 
     /// S2: a [`ReadLog`] met a decided value that is not whole on disk any more. Whoever wanted it may have it with a
     /// snapshot, and this server asks the others for it.
-    pub fn log_unreadable(&mut self, purpose: Purpose, slot: Slot, out: &mut Output) {
+    pub fn log_unreadable(&mut self, now: Time, purpose: Purpose, slot: Slot, out: &mut Output) {
+        let pause = self.timeouts.heartbeat();
         match purpose {
-            // It is one of those that are lost, and comes as they do.
-            Purpose::Salvage => return,
+            // It comes as those do that are lost, if the disk does not change its mind.
+            Purpose::Salvage => return self.salvage_again(now + pause),
             Purpose::Fetch(to) => out.gone.push(to),
             Purpose::CatchUp(to) => {
                 let Role::Leader(leader) = &mut self.role else { return };
@@ -55,13 +56,17 @@ impl Replica {
                 out.gone.push(to);
             }
         }
-        self.unreadable = Some(slot);
+        // Others may be unable to read it, too, and ask this server in turn.
+        if self.unreadable.is_some_and(|(_, asked)| now.since(asked) < pause) {
+            return;
+        }
+        self.unreadable = Some((slot, now));
         out.now.extend(self.peers().into_iter().map(|peer| (peer, Message::Fetch(Fetch { from: slot }))));
     }
 
     /// A value comes that could not be read any more: it is written once more.
     pub(super) fn restore_entry(&mut self, m: &Entries, out: &mut Output) {
-        if self.unreadable != Some(m.first) || m.first > self.decided {
+        if self.unreadable.is_none_or(|(slot, _)| slot != m.first) || m.first > self.decided {
             return;
         }
         let Some((ballot, value)) = m.entries.first() else { return };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::paxos::message::Doubts;
 use crate::types::{NodeId, Slot, Time};
 
 /// One server as its leader sees it. The leader keeps one for itself as well.
@@ -25,8 +26,8 @@ pub struct Progress {
     pub gone: bool,
     /// Bytes of records that it would still accept, if its disk is full.
     pub room: Option<u64>,
-    /// It may have forgotten votes of this ballot (S2).
-    pub doubts: bool,
+    /// Whether it may have forgotten votes (S2), once it has said so in this ballot.
+    pub doubts: Option<Doubts>,
 }
 
 impl Progress {
@@ -41,7 +42,7 @@ impl Progress {
             reading: false,
             gone: false,
             room: None,
-            doubts: false,
+            doubts: None,
         }
     }
 }
@@ -79,13 +80,13 @@ impl Leader {
         self.progress.iter().filter(|entry| hears(*entry)).count() >= majority
     }
 
-    /// S2: whether some server may have forgotten votes of this ballot, while a majority that answers has not: phase 1 of a
-    /// new ballot ends that.
+    /// S2: whether some server may have forgotten votes of this ballot, while a majority with this server is certain not to
+    /// have forgotten any: phase 1 of a new ballot ends that.
     pub fn should_renew(&self, me: NodeId, majority: usize, now: Time, timeout: Duration) -> bool {
-        let hears = |(id, p): &(&NodeId, &Progress)| **id == me || now.since(p.heard) < timeout;
-        let (doubtful, sure): (Vec<_>, Vec<_>) =
-            self.progress.iter().filter(hears).partition(|(_, p)| p.doubts);
-        !doubtful.is_empty() && sure.len() >= majority
+        let others = self.progress.iter().filter(|(id, p)| **id != me && now.since(p.heard) < timeout);
+        let said: Vec<Doubts> = others.filter_map(|(_, p)| p.doubts).collect();
+        let sure = said.iter().filter(|doubts| **doubts == Doubts::None).count();
+        said.contains(&Doubts::Standing) && 1 + sure >= majority
     }
 }
 
@@ -118,7 +119,7 @@ mod tests {
                     reading: false,
                     gone: false,
                     room: None,
-                    doubts: false,
+                    doubts: None,
                 },
             );
         }

@@ -146,6 +146,16 @@ pub struct Heartbeat {
     pub phase1_end: Slot,
 }
 
+/// Whether a server may have forgotten votes (S2).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Doubts {
+    None,
+    /// Of older ballots: that matters no more once it has accepted what phase 1 of this one brought up.
+    Ending,
+    /// Of this very ballot: until there is a later one.
+    Standing,
+}
+
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct HeartbeatReply {
     pub ballot: Ballot,
@@ -154,8 +164,7 @@ pub struct HeartbeatReply {
     pub position: Slot,
     /// Bytes of records that this server would still accept, if its disk is full.
     pub room: Option<u64>,
-    /// It may have forgotten votes of this very ballot (S2).
-    pub doubts: bool,
+    pub doubts: Doubts,
     pub incarnation: Incarnation,
 }
 

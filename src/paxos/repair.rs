@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::paxos::message::{Fetch, Message, Promise};
+use crate::paxos::message::{Doubts, Fetch, Message, Promise};
 use crate::paxos::output::{Event, Output, Purpose, ReadLog};
 use crate::paxos::replica::{Replica, Role};
 use crate::types::{Ballot, Loss, NodeId, Record, Slot, Time, Value, Vote};
@@ -82,13 +82,13 @@ impl Promise {
     }
 }
 
-/// What a new leader must propose for each slot above `decided`: the vote of the highest ballot (P2). `Err` names the first
-/// slot for which no majority vouches.
+/// What a new leader must propose for each slot above `decided`: the vote of the highest ballot (P2). Beside them the first
+/// slot for which no majority vouches, if there is one: then the votes count only for the slots in front of it.
 pub(super) fn choose(
     promises: &BTreeMap<NodeId, Promise>,
     decided: Slot,
     majority: usize,
-) -> Result<BTreeMap<Slot, (Ballot, Value)>, Slot> {
+) -> (BTreeMap<Slot, (Ballot, Value)>, Option<Slot>) {
     let mut votes: BTreeMap<Slot, (Ballot, Value)> = BTreeMap::new();
     for (slot, ballot, value) in
         promises.values().flat_map(Promise::cast).filter(|(slot, ..)| *slot > decided)
@@ -110,10 +110,10 @@ pub(super) fn choose(
     for slot in slots.into_iter().filter(|slot| *slot > decided) {
         let highest = votes.get(&slot).map_or(Ballot::ZERO, |(ballot, _)| *ballot);
         if promises.values().filter(|promise| promise.vouches(slot, highest)).count() < majority {
-            return Err(slot);
+            return (votes, Some(slot));
         }
     }
-    Ok(votes)
+    (votes, None)
 }
 
 impl Replica {
@@ -160,12 +160,25 @@ impl Replica {
         Some(Loss { known: self.known(), votes, hidden, gaps })
     }
 
-    /// S2: this server may have forgotten votes of the ballot that it stands in. They matter no more once it has moved on
-    /// to a later one, so a leader that hears of it had better lead in a new ballot.
-    pub(super) fn has_doubts(&self) -> bool {
-        let Some(Repair { loss, promised, .. }) = &self.repair else { return false };
-        self.promised <= *promised
-            && (loss.hidden > Slot::ZERO || loss.votes.values().any(|vote| matches!(vote, Vote::Lost(_))))
+    /// S2: whether this server may have forgotten votes.
+    pub(super) fn doubts(&self) -> Doubts {
+        match &self.repair {
+            Some(Repair { loss, promised, .. }) if loss.has_doubts() => {
+                if self.promised > *promised {
+                    Doubts::Ending
+                } else {
+                    Doubts::Standing
+                }
+            }
+            _ => Doubts::None,
+        }
+    }
+
+    /// This server's own log is read on, from where it stopped, but not before `due`.
+    pub(super) fn salvage_again(&mut self, due: Time) {
+        if let Some(repair) = &mut self.repair {
+            (repair.asked, repair.due) = (Slot::ZERO, Some(due));
+        }
     }
 
     /// Takes up again what is whole, as far as the slots before are there now, and asks for what comes next.
@@ -227,9 +240,7 @@ impl Replica {
     pub(super) fn forget_doubts(&mut self, phase1_end: Slot, out: &mut Output) {
         let (promised, position) = (self.promised, self.position);
         let Some(Repair { loss, promised: then, .. }) = &mut self.repair else { return };
-        let doubts =
-            loss.hidden > Slot::ZERO || loss.votes.values().any(|vote| matches!(vote, Vote::Lost(_)));
-        if doubts && promised > *then && position >= phase1_end && position >= loss.known {
+        if loss.has_doubts() && promised > *then && position >= phase1_end && position >= loss.known {
             // Nor do those matter that it remembers above: phase 1 found nothing there.
             loss.votes.clear();
             loss.hidden = Slot::ZERO;
@@ -239,6 +250,35 @@ impl Replica {
             }
             self.mend(out);
         }
+    }
+
+    /// A candidate cannot lead, since nobody vouches for `doubtful`. Of slots in front of it that one of the promises knows as
+    /// decided, phase 1 tells the value all the same: whatever was chosen is what it brings up (P2). Whether there is one.
+    pub(super) fn learn_chosen(
+        &mut self,
+        now: Time,
+        votes: &BTreeMap<Slot, (Ballot, Value)>,
+        doubtful: Slot,
+        out: &mut Output,
+    ) -> bool {
+        let Role::Candidate { promises, .. } = &self.role else { return false };
+        let known = promises.values().map(Promise::known).max().unwrap_or_default();
+        let before = self.decided;
+        while self.decided.next() < doubtful.min(known.next()) {
+            let slot = self.decided.next();
+            let Some((ballot, value)) = votes.get(&slot).filter(|(_, value)| self.fits(value, out)) else {
+                break;
+            };
+            out.records.push(Record::Learn { slot, ballot: *ballot, value: value.clone() });
+            self.log.put(slot, *ballot, value.clone());
+            self.set_decided(now, slot, out);
+            self.position = self.position.max(slot);
+        }
+        if self.decided > before {
+            self.mend(out);
+            self.caught_up(now, out);
+        }
+        self.decided > before
     }
 
     /// A candidate lacks a value that is decided, and nobody has all up to there: whoever has it may answer.
@@ -269,7 +309,7 @@ impl Replica {
             return;
         }
         let known = promises.values().map(Promise::known).max().unwrap_or_default();
-        let Err(slot) = choose(promises, self.decided, self.majority()) else { return };
+        let (_, Some(slot)) = choose(promises, self.decided, self.majority()) else { return };
         if slot > known {
             let slots = vec![(slot, slot)];
             return out.events.push(Event::Lost { slots, decided: false });

@@ -43,7 +43,7 @@ pub const RENEWS: &str = "a server has forgotten votes of this ballot (S2)";
 struct Echo {
     round: u64,
     room: Option<u64>,
-    doubts: bool,
+    doubts: Doubts,
 }
 
 /// A server's Paxos state.
@@ -86,8 +86,8 @@ pub struct Replica {
     pub(super) membership: Membership,
     /// What damage took of its log, until it is made good (S2).
     pub(super) repair: Option<Repair>,
-    /// A decided slot whose value its disk did not give back when it was wanted (S2).
-    pub(super) unreadable: Option<Slot>,
+    /// A decided slot whose value its disk did not give back when it was wanted, and when the others were asked for it (S2).
+    pub(super) unreadable: Option<(Slot, Time)>,
 }
 
 impl Replica {
@@ -271,7 +271,7 @@ impl Replica {
         let me = self.me;
         let (majority, timeout, interval) =
             (self.majority(), self.timeouts.election(), self.timeouts.heartbeat());
-        let hands_over = self.hands_over(now);
+        let (hands_over, own_doubts) = (self.hands_over(now), self.doubts());
         let Role::Leader(leader) = &mut self.role else {
             if self.deadline <= now && self.membership.votes() {
                 self.begin_pre_vote(now, out);
@@ -282,7 +282,7 @@ impl Replica {
             return;
         };
         if leader.heartbeat_due <= now {
-            let renews = leader.should_renew(me, majority, now, timeout);
+            let renews = own_doubts == Doubts::None && leader.should_renew(me, majority, now, timeout);
             // The clock for this runs on its own: rounds for reads must not put check-quorum off.
             leader.heartbeat_due = now + interval;
             if hands_over {
@@ -417,8 +417,12 @@ impl Replica {
         // S2: of slots that it knows as decided and whose values it lost, it takes only what the leader knows as decided, too:
         // it may have heard of them from a later ballot than this one.
         let free = |slot| slot > self.known() || slot <= m.decided;
-        let values =
-            (m.first.0..).map(Slot).zip(m.values).take_while(|(slot, _)| free(*slot)).collect::<Vec<_>>();
+        let mut values: Vec<(Slot, Value)> = (m.first.0..).map(Slot).zip(m.values).collect();
+        if let Some(first) = values.iter().position(|(slot, _)| !free(*slot)) {
+            let what = "a proposal for a slot that is decided, unknown to its leader, and lost here";
+            out.events.push(Event::Ignored { from, what });
+            values.truncate(first);
+        }
         for (slot, value) in values {
             // P2: in this ballot n+1 is taken only after n. What is at or below the position is a repetition.
             if slot == self.position.next() {
@@ -448,7 +452,7 @@ impl Replica {
         let incarnation = self.membership.mine();
         let room = self.short.is_some().then(|| self.room_to_accept(out));
         let Heartbeat { ballot, round, .. } = m;
-        let (position, doubts) = (self.position, self.has_doubts());
+        let (position, doubts) = (self.position, self.doubts());
         let reply = HeartbeatReply { ballot, round, position, room, doubts, incarnation };
         out.after.push((from, Message::HeartbeatReply(reply)));
     }
@@ -506,7 +510,7 @@ impl Replica {
         if let Some(Echo { round, room, doubts }) = echo {
             if round >= progress.echoed {
                 progress.room = room;
-                progress.doubts = doubts;
+                progress.doubts = Some(doubts);
             }
             progress.echoed = progress.echoed.max(round);
             // The echo left after everything sent before that round arrived, or was lost on the way.

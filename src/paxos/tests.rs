@@ -83,7 +83,7 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
             round,
             position: Slot(position),
             room: None,
-            doubts: false,
+            doubts: Doubts::None,
             incarnation: DISK,
         })
     };
@@ -313,7 +313,7 @@ fn entries_from_disk_follow_each_other() {
             round: 1,
             position: Slot(position),
             room: None,
-            doubts: false,
+            doubts: Doubts::None,
             incarnation: DISK,
         };
         Message::HeartbeatReply(reply)
@@ -367,7 +367,7 @@ fn a_leader_hears_of_slots_that_a_later_one_decided() {
         round: 1,
         position: Slot(100),
         room: None,
-        doubts: false,
+        doubts: Doubts::None,
         incarnation: DISK,
     };
     step(&mut s1, now, |r, out| r.message(now, S2, Message::HeartbeatReply(beyond), out));

@@ -4,6 +4,7 @@
 //! channel beside it. The loop never blocks but in `poll` and in the one sync of a turn, and one bad connection is
 //! closed and reported without touching the others.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +41,9 @@ const RETIRE_EVERY: Duration = Duration::from_secs(3600);
 
 /// Transactions that a report lists at most: what one frame holds, and no server need keep in memory.
 const LISTED_AT_MOST: usize = 500_000;
+
+/// Faults of its disk that a server names at most, each once.
+const NAMED_AT_MOST: usize = 1000;
 
 /// What comes over the control channel of a server thread.
 pub enum Control {
@@ -94,8 +98,8 @@ struct Node<D: Disk> {
     awaiting: Vec<(Slot, ReplyTo)>,
     replays: Vec<(Replay, Listing, ReplyTo)>,
     turn: TurnLog,
-    /// The damage that stops its cluster (S2); empty if none does.
-    stopped_by: String,
+    /// What was found damaged since it started.
+    damage: BTreeSet<String>,
     /// Servers of other clusters that a request could not be sent to; the core hears of it in the next turn.
     lost: Vec<NodeId>,
 }
@@ -108,7 +112,7 @@ struct TurnLog {
     led: Vec<(u64, Duration)>,
     commits: Vec<Duration>,
     damage: Vec<String>,
-    /// What stops the cluster (S2), or nothing any more.
+    /// What stops the cluster (S2).
     lost: Option<String>,
     wal_bytes: u64,
     won: Vec<Won>,
@@ -141,7 +145,7 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
         awaiting: Vec::new(),
         replays: Vec::new(),
         turn: TurnLog::default(),
-        stopped_by: String::new(),
+        damage: BTreeSet::new(),
         lost: Vec::new(),
     };
     let result = node.run(&mut poll);
@@ -420,14 +424,10 @@ impl<D: Disk> Node<D> {
 
     fn publish(&mut self, now: Time) {
         let mut turn = std::mem::take(&mut self.turn);
-        // Each campaign finds it again.
-        if let Some(lost) = turn.lost.take().filter(|lost| *lost != self.stopped_by) {
-            if !lost.is_empty() {
-                log::error!("{}: {lost}", self.me);
-                turn.damage.push(lost.clone());
-            }
-            self.stopped_by = lost;
-        }
+        // Each campaign, and each reading, finds the same again.
+        turn.damage.extend(turn.lost.take());
+        turn.damage.retain(|what| self.damage.len() < NAMED_AT_MOST && self.damage.insert(what.clone()));
+        turn.damage.iter().for_each(|what| log::error!("{}: {what}", self.me));
         let (bytes_in, bytes_out) = self.conns.bytes();
         let (replica, bank) = (self.shard.replica(), self.shard.bank());
         let role = match replica.standing(now) {
@@ -521,7 +521,6 @@ impl Ports for NodePorts<'_> {
                     self.me,
                     phase1_end.0 - decided.0
                 );
-                self.turn.lost = Some(String::new());
                 self.turn.won.push(Won {
                     ballot: *ballot,
                     at_us: uptime(self.now).as_micros() as u64,
@@ -566,8 +565,8 @@ impl Ports for NodePorts<'_> {
                 self.turn.damage.push(why.clone());
             }
             LogDamaged { slot, why } => {
-                log::error!("{}: slot {slot} is decided and cannot be read back (S2): {why}", self.me);
-                self.turn.damage.push(why.clone());
+                log::debug!("{}: slot {slot} cannot be read back: {why}", self.me);
+                self.turn.damage.push(format!("slot {slot} is decided and cannot be read back (S2): {why}"));
             }
             DigestsDiffer { slot } => {
                 log::warn!(

@@ -142,7 +142,7 @@ fn reads_are_answered_once_when_the_turn_ends() {
         round,
         position: Slot::ZERO,
         room: None,
-        doubts: false,
+        doubts: crate::paxos::message::Doubts::None,
         incarnation: DISK,
     };
     let mut out = Output::default();

@@ -91,6 +91,41 @@ impl World {
         server.flipped = true;
         self.note(|| format!("{harm:?} in {name} of {id} at {where_to}"));
     }
+
+    /// A decided value goes bad on the disk of a server that runs, just when another one lags so far that it will want that
+    /// value. Only where others have it as well.
+    pub fn spoil_wanted(&mut self) {
+        let topology = self.options.topology;
+        let decided = |id: &NodeId| Some(self.servers[id].running.as_ref()?.shard.replica().decided());
+        let wanted =
+            self.servers.values().filter(|server| server.is_up() && !server.is_gone()).find_map(|server| {
+                let members: Vec<NodeId> = topology.servers_of(topology.shard_of_server(server.id)).collect();
+                let slot = members.iter().filter_map(decided).min()?.next();
+                let having =
+                    members.iter().filter(|id| decided(id).is_some_and(|decided| decided >= slot)).count();
+                let replica = server.running.as_ref()?.shard.replica();
+                let on_disk_only = slot <= replica.decided() && replica.entry(slot).is_none();
+                (on_disk_only && having > 1 && !server.power_lost).then_some((server.id, slot))
+            });
+        let Some((id, slot)) = wanted.filter(|(id, _)| self.can_spare(*id)) else { return };
+        let disk = self.servers[&id].disk.inner.clone();
+        let mut place = None;
+        let seen = survey(&disk, |seen| {
+            if seen.slot == slot && matches!(seen.kind, "accept" | "learn") && !seen.payload.is_empty() {
+                place = Some((format!("wal-{:08}.seg", seen.segment), seen.offset as usize + 56));
+            }
+        });
+        let Some((name, at)) = place.filter(|_| seen.is_ok()) else { return };
+        let Some(mut content) = disk.contents(&name) else { return };
+        content[at] ^= 1;
+        disk.overwrite(&name, content);
+        let server = self.server(id);
+        server.ailment = Some(Ailment::Damaged(Damage::Bit));
+        server.flipped = true;
+        self.note(|| {
+            format!("the value of slot {slot}, which another server lacks, goes bad in {name} of {id}")
+        });
+    }
 }
 
 /// Damages a file, if there is anything in it; returns where.

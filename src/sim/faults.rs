@@ -84,6 +84,9 @@ impl Run {
         {
             self.world.damage(id, &[".snap"]);
         }
+        if self.plan.swarm.damage > 0 && self.chance(200) {
+            self.world.spoil_wanted();
+        }
         if self.plan.swarm.damage > 0 && self.chance(self.plan.swarm.damage.div_ceil(4)) {
             let topology = self.world.options.topology;
             let server = self.any_server();

@@ -11,10 +11,14 @@
 //! therefore a gapless chain of valid records from its first byte to the record that carries [`LAST`], over any number
 //! of segments: nothing can be missing from the middle of it unnoticed.
 
+use std::io;
+
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Identity;
+use super::disk::DiskFile;
+use super::scan::Unreadable;
 use crate::config::Topology;
 use crate::types::{Ballot, NodeId, Slot};
 
@@ -420,14 +424,24 @@ impl Mark {
         (bytes.as_bytes().to_vec(), self.group % 2 * MARK_SLOT)
     }
 
-    /// The whole file with this mark in both slots: what takes the place of one with a fault.
-    pub fn encode_file(&self, incarnation: u128) -> Vec<u8> {
-        let (mark, _) = self.encode(incarnation);
-        let mut file = vec![0; MARK_BYTES as usize];
-        for at in [0, MARK_SLOT as usize] {
-            file[at..at + mark.len()].copy_from_slice(&mark);
+    /// Writes this mark and syncs it; if the file has faults, both halves of it anew, so that one mark is whole at any moment.
+    ///
+    /// # Errors
+    ///
+    /// What the disk refuses.
+    pub fn write_anew<F: DiskFile>(&self, file: &mut F, incarnation: u128, faulty: bool) -> io::Result<()> {
+        let (mut bytes, offset) = self.encode(incarnation);
+        if !faulty {
+            file.write_at(&bytes, offset)?;
+            return file.sync_data();
         }
-        file
+        // All of a sector that cannot be read has to be written.
+        bytes.resize(MARK_SLOT as usize, 0);
+        for offset in [offset, MARK_SLOT - offset] {
+            file.write_at(&bytes, offset)?;
+            file.sync_data()?;
+        }
+        Ok(())
     }
 
     /// The first byte outside the two marks that is not zero.
@@ -457,10 +471,13 @@ impl Mark {
         Mark::decode_slot(mark.as_bytes(), incarnation)
     }
 
-    /// Reads the whole file. `None` where no mark is left of it.
-    pub fn decode(file: &[u8], incarnation: u128) -> Option<FoundMark> {
-        let mut faults = Vec::new();
-        let mut lost = false;
+    /// What the file says, of which these parts could not be read. `None` where no mark is left of it.
+    pub fn decode(file: &[u8], incarnation: u128, unreadable: &[Unreadable]) -> Option<FoundMark> {
+        let mut faults: Vec<(u64, String)> =
+            unreadable.iter().map(|run| (run.from, format!("cannot read: {}", run.why))).collect();
+        let slot_of =
+            |run: &Unreadable| [0, MARK_SLOT].into_iter().find(|at| (run.from..run.to).contains(at));
+        let mut lost = unreadable.iter().any(|run| slot_of(run).is_some());
         let mut newest: Option<Mark> = None;
         for at in [0, MARK_SLOT] {
             let bytes = file.get(at as usize..at as usize + size_of::<MarkBytes>())?;
@@ -474,12 +491,13 @@ impl Mark {
                 lost |= mark.is_none();
                 let how =
                     if mark.is_some() { "one bit of a mark is wrong" } else { "bad checksum of a mark" };
-                faults.push((at, how));
+                faults.push((at, how.into()));
             }
             newest = [newest, mark].into_iter().flatten().max_by_key(|mark| mark.group);
         }
         let mark = newest?;
-        faults.extend(Mark::unused_byte_set(file).map(|at| (at, "not zero where nothing is ever written")));
+        let unused = Mark::unused_byte_set(file);
+        faults.extend(unused.map(|at| (at, "not zero where nothing is ever written".into())));
         Some(FoundMark { mark, faults, lost })
     }
 }
@@ -489,7 +507,7 @@ pub(super) struct FoundMark {
     /// The newest mark that is left.
     pub mark: Mark,
     /// What is not as it was written: where, and why.
-    pub faults: Vec<(u64, &'static str)>,
+    pub faults: Vec<(u64, String)>,
     /// One of the two marks is gone, and nobody knows whether it was the newer one.
     pub lost: bool,
 }

@@ -13,7 +13,7 @@ use super::format::{
     BLOCK, Block, BlockError, FoundMark, IDENTITY, IDENTITY_NEW, MARK, MARK_BYTES, Mark, Position, VERSION,
     segment_name, segment_number,
 };
-use super::scan::Scan;
+use super::scan::{Scan, read_sectors};
 use super::snapshot::{self, Snapshot, Start};
 use super::wal::{Tail, Wal, io_error};
 use super::{Expected, Identity, Recovered, StorageError};
@@ -65,19 +65,16 @@ impl<D: Disk> Wal<D> {
         let lost = "missing or not whole; another server sent it, and the log does not lead up to it";
         let contents = contents.jumped(jumped);
         let contents = contents.ok_or_else(|| damaged_file(&snapshot::name(jumped), None, lost))?;
-        let mut scan = Scan::new(&disk, (identity, segment_bytes), segments, mark, (contents, start));
+        let mut scan =
+            Scan::new(&disk, (identity, segment_bytes), segments, (mark, mark_lost), (contents, start));
         let torn = scan.run(start)?;
-        if mark_lost && torn.is_some() {
-            // S1: what was cut may be what the newer mark vouched for.
-            return Err(damaged_file(MARK, marks.first().map(|(at, _)| *at), UNPROVED));
-        }
         let Scan { mut contents, group, end, boundaries, faults, segments, .. } = scan;
         if contents.finish() {
             damaged.push(damaged_file(&snapshot::name(jumped), None, lost).what());
         }
         contents.raise_promise(mark.promised);
         damaged.extend(faults.into_iter().map(|f| damaged_file(&f.file, f.offset, f.what).what()));
-        damaged.extend(marks.iter().map(|(at, what)| damaged_file(MARK, *at, *what).what()));
+        damaged.extend(marks.iter().map(|(at, what)| damaged_file(MARK, *at, what).what()));
         let oldest = oldest.min(start.at.segment);
         // Only now: it was in force when the snapshot was finished, after some of the groups that were just read.
         contents.raise_promise(newest.map_or(Ballot::ZERO, |snapshot| snapshot.promised));
@@ -85,19 +82,9 @@ impl<D: Disk> Wal<D> {
         // The mark, too, before anybody is answered: S1 must hold for the groups of the life before this one.
         let mut mark_file = disk.open(MARK).map_err(io_error(MARK, "open"))?;
         let mark = Mark { group, end, promised: contents.promised, jumped };
-        let (bytes, offset) = mark.encode(identity.incarnation);
-        mark_file
-            .write_at(&bytes, offset)
-            .and_then(|()| mark_file.sync_data())
+        mark.write_anew(&mut mark_file, identity.incarnation, !marks.is_empty())
             .and_then(|()| disk.sync_dir())
             .map_err(io_error(MARK, "write"))?;
-        if !marks.is_empty() {
-            // Only now: one mark is whole at any moment.
-            mark_file
-                .write_at(&mark.encode_file(identity.incarnation), 0)
-                .and_then(|()| mark_file.sync_data())
-                .map_err(io_error(MARK, "write"))?;
-        }
 
         let mut files = VecDeque::new();
         for number in end.segment..=segments {
@@ -132,7 +119,7 @@ impl<D: Disk> Wal<D> {
     }
 }
 
-const UNPROVED: &str = "one of two marks is lost: what the log must hold cannot be proved";
+pub(super) const UNPROVED: &str = "one of two marks is lost: what the log must hold cannot be proved";
 
 /// Cast votes in order of slots, each with its ballot.
 type Cast = Vec<(Slot, Ballot, Value)>;
@@ -328,8 +315,8 @@ pub(super) fn read_mark<D: Disk>(disk: &D, identity: Identity) -> Result<FoundMa
         ));
     }
     let mut bytes = vec![0; MARK_BYTES as usize];
-    file.read_at(&mut bytes, 0).map_err(unreadable(MARK))?;
-    Mark::decode(&bytes, identity.incarnation)
+    let unreadable = read_sectors(&file, &mut bytes);
+    Mark::decode(&bytes, identity.incarnation, &unreadable)
         .ok_or_else(|| damaged_file(MARK, 0, "unreadable: what the log must hold cannot be proved"))
 }
 

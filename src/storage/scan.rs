@@ -10,7 +10,7 @@ use super::format::{
     BLOCK, Bad, Block, HEADER, Kind, MARK, MARK_SLOT, Mark, Position, RecordHeader, check_payload, record_at,
     segment_name, segment_name_new,
 };
-use super::recover::{check_segment, damaged_file, is_one_bit_off};
+use super::recover::{UNPROVED, check_segment, damaged_file, is_one_bit_off};
 use super::snapshot::Start;
 use super::wal::io_error;
 use super::{Fault, StorageError};
@@ -29,6 +29,8 @@ pub(super) struct Scan<'a, D> {
     pub segments: u32,
     pub segment_bytes: u64,
     pub mark: Mark,
+    /// There was another mark, which may have been the newer one.
+    pub mark_lost: bool,
     pub contents: Contents,
     /// The last whole group, and where it ends.
     pub group: u64,
@@ -85,7 +87,7 @@ impl<'a, D: Disk> Scan<'a, D> {
         disk: &'a D,
         (identity, segment_bytes): (Identity, u64),
         segments: u32,
-        mark: Mark,
+        (mark, mark_lost): (Mark, bool),
         (contents, start): (Contents, Start),
     ) -> Scan<'a, D> {
         Scan {
@@ -94,6 +96,7 @@ impl<'a, D: Disk> Scan<'a, D> {
             segments: segments.max(mark.end.segment),
             segment_bytes,
             mark,
+            mark_lost,
             contents,
             group: start.group,
             end: start.at,
@@ -120,6 +123,10 @@ impl<'a, D: Disk> Scan<'a, D> {
             let stop = self.follow(from)?;
             match self.behind(&stop)? {
                 Some(next) => from = next,
+                // S1: the mark that is lost may have vouched for one group more, and for the promise in it (S3).
+                None if self.mark_lost && self.group <= self.mark.group => {
+                    return Err(damaged_file(MARK, (self.mark.group + 1) % 2 * MARK_SLOT, UNPROVED));
+                }
                 None => break self.cut_rest(stop.at, stop.why)?,
             }
         };
@@ -310,12 +317,17 @@ impl<'a, D: Disk> Scan<'a, D> {
             return Err(damaged_file(&segment_name(stop.at.segment), stop.at.offset, stop.why));
         }
         self.note_open()?;
-        // A whole record that does not belong there covers what did.
-        let covered = RecordHeader::decode(self.image.get(stop.at.offset as usize..).unwrap_or_default());
-        let covered = covered.map_or(0, |(header, _)| header.record_bytes());
-        let bytes = self.bytes_between(stop.at, next).max(covered);
+        let mut records = self.bytes_between(stop.at, next) / HEADER;
+        // A whole record that does not belong there covers what did, and says nothing of its own vote.
+        if let Ok((header, _)) =
+            RecordHeader::decode(self.image.get(stop.at.offset as usize..).unwrap_or_default())
+        {
+            records = records.max(header.record_bytes() / HEADER) + 1;
+        }
+        // Each group has one at least.
+        let groups = group.saturating_sub(self.group + 1);
         self.contents
-            .lose((bytes / HEADER).max(1), stop.at)
+            .lose(records.max(groups).max(1), stop.at)
             .map_err(|what| damaged_file(&segment_name(stop.at.segment), stop.at.offset, what))?;
         // Should what follows turn out to be torn, this is where the log goes on; what is lost stays as it is.
         (self.group, self.end) = (group - 1, next);
@@ -357,14 +369,17 @@ impl<'a, D: Disk> Scan<'a, D> {
                 }
             }
         }
-        // A whole record that does not belong there tells as much, and the log may go on behind it.
+        // A whole record that does not belong there tells as much, unless the mark knows better where the log ends.
         self.load(stop.at.segment)?;
         let there = record_at(&self.image, stop.at.offset).ok().map(|(header, _)| header);
-        let there =
-            there.filter(|header| header.segment.get() == stop.at.segment && header.group.get() >= least);
-        Ok(there.map(|header| {
+        let is_later = |header: &RecordHeader| {
+            header.segment.get() == stop.at.segment
+                && header.group.get() >= least
+                && self.group >= self.mark.group
+        };
+        Ok(there.filter(is_later).map(|header| {
             let behind = Position { offset: stop.at.offset + header.record_bytes(), ..stop.at };
-            (behind, header.group.get() + 1)
+            first.unwrap_or((behind, header.group.get() + 1))
         }))
     }
 

@@ -365,26 +365,53 @@ fn one_wrong_bit_of_a_header_or_a_mark_costs_nothing() {
     }
 }
 
-/// A mark that is gone may have been the newer one of the two. What it vouched for cannot be told from a torn tail then.
+/// A mark that is gone may have been the newer one of the two. Then the log must show the group that it may have vouched
+/// for: nobody could tell a torn tail from one that was on disk, or say what was promised in it.
 #[test]
-fn a_lost_mark_and_a_torn_tail_are_too_much() {
+fn a_lost_mark_must_be_made_up_for_by_the_log() {
     let disk = MemDisk::new();
     sample(&disk);
     let truth = Truth::of(&disk);
     let last = log_files(&disk).pop().expect("a segment");
-    let newest = disk.copy();
-    let mut bytes = newest.contents("mark").expect("mark");
-    let newer = if bytes[16] > bytes[4096 + 16] { 0 } else { 4096 };
-    bytes[newer + 1] ^= 0xff;
-    newest.overwrite("mark", bytes);
-    let named = check_honest(&newest, &truth);
-    assert!(named[0].starts_with(&format!("mark at offset {newer}: damaged")), "{named:?}");
-    let mut log = newest.contents(&last).expect("segment");
-    let end = log.iter().rposition(|byte| *byte != 0).expect("records");
-    log[end - 60] ^= 0xff;
-    newest.overwrite(&last, log);
-    let text = refusal(newest);
-    assert!(text.contains("one of two marks is lost"), "{text}");
+    let bytes = disk.contents("mark").expect("mark");
+    let (newer, older) = if bytes[16] > bytes[4096 + 16] { (0, 4096) } else { (4096, 0) };
+    let without = |at: usize, unreadable: bool| {
+        let copy = disk.copy();
+        let mut bytes = bytes.clone();
+        bytes[at + 1] ^= 0xff;
+        if unreadable {
+            copy.ruin("mark", at as u64);
+        } else {
+            copy.overwrite("mark", bytes);
+        }
+        copy
+    };
+    for unreadable in [false, true] {
+        let whole_log = without(newer, unreadable);
+        let named = check_honest(&whole_log, &truth);
+        assert!(named[0].starts_with(&format!("mark at offset {newer}: damaged")), "{named:?}");
+        let text = refusal(without(older, unreadable));
+        assert!(text.contains("one of two marks is lost"), "{text}");
+        // Whether the end of the log is damaged, was never written, or cannot be read.
+        for harm in 0..3 {
+            let copy = without(newer, unreadable);
+            let mut log = copy.contents(&last).expect("segment");
+            let end = log.iter().rposition(|byte| *byte != 0).expect("records");
+            match harm {
+                0 => log[end - 60] ^= 0xff,
+                1 => log[end - 300..].fill(0),
+                _ => {}
+            }
+            copy.overwrite(&last, log);
+            if harm == 2 {
+                copy.ruin(&last, end as u64);
+            }
+            for _ in 0..2 {
+                let text = refusal(copy.clone());
+                assert!(text.contains("one of two marks is lost"), "{text}");
+            }
+        }
+    }
 }
 
 /// What a disk cannot read is lost like any other damage, and everything around it is not.

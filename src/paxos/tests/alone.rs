@@ -300,7 +300,7 @@ fn entries_are_sent_again_when_a_later_round_shows_them_lost() {
             round,
             position: Slot(position),
             room: None,
-            doubts: false,
+            doubts: Doubts::None,
             incarnation: DISK,
         };
         let mut out = Output::default();
@@ -337,7 +337,7 @@ fn a_follower_that_lags_far_is_sent_entries_from_disk_and_then_from_memory() {
         round: round + 1,
         position: Slot(1),
         room: None,
-        doubts: false,
+        doubts: Doubts::None,
         incarnation: DISK,
     };
     s1.message(now, S3, Message::HeartbeatReply(reply), &mut out);

@@ -31,7 +31,8 @@ fn sound(votes: &[u8]) -> Promise {
 /// What a candidate of three that knows slots 1 to 3 as decided proposes, or the slot at which it must wait.
 fn chosen(promises: &[Promise]) -> Result<Vec<(u64, Value)>, Slot> {
     let promises = [S1, S2, S3].into_iter().zip(promises.iter().cloned()).collect();
-    let votes = choose(&promises, Slot(3), 2)?;
+    let (votes, doubtful) = choose(&promises, Slot(3), 2);
+    doubtful.map_or(Ok(()), Err)?;
     Ok(votes.into_iter().map(|(slot, (_, value))| (slot.0, value)).collect())
 }
 
@@ -148,14 +149,15 @@ fn a_leader_begins_a_new_ballot_for_who_forgot_votes() {
         Message::HeartbeatReply(reply) => Some(reply.doubts),
         _ => None,
     });
-    assert_eq!(said, Some(true));
+    assert_eq!(said, Some(Doubts::Standing));
 
-    for (third_hears, renews) in [(true, true), (false, false)] {
+    let third = [(Some(Doubts::None), true), (Some(Doubts::Ending), false), (None, false)];
+    for (third, renews) in third {
         let (mut leader, now) = leader();
         let (ballot, later) = (leader.promised(), now + Duration::from_secs(5));
         let mut out = Output::default();
-        for (from, doubts) in [(S2, true), (S3, false)] {
-            if from == S2 || third_hears {
+        for (from, doubts) in [(S2, Some(Doubts::Standing)), (S3, third)] {
+            if let Some(doubts) = doubts {
                 let reply = HeartbeatReply {
                     ballot,
                     round: 1,
@@ -183,10 +185,14 @@ fn a_value_that_goes_bad_is_written_again() {
     let start = (Ballot::new(2, S2), Slot(3), Vec::new());
     let mut s1 = Replica::new(S1, vec![S1, S2, S3], Timeouts::default(), Time(0), 1, start);
     let mut out = Output::default();
-    s1.log_unreadable(Purpose::Fetch(S3), Slot(2), &mut out);
+    s1.log_unreadable(Time(0), Purpose::Fetch(S3), Slot(2), &mut out);
     let asked: Vec<_> = out.now.iter().map(|(to, message)| (*to, message.clone())).collect();
     let fetch = Message::Fetch(Fetch { from: Slot(2) });
     assert_eq!((asked, out.gone), (vec![(S2, fetch.clone()), (S3, fetch)], vec![S3]));
+    // Who cannot read it either asks in turn, and is answered so, but not without end.
+    let mut out = Output::default();
+    s1.log_unreadable(Time(1), Purpose::Fetch(S3), Slot(2), &mut out);
+    assert!(out.now.is_empty());
     for (first, rewritten) in [(1, false), (2, true), (2, false)] {
         let mut out = Output::default();
         let entries = values[first as usize - 1..].to_vec();

@@ -79,7 +79,7 @@ fn a_leader_knows_the_room_of_its_followers() {
             round: 1,
             position: Slot::ZERO,
             room,
-            doubts: false,
+            doubts: crate::paxos::message::Doubts::None,
             incarnation: DISK,
         };
         Input::Peer { from: NodeId(from), message: Message::HeartbeatReply(reply) }
