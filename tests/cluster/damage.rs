@@ -205,7 +205,7 @@ fn a_value_that_goes_bad_under_a_running_server_is_written_again() {
     let late = start(&BTreeMap::from([(S3, blank)])).expect("it is new");
     world.servers.extend(late.servers);
     world.pass(Duration::from_millis(2_000));
-    assert!(world.events.iter().any(|event| *event == Event::Rewritten { slot: decided }), "{decided}");
+    assert!(world.events.contains(&Event::Rewritten { slot: decided }), "{decided}");
     assert!(comes_to_rest(&mut world));
     drop(world);
     let recovered = Wal::open(disks[&leader].clone(), expected(leader)).expect("it starts").1;
