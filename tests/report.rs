@@ -210,7 +210,11 @@ fn json_obeys_its_schema() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/run-output.schema.json");
     let schema: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
-    for report in [report(), empty_report(), long_report(100)] {
+    let mut damaged = report();
+    damaged.performance.servers[0].metrics.record_damage("wal-00000001.seg at offset 4096: damaged (S2)");
+    let told = json!({"S1": ["wal-00000001.seg at offset 4096: damaged (S2)"]});
+    assert_eq!(to_json(&damaged)["performance"]["damage"], told);
+    for report in [report(), empty_report(), long_report(100), damaged] {
         let errors: Vec<String> = validator.iter_errors(&to_json(&report)).map(|e| e.to_string()).collect();
         assert_eq!(errors, Vec::<String>::new());
     }

@@ -127,7 +127,7 @@ fn modified(accounts: &BTreeMap<AccountId, BTreeMap<NodeId, Option<u64>>>) -> Va
 fn performance(performance: &Performance) -> Value {
     let aborted: Map<String, Value> =
         performance.aborted.iter().map(|(reason, count)| (reason.name().into(), json!(count))).collect();
-    json!({
+    let mut object = json!({
         "committed": performance.committed,
         "aborted": aborted,
         "throughput_tps": performance.throughput_tps,
@@ -135,7 +135,14 @@ fn performance(performance: &Performance) -> Value {
         "held_back_us": latencies(&performance.held_back),
         "peak_in_flight": performance.peak_in_flight,
         "syncs": performance.syncs,
-    })
+    });
+    let damaged = performance.servers.iter().filter(|row| !row.metrics.damage.is_empty());
+    let damage: Map<String, Value> =
+        damaged.map(|row| (row.server.to_string(), json!(row.metrics.damage))).collect();
+    if !damage.is_empty() {
+        object["damage"] = damage.into();
+    }
+    object
 }
 
 fn latencies(latencies: &Latencies) -> Value {
