@@ -205,7 +205,7 @@ impl<'a, D: Disk> Scan<'a, D> {
                 return stop(None, "record of another group");
             }
             self.open.push((header, kind, at, true));
-            at = self.step_over(at, &header, kind);
+            at = self.step_over(at, &header, kind)?;
             if header.is_last() {
                 self.close_group(at)?;
             }
@@ -213,18 +213,34 @@ impl<'a, D: Disk> Scan<'a, D> {
     }
 
     /// Where the record behind this one begins.
-    fn step_over(&mut self, at: Position, header: &RecordHeader, kind: Kind) -> Position {
+    fn step_over(
+        &mut self,
+        at: Position,
+        header: &RecordHeader,
+        kind: Kind,
+    ) -> Result<Position, StorageError> {
         let next = Position { offset: at.offset + header.record_bytes(), ..at };
         if kind != Kind::End {
-            return next;
+            return Ok(next);
         }
-        // Nobody ever writes there, so this is no torn write either; and nothing is lost with it.
+        // Nobody ever writes there, so this is no torn write either.
         let rest = self.image.get(next.offset as usize..).unwrap_or_default();
         if let Some(i) = rest.iter().position(|b| *b != 0) {
+            let records = (i & !7..rest.len()).step_by(8).filter_map(|i| {
+                let (header, _) = RecordHeader::decode(&rest[i..]).ok()?;
+                (header.segment.get() == at.segment).then_some(i as u64 + header.record_bytes())
+            });
+            let lost = records.last();
             let at = Position { offset: next.offset + i as u64, ..at };
             self.fault(at, "not zero behind the last record of the segment");
+            // Unless it is the End that does not belong where it stands, and the log went on here.
+            if let Some(bytes) = lost {
+                self.contents
+                    .lose(bytes / HEADER + 1, next)
+                    .map_err(|what| damaged_file(&segment_name(at.segment), at.offset, what))?;
+            }
         }
-        Position::start_of(at.segment + 1)
+        Ok(Position::start_of(at.segment + 1))
     }
 
     fn close_group(&mut self, end: Position) -> Result<(), StorageError> {
@@ -299,7 +315,7 @@ impl<'a, D: Disk> Scan<'a, D> {
             self.fault(stop.at, format!("{}{what}", stop.why));
             // Its own bytes are as wrong as before, so nobody can read it back.
             self.open.push((header, kind, stop.at, whole));
-            let next = self.step_over(stop.at, &header, kind);
+            let next = self.step_over(stop.at, &header, kind)?;
             if header.is_last() {
                 self.close_group(next)?;
             }

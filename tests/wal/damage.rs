@@ -448,7 +448,8 @@ fn an_unreadable_sector_is_named_or_refused() {
             }
         }
     }
-    assert!(refused >= 24 && named >= 30, "{refused} {named}");
+    // The identity, and the older of the two marks.
+    assert!(refused >= 9 && named >= 40, "{refused} {named}");
 }
 
 /// A record that is written to another place than its own covers what stood there, and leaves its own place as it was.
