@@ -493,7 +493,11 @@ impl Mark {
                     if mark.is_some() { "one bit of a mark is wrong" } else { "bad checksum of a mark" };
                 faults.push((at, how.into()));
             }
-            newest = [newest, mark].into_iter().flatten().max_by_key(|mark| mark.group);
+            // Both may be of one group: the one that was written later knows more.
+            newest = [newest, mark]
+                .into_iter()
+                .flatten()
+                .max_by_key(|mark| (mark.group, mark.jumped, mark.promised));
         }
         let mark = newest?;
         let unused = Mark::unused_byte_set(file);
@@ -533,6 +537,28 @@ mod tests {
             let mut bytes = good.clone();
             assert!(mend_bit(&mut bytes, sum ^ 1 << bit) && bytes == good);
         });
+    }
+
+    /// After a fault both marks are of one group, until the next one is written; what comes to be known meanwhile stands in one
+    /// of them only.
+    #[test]
+    fn of_two_marks_of_one_group_the_later_one_counts() {
+        let mark = |jumped| Mark {
+            group: 6,
+            end: Position::start_of(1),
+            promised: Ballot::ZERO,
+            jumped: Slot(jumped),
+        };
+        for later in [0, 1] {
+            let mut file = [mark(0).encode(1).0, mark(0).encode(1).0].map(|mut bytes| {
+                bytes.resize(MARK_SLOT as usize, 0);
+                bytes
+            });
+            let newer = mark(9).encode(1).0;
+            file[later][..newer.len()].copy_from_slice(&newer);
+            let found = Mark::decode(&file.concat(), 1, &[]).expect("two marks");
+            assert_eq!((found.mark, found.faults.len()), (mark(9), 0));
+        }
     }
 
     /// The core counts with this bound when space is short.
