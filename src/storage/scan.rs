@@ -226,11 +226,11 @@ impl<'a, D: Disk> Scan<'a, D> {
         // Nobody ever writes there, so this is no torn write either.
         let rest = self.image.get(next.offset as usize..).unwrap_or_default();
         if let Some(i) = rest.iter().position(|b| *b != 0) {
-            let records = (i & !7..rest.len()).step_by(8).filter_map(|i| {
+            let mut records = (i & !7..rest.len()).step_by(8).filter_map(|i| {
                 let (header, _) = RecordHeader::decode(&rest[i..]).ok()?;
                 (header.segment.get() == at.segment).then_some(i as u64 + header.record_bytes())
             });
-            let lost = records.last();
+            let lost = records.next_back();
             let at = Position { offset: next.offset + i as u64, ..at };
             self.fault(at, "not zero behind the last record of the segment");
             // Unless it is the End that does not belong where it stands, and the log went on here.
