@@ -283,6 +283,7 @@ impl Replica {
     pub(super) fn step_down(&mut self, now: Time, why: &'static str, out: &mut Output) {
         if self.is_leader() {
             out.events.push(Event::LostLeadership { ballot: self.promised, why });
+            self.salvage_again(now);
         }
         if !matches!(self.role, Role::Follower) {
             self.role = Role::Follower;

@@ -26,6 +26,8 @@ use crate::types::{Ballot, Loss, NodeId, Record, Slot, Time, Value, Vote};
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Repair {
     loss: Loss,
+    /// There were doubts, and no record says yet that they ended.
+    doubted: bool,
     /// The promise when the server started: no forgotten vote was cast in a higher ballot.
     promised: Ballot,
     /// The slot for whose value this server's own log was asked last.
@@ -120,7 +122,8 @@ impl Replica {
     /// The same with what damage left of its votes; everything else was restored from what is whole.
     pub fn with_loss(mut self, loss: Option<Loss>) -> Replica {
         let (promised, asked) = (self.promised, self.decided.next());
-        self.repair = loss.map(|loss| Repair { loss, promised, asked, due: None });
+        self.repair =
+            loss.map(|loss| Repair { doubted: loss.has_doubts(), loss, promised, asked, due: None });
         self
     }
 
@@ -183,10 +186,12 @@ impl Replica {
 
     /// Takes up again what is whole, as far as the slots before are there now, and asks for what comes next.
     pub(super) fn mend(&mut self, out: &mut Output) {
-        let Some(Repair { loss, asked, due, .. }) = &mut self.repair else { return };
+        let leads = self.is_leader();
+        let Some(Repair { loss, doubted, asked, due, .. }) = &mut self.repair else { return };
         *due = None;
         if self.decided < loss.known {
-            if *asked != self.decided.next() {
+            // A leader decides what a majority accepts in its ballot (P2), which is the same.
+            if *asked != self.decided.next() && !leads {
                 *asked = self.decided.next();
                 let (from, to, max_bytes) = (*asked, loss.known, self.limits.catch_up_bytes);
                 out.reads.push(ReadLog { purpose: Purpose::Salvage, from, to, max_bytes });
@@ -203,7 +208,12 @@ impl Replica {
             next = next.next();
         }
         if loss.votes.is_empty() && loss.hidden <= self.log.last() {
+            let (doubted, last) = (*doubted, self.log.last());
             self.repair = None;
+            if doubted && self.fits(&Value::noop(), out) {
+                // Each slot in doubt has a vote again. Without the record, the next start has the same doubts, or more.
+                out.records.push(Record::Vouch(last));
+            }
             out.events.push(Event::Mended);
         }
     }
@@ -216,6 +226,9 @@ impl Replica {
         entries: Vec<(Ballot, Value)>,
         out: &mut Output,
     ) {
+        if self.is_leader() {
+            return;
+        }
         let (before, known) = (self.decided, self.known());
         for (slot, (ballot, value)) in (first.0..=known.0).map(Slot).zip(entries) {
             if slot != self.decided.next() {
@@ -239,11 +252,12 @@ impl Replica {
     /// This server has accepted all that phase 1 of its ballot brought up to here.
     pub(super) fn forget_doubts(&mut self, phase1_end: Slot, out: &mut Output) {
         let (promised, position) = (self.promised, self.position);
-        let Some(Repair { loss, promised: then, .. }) = &mut self.repair else { return };
+        let Some(Repair { loss, doubted, promised: then, .. }) = &mut self.repair else { return };
         if loss.has_doubts() && promised > *then && position >= phase1_end && position >= loss.known {
             // Nor do those matter that it remembers above: phase 1 found nothing there.
             loss.votes.clear();
             loss.hidden = Slot::ZERO;
+            *doubted = false;
             if self.fits(&Value::noop(), out) {
                 // Without it, the next start has the same doubts again.
                 out.records.push(Record::Vouch(position));

@@ -137,6 +137,47 @@ fn a_damaged_server_vouches_again_in_a_later_ballot() {
     assert_eq!((records, loss), (vec![Record::Vouch(Slot(6))], None));
 }
 
+/// Doubts end slot by slot, too, as the server votes anew; unless that is written down, its next start has them again.
+#[test]
+fn a_server_that_voted_anew_for_every_doubtful_slot_says_so_on_disk() {
+    let (mut s1, mut records) = (damaged(), Vec::new());
+    for (decided, first, byte) in [(4, 4, 4), (5, 5, 5), (5, 6, 6), (5, 7, 7), (5, 8, 8)] {
+        assert!(s1.is_repairing() && !records.iter().any(|record| matches!(record, Record::Vouch(_))));
+        let (ballot, decided, values) = (Ballot::new(2, S2), Slot(decided), vec![value(byte)]);
+        let mut out = Output::default();
+        let accept = Accept { ballot, decided, first: Slot(first), values };
+        s1.message(Time(0), S2, Message::Accept(accept), &mut out);
+        records = out.records;
+    }
+    assert_eq!((records.last(), s1.is_repairing()), (Some(&Record::Vouch(Slot(8))), false));
+}
+
+/// S1 leads before it has read its own log: two others, which know nothing of what it lost, vouched for the slots. What it
+/// reads then decides nothing, since no majority has accepted it in this ballot; once it leads no more, it reads on.
+#[test]
+fn a_leader_decides_nothing_by_its_own_old_log() {
+    let (mut s1, now) = (damaged(), Time(10_000_000));
+    let ballot = Ballot::new(3, S1);
+    step(&mut s1, now, |r, out| r.timer(now, 1, out));
+    let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::ZERO };
+    step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out));
+    for from in [S2, S3] {
+        let promise = Promise { ballot, ..sound(&[4, 5]) };
+        step(&mut s1, now, |r, out| r.message(now, from, Message::Promise(promise), out));
+    }
+    assert!(s1.is_leader() && s1.decided() == Slot(3) && s1.known() == Slot(5));
+    let own = [4, 5].map(|byte| (Ballot::new(1, S2), value(byte))).to_vec();
+    step(&mut s1, now, |r, out| r.log_read(now, Purpose::Salvage, Slot(4), own.clone(), out));
+    assert_eq!(s1.decided(), Slot(3));
+    step(&mut s1, now, |r, out| r.step_down(now, "it is over", out));
+    let mut out = Output::default();
+    s1.timer(s1.next_deadline(), 1, &mut out);
+    let read = |read: &ReadLog| (read.purpose == Purpose::Salvage).then_some(read.from);
+    assert_eq!(out.reads.iter().filter_map(read).next(), Some(Slot(4)));
+    s1.log_read(now, Purpose::Salvage, Slot(4), own, &mut out);
+    assert_eq!(s1.decided(), Slot(5));
+}
+
 /// Votes that it may have forgotten matter until the next ballot. A leader begins one as soon as it hears of them, if a
 /// majority can vouch without that server; otherwise it had better go on, since nobody could lead after it.
 #[test]
