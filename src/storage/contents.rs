@@ -352,4 +352,26 @@ mod tests {
             assert!(note(Kind::Learn, present + MAX_GAP) && note(Kind::Decided, present));
         }
     }
+
+    /// A server may stand where it stood once, whatever slot the last record before the damage is about: a new leader proposes
+    /// old slots again, and the next vote after them is for a slot above all.
+    #[test]
+    fn what_is_lost_may_lie_beyond_the_highest_slot() {
+        let at = Position::start_of(1);
+        let mut contents = Contents::default();
+        for slot in (1..=10).chain([4]) {
+            contents.note(Kind::Accept, Slot(slot), Ballot::ZERO, at).expect("in order");
+        }
+        contents.lose(2, at).expect("not too much");
+        assert_eq!((contents.last(), contents.is_hidden(Slot(12))), (Slot(12), true));
+        // What is known as decided moves it on, too.
+        let mut contents = Contents::default();
+        contents.note_bodiless(Kind::Learn, Slot(1), Ballot::ZERO, at).expect("in order");
+        contents.note(Kind::Accept, Slot(2), Ballot::ZERO, at).expect("in order");
+        contents.note_bodiless(Kind::Accept, Slot(3), Ballot::ZERO, at).expect("in order");
+        contents.settle();
+        contents.raise_decided(Slot(3));
+        contents.lose(1, at).expect("not too much");
+        assert_eq!((contents.known, contents.last()), (Slot(3), Slot(4)));
+    }
 }

@@ -427,6 +427,53 @@ fn without_the_foreign_snapshot_that_it_went_on_from_a_server_knows_what_it_lack
     assert!(installed >= 3, "{installed}");
 }
 
+/// The power may also go, or the disk fail, between the naming of another's snapshot and the mark that speaks of it.
+#[test]
+fn a_foreign_snapshot_is_missed_wherever_its_installation_ended() {
+    let name = "snapshot-0000000000000100.snap";
+    let mut named = 0;
+    for (n, by_write) in (1..).flat_map(|n| [(n, true), (n, false)]) {
+        let disk = MemDisk::new();
+        let mut wal = sample_with_snapshots(&disk, u64::MAX);
+        wal.begin_snapshot(Box::new(State(100)), true).expect("begin");
+        if by_write {
+            disk.fail_write(n)
+        } else {
+            disk.fail_sync(n)
+        }
+        let failed = std::iter::repeat_with(|| wal.prepare_ahead().is_err()).take(20).any(|failed| failed);
+        drop(wal);
+        if !failed {
+            break;
+        }
+        disk.crash(|_| Kept::Whole);
+        if !disk.list().expect("list").iter().any(|file| file == name) {
+            check_restart(&disk, 32);
+            continue;
+        }
+        named += 1;
+        assert_eq!(open(disk.clone()).1.snapshot, Some(State(100).cut()));
+        disk.remove(name).expect("it is there");
+        let (_, recovered) = open(disk);
+        assert_eq!(recovered.loss.map(|loss| loss.known), Some(Slot(100)), "{n} {by_write}");
+    }
+    assert!(named >= 2, "{named}");
+}
+
+/// Damage took a segment that would have gone for its age: nothing is missing.
+#[test]
+fn a_lost_segment_of_the_audit_log_stops_nothing() {
+    let disk = MemDisk::new();
+    let wal = sample_with_snapshots(&disk, u64::MAX);
+    let gone = log_files(&disk)[1].clone();
+    disk.take_away(&gone);
+    disk.set_time(1_000_000);
+    let wal = wal.with_retention(Retention { audit_bytes: u64::MAX, audit_age: Some(Duration::ZERO) });
+    let oldest = wal.expect("a segment that is gone needs no removal").oldest_segment();
+    assert_eq!(log_files(&disk)[0], format!("wal-{oldest:08}.seg"));
+    check_restart(&disk, 32);
+}
+
 #[test]
 fn a_snapshot_without_space_is_given_up_and_harms_nothing() {
     let disk = MemDisk::new();

@@ -244,6 +244,19 @@ fn a_value_that_goes_bad_is_written_again() {
     }
 }
 
+/// A candidate asks everybody for a lost value that is decided: one that waits to be let in promises nothing, and may be
+/// the only one who has it (S3).
+#[test]
+fn a_candidate_asks_also_those_who_promised_nothing() {
+    let (mut s1, now) = candidate();
+    let loss = Some(Loss { known: Slot(5), votes: BTreeMap::new(), hidden: Slot::ZERO, gaps: Vec::new() });
+    let promise = Promise { ballot: Ballot::new(1, S1), loss, ..sound(&[]) };
+    let sent = step(&mut s1, now, |r, out| r.message(now, S2, Message::Promise(promise), out));
+    let fetch = Message::Fetch(Fetch { from: Slot(4) });
+    assert_eq!(sent, [(S2, fetch.clone()), (S3, fetch)]);
+    assert!(!s1.is_leader());
+}
+
 /// Others may lack the same, so whoever has anything that is decided gives it, in front of a gap or behind it.
 #[test]
 fn values_behind_a_gap_are_handed_out() {
