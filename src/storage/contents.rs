@@ -209,10 +209,12 @@ impl Contents {
             return Ok(());
         }
         self.check_gap(slot)?;
+        // What was voted for before is not what was decided.
+        let open = slot > self.known;
         if kind == Kind::Learn && slot == self.known.next() {
             self.known = slot;
         }
-        if slot > self.known || self.position(slot).is_none() {
+        if open || self.position(slot).is_none() {
             self.put(slot, at.pack() | BODILESS);
             self.present = self.present.min(Slot(slot.0 - 1));
         }
@@ -373,5 +375,21 @@ mod tests {
         contents.raise_decided(Slot(3));
         contents.lose(1, at).expect("not too much");
         assert_eq!((contents.known, contents.last()), (Slot(3), Slot(4)));
+    }
+
+    /// Whoever voted for one value and learned that another was decided has lost that one with the record that said so.
+    #[test]
+    fn a_vote_does_not_stand_for_a_decided_value_that_is_lost() {
+        let (at, later) = (Position::start_of(1), Position { segment: 1, offset: 8000 });
+        let mut contents = Contents::default();
+        contents.note(Kind::Accept, Slot(1), Ballot::ZERO, at).expect("in order");
+        contents.note_bodiless(Kind::Learn, Slot(1), Ballot::ZERO, later).expect("in order");
+        assert_eq!((contents.decided, contents.known, contents.position(Slot(1))), (Slot(0), Slot(1), None));
+        assert_eq!(contents.gaps(), [(Slot(1), Slot(1))]);
+        // A repetition of what is known and whole costs nothing.
+        contents.note(Kind::Learn, Slot(1), Ballot::ZERO, at).expect("in order");
+        contents.note_bodiless(Kind::Accept, Slot(1), Ballot::ZERO, later).expect("in order");
+        contents.settle();
+        assert_eq!((contents.known, contents.position(Slot(1))), (Slot(1), Some(at)));
     }
 }
