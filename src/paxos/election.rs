@@ -107,6 +107,7 @@ impl Replica {
         self.highest = ballot;
         self.promise(now, ballot, out);
         self.role = Role::Candidate { promises: BTreeMap::new(), fetching: false };
+        self.known_before = self.rumoured.max(self.repair.as_ref().map_or(Slot::ZERO, |_| self.known()));
         out.events.push(Event::Campaigning { ballot });
         // P1: to itself as to the others, and to nobody before its own promise is durable.
         for server in self.servers.clone() {
@@ -120,6 +121,9 @@ impl Replica {
         let Role::Candidate { promises, fetching } = &mut self.role else { return };
         if m.ballot != ballot {
             return;
+        }
+        if m.loss.is_some() {
+            self.rumoured = self.rumoured.max(m.known());
         }
         promises.insert(from, m);
         // S2: who came last may have what none of the others has.
@@ -147,7 +151,7 @@ impl Replica {
             return;
         }
         // S3: a disk may have been replaced since it promised. Whoever decides that says so among the votes.
-        let newest = self.membership.newest(promises.values());
+        let newest = self.membership.newest(decided, promises.values());
         promises.retain(|server, promise| newest.counts(*server, promise.incarnation));
         if promises.len() < majority || !promises.contains_key(&me) {
             return;

@@ -80,11 +80,16 @@ impl Membership {
         (self.names.0)(value)
     }
 
-    /// The same with what the votes say that a candidate would propose again.
-    pub(super) fn newest<'a>(&self, promises: impl Iterator<Item = &'a Promise>) -> Membership {
+    /// The same with what the votes say that a candidate would propose again. Not those for slots that it knows as decided
+    /// meanwhile: what came after them may have put them out.
+    pub(super) fn newest<'a>(
+        &self,
+        decided: Slot,
+        promises: impl Iterator<Item = &'a Promise>,
+    ) -> Membership {
         let mut votes: BTreeMap<Slot, (Ballot, &Value)> = BTreeMap::new();
         for promise in promises {
-            for (slot, ballot, value) in promise.cast() {
+            for (slot, ballot, value) in promise.cast().filter(|(slot, ..)| *slot > decided) {
                 let vote = votes.entry(slot).or_insert((ballot, value));
                 if vote.0 < ballot {
                     *vote = (ballot, value);

@@ -173,6 +173,8 @@ impl Replica {
                     Doubts::Standing
                 }
             }
+            // It vouches for nothing up to the slots that it knows as decided, either.
+            Some(repair) if self.decided < repair.loss.known => Doubts::Ending,
             _ => Doubts::None,
         }
     }
@@ -266,8 +268,10 @@ impl Replica {
         }
     }
 
-    /// A candidate cannot lead, since nobody vouches for `doubtful`. Of slots in front of it that one of the promises knows as
-    /// decided, phase 1 tells the value all the same: whatever was chosen is what it brings up (P2). Whether there is one.
+    /// A candidate cannot lead, since nobody vouches for `doubtful`. Of slots in front of it that are known as decided, phase 1
+    /// tells the value all the same: whatever was chosen before is what it brings up (P2). That takes knowledge from before
+    /// the campaign: what one of the promises calls decided may have been decided since, in a higher ballot. Whether there is
+    /// such a slot.
     pub(super) fn learn_chosen(
         &mut self,
         now: Time,
@@ -275,10 +279,8 @@ impl Replica {
         doubtful: Slot,
         out: &mut Output,
     ) -> bool {
-        let Role::Candidate { promises, .. } = &self.role else { return false };
-        let known = promises.values().map(Promise::known).max().unwrap_or_default();
         let before = self.decided;
-        while self.decided.next() < doubtful.min(known.next()) {
+        while self.decided.next() < doubtful.min(self.known_before.next()) {
             let slot = self.decided.next();
             let Some((ballot, value)) = votes.get(&slot).filter(|(_, value)| self.fits(value, out)) else {
                 break;

@@ -86,6 +86,10 @@ pub struct Replica {
     pub(super) membership: Membership,
     /// What damage took of its log, until it is made good (S2).
     pub(super) repair: Option<Repair>,
+    /// The highest slot that others, whose disks were damaged, called decided.
+    pub(super) rumoured: Slot,
+    /// Of slots up to here it was known that they are decided, before this server's last campaign began (S2).
+    pub(super) known_before: Slot,
     /// A decided slot whose value its disk did not give back when it was wanted, and when the others were asked for it (S2).
     pub(super) unreadable: Option<(Slot, Time)>,
 }
@@ -138,6 +142,8 @@ impl Replica {
             short: None,
             membership: Membership::default(),
             repair: None,
+            rumoured: Slot::ZERO,
+            known_before: Slot::ZERO,
             unreadable: None,
         };
         replica.reset_deadline(now);

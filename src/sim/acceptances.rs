@@ -48,10 +48,10 @@ impl Acceptances {
         Acceptances { topology, servers: BTreeMap::new(), chosen: BTreeMap::new() }
     }
 
-    /// A server's disk was replaced: its votes are gone. What it had promised and accepted may still be on its way to others.
-    pub fn forget(&mut self, server: NodeId) {
+    /// A server's votes for slots above this one are gone. What it had promised and accepted may still be on its way to others.
+    pub fn forget(&mut self, server: NodeId, above: Slot) {
         if let Some(holds) = self.servers.get_mut(&server) {
-            holds.votes.clear();
+            holds.votes.split_off(&above.next());
             holds.led = None;
         }
     }

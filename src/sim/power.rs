@@ -156,9 +156,9 @@ impl World {
                     self.coverage.see(harm.sight());
                 }
                 server.ailment = None;
-                if damaged && has_vouched(&server.disk) {
-                    server.told.forgive(running.shard.replica().promised());
-                    self.checker.acceptances.forget(id);
+                if damaged && let Some(slot) = vouched(&server.disk) {
+                    server.told.forgive(running.shard.replica().promised(), slot);
+                    self.checker.acceptances.forget(id, slot);
                 }
                 server.told.check(&running.shard);
                 let replica = running.shard.replica();
@@ -227,7 +227,7 @@ impl World {
         let incarnation = u128::from(id.0) | u128::from(server.disks) << 16;
         let identity = Identity { cluster_id: 1, topology, server: id, incarnation, founder: false };
         Wal::format(server.disk.clone(), identity, segment_bytes).expect("an empty disk");
-        self.checker.acceptances.forget(id);
+        self.checker.acceptances.forget(id, Slot::ZERO);
         self.note(|| format!("{id} gets a new disk"));
         self.start(id);
     }
@@ -361,10 +361,15 @@ impl World {
     }
 }
 
-/// Whether a log has a record that ends doubts (S2).
-fn has_vouched(disk: &SimDisk) -> bool {
-    let mut found = false;
-    survey(disk, |seen| found |= seen.kind == "vouch").is_ok_and(|_| found)
+/// The lowest slot above which a record ends doubts (S2).
+fn vouched(disk: &SimDisk) -> Option<Slot> {
+    let mut lowest: Option<Slot> = None;
+    let seen = survey(disk, |seen| {
+        if seen.kind == "vouch" {
+            lowest = Some(lowest.map_or(seen.slot, |slot| slot.min(seen.slot)));
+        }
+    });
+    lowest.filter(|_| seen.is_ok())
 }
 
 /// Whether a server says that its files are not what it wrote. A flipped bit may well hit the number of a version.

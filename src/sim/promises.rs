@@ -42,10 +42,14 @@ impl Told {
         }
     }
 
-    /// S2: damage was found in front of a record that ends doubts. What it hides was void when that was written, as far as it
-    /// was of an older ballot than the promise.
-    pub fn forgive(&mut self, promised: Ballot) {
-        self.accepted.retain(|ballot, _| *ballot >= promised);
+    /// S2: damage was found in front of a record that ended doubts about slots above this one. What it hides of these was void
+    /// when that was written, as far as it was of an older ballot than the promise.
+    pub fn forgive(&mut self, promised: Ballot, above: Slot) {
+        for (ballot, position) in &mut self.accepted {
+            if *ballot < promised {
+                *position = above.min(*position);
+            }
+        }
     }
 
     /// A server was restored from its disk: it must know everything that it told.

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::format::{Kind, Position};
+use super::format::{Jump, Kind, Position};
 use crate::types::{Ballot, Slot};
 
 /// The farthest a value may lie above the others. A bound for memory: by P2 the protocol leaves no gap at all.
@@ -42,8 +42,10 @@ pub(super) struct Contents {
     lossy: bool,
     /// The slot that recovery starts from.
     origin: Slot,
-    /// See [`super::format::Mark::jumped`]; 0 where the log leads on from a snapshot that is as new.
+    /// See [`Jump::slot`]; 0 where the log leads on from a snapshot that is as new.
     jumped: Slot,
+    /// See [`Jump::missed`].
+    missed: u64,
     /// The log was read beyond it.
     crossed: bool,
     /// The last snapshot that came from elsewhere, whether or not it is there.
@@ -71,9 +73,17 @@ impl Contents {
     }
 
     /// The same, with the last snapshot that came from elsewhere in between. `None` if that is too far to be filled in.
-    pub fn jumped(self, jumped: Slot) -> Option<Contents> {
-        let (foreign, jumped) = (jumped, if jumped > self.base { jumped } else { Slot::ZERO });
-        (jumped.0 <= self.base.0 + MAX_DOUBTS).then_some(Contents { jumped, foreign, ..self })
+    pub fn jumped(self, jump: Jump) -> Option<Contents> {
+        let Jump { slot: foreign, missed } = jump;
+        let jumped = if foreign > self.base { foreign } else { Slot::ZERO };
+        (jumped.0 <= self.base.0 + MAX_DOUBTS).then_some(Contents { jumped, missed, foreign, ..self })
+    }
+
+    /// The log was read up to the end of this group.
+    pub fn reach(&mut self, group: u64) {
+        if self.missed > 0 && group >= self.missed && self.jumped > self.known {
+            self.cross_jump();
+        }
     }
 
     /// S2: the snapshot of `jumped` is lost, from which this server went on. What the log said before of slots up to there

@@ -22,7 +22,7 @@ use super::scan::Unreadable;
 use crate::config::Topology;
 use crate::types::{Ballot, NodeId, Slot};
 
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// Size of the header of a segment, and of the identity file.
 pub(super) const BLOCK: u64 = 4096;
 /// Size of a record's header.
@@ -388,8 +388,15 @@ pub(super) struct Mark {
     pub group: u64,
     pub end: Position,
     pub promised: Ballot,
-    /// The log alone may not lead up to this slot: a snapshot that another server sent does.
-    pub jumped: Slot,
+    pub jump: Jump,
+}
+
+/// A snapshot that another server sent: the log alone may not lead up to it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub(super) struct Jump {
+    pub slot: Slot,
+    /// The last group when it was found to be lost (S2), or 0: what stands behind that was learned anew, without it.
+    pub missed: u64,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -404,6 +411,7 @@ struct MarkBytes {
     /// Ties the mark to this life of the directory.
     incarnation: U128,
     jumped: U64,
+    missed: U64,
 }
 
 impl Mark {
@@ -418,7 +426,8 @@ impl Mark {
             promise_round: self.promised.round.into(),
             promise_server: self.promised.server.into(),
             incarnation: incarnation.into(),
-            jumped: self.jumped.0.into(),
+            jumped: self.jump.slot.0.into(),
+            missed: self.jump.missed.into(),
         };
         bytes.crc = crc32c::crc32c(&bytes.as_bytes()[4..]).into();
         (bytes.as_bytes().to_vec(), self.group % 2 * MARK_SLOT)
@@ -458,7 +467,7 @@ impl Mark {
             group: bytes.group.get(),
             end: Position { segment: bytes.segment.get(), offset: bytes.offset.get() },
             promised: Ballot { round: bytes.promise_round.get(), server: bytes.promise_server.get() },
-            jumped: Slot(bytes.jumped.get()),
+            jump: Jump { slot: Slot(bytes.jumped.get()), missed: bytes.missed.get() },
         })
     }
 
@@ -497,7 +506,7 @@ impl Mark {
             newest = [newest, mark]
                 .into_iter()
                 .flatten()
-                .max_by_key(|mark| (mark.group, mark.jumped, mark.promised));
+                .max_by_key(|mark| (mark.group, mark.jump, mark.promised));
         }
         let mark = newest?;
         let unused = Mark::unused_byte_set(file);
@@ -547,7 +556,7 @@ mod tests {
             group: 6,
             end: Position::start_of(1),
             promised: Ballot::ZERO,
-            jumped: Slot(jumped),
+            jump: Jump { slot: Slot(jumped), missed: 0 },
         };
         for later in [0, 1] {
             let mut file = [mark(0).encode(1).0, mark(0).encode(1).0].map(|mut bytes| {

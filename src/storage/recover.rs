@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 use super::contents::Contents;
 use super::disk::{Disk, DiskFile};
 use super::format::{
-    BLOCK, Block, BlockError, FoundMark, IDENTITY, IDENTITY_NEW, MARK, MARK_BYTES, Mark, Position, VERSION,
-    segment_name, segment_number,
+    BLOCK, Block, BlockError, FoundMark, IDENTITY, IDENTITY_NEW, Jump, MARK, MARK_BYTES, Mark, Position,
+    VERSION, segment_name, segment_number,
 };
 use super::scan::{Scan, read_sectors};
 use super::snapshot::{self, Snapshot, Start};
@@ -51,10 +51,10 @@ impl<D: Disk> Wal<D> {
         if mark_lost && !damaged.is_empty() {
             return Err(damaged_file(MARK, marks.first().map(|(at, _)| *at), UNPROVED));
         }
-        let mut jumped = mark.jumped;
-        if let Some(newest) = newest.filter(|newest| newest.foreign && newest.cut.slot > jumped) {
+        let mut jump = mark.jump;
+        if let Some(newest) = newest.filter(|newest| newest.foreign && newest.cut.slot > jump.slot) {
             // The power went before the mark could say so.
-            jumped = newest.cut.slot;
+            jump = Jump { slot: newest.cut.slot, missed: 0 };
             snapshots = vec![newest];
         }
         let (contents, start) = match newest {
@@ -63,14 +63,15 @@ impl<D: Disk> Wal<D> {
         };
         // P1: it answered for slots up to there.
         let lost = "missing or not whole; another server sent it, and the log does not lead up to it";
-        let contents = contents.jumped(jumped);
-        let contents = contents.ok_or_else(|| damaged_file(&snapshot::name(jumped), None, lost))?;
+        let contents = contents.jumped(jump);
+        let contents = contents.ok_or_else(|| damaged_file(&snapshot::name(jump.slot), None, lost))?;
         let mut scan =
             Scan::new(&disk, (identity, segment_bytes), segments, (mark, mark_lost), (contents, start));
         let torn = scan.run(start)?;
         let Scan { mut contents, group, end, boundaries, faults, segments, .. } = scan;
         if contents.finish() {
-            damaged.push(damaged_file(&snapshot::name(jumped), None, lost).what());
+            damaged.push(damaged_file(&snapshot::name(jump.slot), None, lost).what());
+            jump.missed = if jump.missed > 0 { jump.missed } else { group };
         }
         contents.raise_promise(mark.promised);
         damaged.extend(faults.into_iter().map(|f| damaged_file(&f.file, f.offset, f.what).what()));
@@ -81,7 +82,7 @@ impl<D: Disk> Wal<D> {
 
         // The mark, too, before anybody is answered: S1 must hold for the groups of the life before this one.
         let mut mark_file = disk.open(MARK).map_err(io_error(MARK, "open"))?;
-        let mark = Mark { group, end, promised: contents.promised, jumped };
+        let mark = Mark { group, end, promised: contents.promised, jump };
         mark.write_anew(&mut mark_file, identity.incarnation, !marks.is_empty())
             .and_then(|()| disk.sync_dir())
             .map_err(io_error(MARK, "write"))?;
@@ -93,7 +94,7 @@ impl<D: Disk> Wal<D> {
         }
         let active = files.pop_front().expect("the log ends in one of its segments");
         let (ready, mark) = (files, mark_file);
-        let tail = Tail { group, end, active, ready, mark, boundaries, snapshots, jumped, oldest };
+        let tail = Tail { group, end, active, ready, mark, boundaries, snapshots, jump, oldest };
         let wal = Wal::new(disk, identity, segment_bytes, contents, tail);
 
         let (votes, loss) = votes(&wal)?;

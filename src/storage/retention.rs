@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::disk::Disk;
-use super::format::{segment_name, segment_number};
+use super::format::{Jump, segment_name, segment_number};
 use super::snapshot::{self, Pieces, Snapshot, Start, Writing};
 use super::wal::{Wal, is_full, sync};
 use crate::types::{Cut, Slot};
@@ -88,7 +88,7 @@ impl<D: Disk> Wal<D> {
             // anybody hears that this server has come so far (P1).
             self.snapshots.clear();
             self.contents.jump(snapshot.cut.slot);
-            self.jumped = snapshot.cut.slot;
+            self.jump = Jump { slot: snapshot.cut.slot, missed: 0 };
             self.write_mark()?;
             sync(&mut self.mark)?;
         }

@@ -19,6 +19,8 @@ use crate::types::Slot;
 /// What disks lose at once, at least.
 const SECTOR: usize = 512;
 
+const GONE: &str = "missing, or without its header, where the log goes on: what it held cannot be proved";
+
 /// A record of the group being read, and whether its payload is whole.
 type Open = (RecordHeader, Kind, Position, bool);
 
@@ -40,6 +42,8 @@ pub(super) struct Scan<'a, D> {
     pub faults: Vec<Fault>,
     /// Segments that are missing, too short, or without their header.
     broken: BTreeSet<u32>,
+    /// Those of which nothing is known.
+    gone: BTreeSet<u32>,
     /// The records of the group being read: they count when the last one is there, or when it is known to have been.
     open: Vec<Open>,
     /// The segment being looked at, whole.
@@ -103,6 +107,7 @@ impl<'a, D: Disk> Scan<'a, D> {
             boundaries: BTreeMap::from([(start.at.segment, start)]),
             faults: Vec::new(),
             broken: BTreeSet::new(),
+            gone: BTreeSet::new(),
             open: Vec::new(),
             image: Vec::new(),
             loaded: 0,
@@ -118,6 +123,7 @@ impl<'a, D: Disk> Scan<'a, D> {
         if self.mark.group == 0 && self.mark.end != Position::start_of(1) {
             return Err(damaged_file(MARK, 0, "group 0 does not end at the start of the log"));
         }
+        self.contents.reach(start.group);
         let mut from = start.at;
         let torn = loop {
             let stop = self.follow(from)?;
@@ -126,6 +132,11 @@ impl<'a, D: Disk> Scan<'a, D> {
                 // S1: the mark that is lost may have vouched for one group more, and for the promise in it (S3).
                 None if self.mark_lost && self.group <= self.mark.group => {
                     return Err(damaged_file(MARK, (self.mark.group + 1) % 2 * MARK_SLOT, UNPROVED));
+                }
+                // It was there before the log in front of it ended, so this is no torn write; and if the power went, the mark
+                // may be older than what stood in it.
+                None if stop.at.offset == BLOCK && self.gone.contains(&stop.at.segment) => {
+                    return Err(damaged_file(&segment_name(stop.at.segment), None, GONE));
                 }
                 None => break self.cut_rest(stop.at, stop.why)?,
             }
@@ -146,6 +157,7 @@ impl<'a, D: Disk> Scan<'a, D> {
                 if self.broken.insert(number) {
                     self.faults.push(damaged_file(&segment_name(number), None, "missing").into());
                 }
+                self.gone.insert(number);
                 self.image.fill(0);
                 return Ok(());
             }
@@ -157,6 +169,7 @@ impl<'a, D: Disk> Scan<'a, D> {
                 self.image.fill(0);
                 // Whose records they are is not known where the header is lost.
                 if !short && !is_one_bit_off(self.disk, number, self.identity, self.segment_bytes) {
+                    self.gone.insert(number);
                     return Ok(());
                 }
             }
@@ -247,6 +260,7 @@ impl<'a, D: Disk> Scan<'a, D> {
         self.end = end;
         self.group += 1;
         self.note_open()?;
+        self.contents.reach(self.group);
         self.bound(end);
         self.check_mark()
     }
@@ -347,6 +361,7 @@ impl<'a, D: Disk> Scan<'a, D> {
             .map_err(|what| damaged_file(&segment_name(stop.at.segment), stop.at.offset, what))?;
         // Should what follows turn out to be torn, this is where the log goes on; what is lost stays as it is.
         (self.group, self.end) = (group - 1, next);
+        self.contents.reach(self.group);
         if later.is_none() {
             self.bound(next);
         }

@@ -317,7 +317,7 @@ impl Walk {
             let what = format!("group {mark} was on disk, and the log is whole up to group {}", self.whole);
             self.survey.faults.push(Fault { file: MARK.into(), offset: None, what });
         }
-        let jumped = self.mark.map_or(Slot::ZERO, |mark| mark.jumped);
+        let jumped = self.mark.map_or(Slot::ZERO, |mark| mark.jump.slot);
         let file = snapshot::name(jumped);
         if self.contents.present < jumped && self.survey.faults.iter().all(|fault| fault.file != file) {
             let what = format!(

@@ -8,8 +8,8 @@ use zerocopy::IntoBytes;
 use super::contents::Contents;
 use super::disk::{Disk, DiskFile};
 use super::format::{
-    BLOCK, Block, HEADER, IDENTITY, IDENTITY_NEW, Kind, LAST, MARK, MARK_BYTES, Mark, Position, RecordHeader,
-    record_bytes, segment_name, segment_name_new, segment_number,
+    BLOCK, Block, HEADER, IDENTITY, IDENTITY_NEW, Jump, Kind, LAST, MARK, MARK_BYTES, Mark, Position,
+    RecordHeader, record_bytes, segment_name, segment_name_new, segment_number,
 };
 use super::retention::Retention;
 use super::snapshot::{self, Pieces, Snapshot, Start, Writing};
@@ -44,8 +44,8 @@ pub struct Wal<D: Disk> {
     pub(super) boundaries: BTreeMap<u32, Start>,
     /// The snapshots to start from, the newest last: at most two.
     pub(super) snapshots: Vec<Snapshot>,
-    /// See [`Mark::jumped`].
-    pub(super) jumped: Slot,
+    /// See [`Mark::jump`].
+    pub(super) jump: Jump,
     /// Those of which a piece was read since the newest one was finished.
     pub(super) sent: BTreeSet<Slot>,
     /// The snapshot in the making.
@@ -180,8 +180,8 @@ impl<D: Disk> Wal<D> {
         let mut first = Filling::create(&disk, 1).map_err(io_error(&segment_name_new(1), "create"))?;
         while !first.step(&disk, identity, segment_bytes).map_err(io_error(&segment_name_new(1), "write"))? {}
         let end = Position::start_of(1);
-        let (bytes, offset) =
-            Mark { group: 0, end, promised: Ballot::ZERO, jumped: Slot::ZERO }.encode(identity.incarnation);
+        let (bytes, offset) = Mark { group: 0, end, promised: Ballot::ZERO, jump: Jump::default() }
+            .encode(identity.incarnation);
         let mut mark = disk.create(MARK).map_err(io_error(MARK, "create"))?;
         mark.write_at(&ZEROS[..MARK_BYTES as usize], 0)
             .and_then(|()| mark.write_at(&bytes, offset))
@@ -194,8 +194,8 @@ impl<D: Disk> Wal<D> {
 
         let boundaries = BTreeMap::from([(1, Start { group: 0, at: end, stood: Slot::ZERO })]);
         let (ready, snapshots) = (VecDeque::new(), Vec::new());
-        let (active, jumped) = (first.file, Slot::ZERO);
-        let tail = Tail { group: 0, end, active, ready, mark, boundaries, snapshots, jumped, oldest: 1 };
+        let (active, jump) = (first.file, Jump::default());
+        let tail = Tail { group: 0, end, active, ready, mark, boundaries, snapshots, jump, oldest: 1 };
         Ok(Wal::new(disk, identity, segment_bytes, Contents::default(), tail))
     }
 
@@ -218,7 +218,7 @@ impl<D: Disk> Wal<D> {
             mark: tail.mark,
             boundaries: tail.boundaries,
             snapshots: tail.snapshots,
-            jumped: tail.jumped,
+            jump: tail.jump,
             sent: BTreeSet::new(),
             writing: None,
             oldest: tail.oldest,
@@ -404,8 +404,8 @@ impl<D: Disk> Wal<D> {
 
     /// Notes in the mark what is on disk, without a sync.
     pub(super) fn write_mark(&mut self) -> io::Result<()> {
-        let Wal { group, end, jumped, .. } = *self;
-        let mark = Mark { group, end, promised: self.contents.promised, jumped };
+        let Wal { group, end, jump, .. } = *self;
+        let mark = Mark { group, end, promised: self.contents.promised, jump };
         let (bytes, offset) = mark.encode(self.identity.incarnation);
         self.mark.write_at(&bytes, offset)
     }
@@ -531,7 +531,7 @@ pub(super) struct Tail<F> {
     pub mark: F,
     pub boundaries: BTreeMap<u32, Start>,
     pub snapshots: Vec<Snapshot>,
-    pub jumped: Slot,
+    pub jump: Jump,
     pub oldest: u32,
 }
 

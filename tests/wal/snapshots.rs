@@ -474,6 +474,32 @@ fn a_lost_segment_of_the_audit_log_stops_nothing() {
     check_restart(&disk, 32);
 }
 
+/// What a server learns after such a loss stays learned, also if it has not come as far yet as the snapshot was.
+#[test]
+fn what_is_learned_again_after_a_lost_foreign_snapshot_stays() {
+    for upto in [60, 100, 103] {
+        let disk = MemDisk::new();
+        let mut wal = sample_with_snapshots(&disk, u64::MAX);
+        write(&mut wal, 100, true);
+        commit(&mut wal, &[accept(101, 9, 101, 30)]);
+        drop(wal);
+        disk.remove("snapshot-0000000000000100.snap").expect("it is there");
+        let (mut wal, recovered) = open(disk.clone());
+        assert_eq!(recovered.decided, Slot(0));
+        for slot in 1..=upto {
+            commit(&mut wal, &[learn(slot, 9, slot as u8, 20)]);
+        }
+        drop(wal);
+        for _ in 0..2 {
+            let (wal, recovered) = open(disk.clone());
+            assert_eq!((recovered.decided, wal.read(Slot(upto), 0).expect("whole").len()), (Slot(upto), 1));
+            let known = recovered.loss.map(|loss| (loss.known, loss.gaps));
+            let gap = (Slot(upto + 1), Slot(100));
+            assert_eq!(known, (upto < 100).then(|| (Slot(100), vec![gap])));
+        }
+    }
+}
+
 #[test]
 fn a_snapshot_without_space_is_given_up_and_harms_nothing() {
     let disk = MemDisk::new();

@@ -130,3 +130,36 @@ fn a_candidate_finds_among_the_votes_whose_disk_was_replaced() {
     assert_eq!(acknowledge(S4, DISK), Slot(4), "two of five");
     assert_eq!(acknowledge(S3, NEW), slot);
 }
+
+/// A vote may be for letting a disk in that was lost since, and another one let in: what is decided meanwhile outdoes it.
+#[test]
+fn a_candidate_goes_by_what_is_decided_and_not_by_the_votes_before() {
+    fn names(value: &Value) -> Vec<(NodeId, Rejoined)> {
+        let [server, disk] = value.0[..] else { return Vec::new() };
+        let (incarnation, ballot) = (Incarnation(u128::from(disk)), Ballot::new(1, S5));
+        vec![(NodeId(u16::from(server)), Rejoined { incarnation, ballot })]
+    }
+    let entry = |disk: u8| (Ballot::new(1, S5), Value::from_slice(&[3, disk]));
+    let start = (Ballot::new(1, S5), Slot(3), vec![entry(7)]);
+    let mut s1 = Replica::new(S1, vec![S1, S2, S3, S4, S5], Timeouts::default(), Time(0), 1, start)
+        .with_membership(Membership::new(S1, DISK, true, Names(names)), []);
+    let now = s1.next_deadline();
+    step(&mut s1, now, |r, out| r.timer(now, 1, out));
+    for from in [S2, S3] {
+        let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::new(1, S5) };
+        step(&mut s1, now, |r, out| r.message(now, from, Message::PreVoteReply(granted), out));
+    }
+    let ballot = s1.promised();
+    for (from, decided, disk) in [(S3, 3, Incarnation(7)), (S2, 5, DISK)] {
+        let promise =
+            Promise { ballot, decided: Slot(decided), votes: vec![], loss: None, incarnation: disk };
+        step(&mut s1, now, |r, out| r.message(now, from, Message::Promise(promise), out));
+    }
+    let entries = Message::Entries(Entries { first: Slot(4), entries: vec![entry(7), entry(8)] });
+    step(&mut s1, now, |r, out| r.message(now, S2, entries, out));
+    assert_eq!((s1.decided(), s1.is_leader()), (Slot(5), false), "the promise of a lost disk");
+    let promise =
+        Promise { ballot, decided: Slot(5), votes: vec![], loss: None, incarnation: Incarnation(8) };
+    step(&mut s1, now, |r, out| r.message(now, S3, Message::Promise(promise), out));
+    assert!(s1.is_leader(), "the new disk has promised");
+}

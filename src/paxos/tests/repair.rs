@@ -257,6 +257,45 @@ fn a_candidate_asks_also_those_who_promised_nothing() {
     assert!(!s1.is_leader());
 }
 
+/// A candidate that nobody lets lead learns what was chosen before its campaign, from phase 1; not what somebody calls decided
+/// who may have heard that since, from a higher ballot in which another value was chosen.
+#[test]
+fn phase_1_tells_only_what_was_decided_before_it() {
+    let mut s1 = Replica::new(
+        S1,
+        (1..=5).map(NodeId).collect(),
+        Timeouts::default(),
+        Time(0),
+        1,
+        (Ballot::new(2, S3), Slot(4), Vec::new()),
+    )
+    .with_loss(Some(Loss {
+        known: Slot(4),
+        votes: BTreeMap::from([(Slot(5), Vote::Cast(Ballot::new(2, S3), value(77)))]),
+        hidden: Slot(6),
+        gaps: Vec::new(),
+    }));
+    for (round, decided) in [(3, Slot(4)), (4, Slot(5))] {
+        let now = s1.next_deadline();
+        step(&mut s1, now, |r, out| r.timer(now, 1, out));
+        for from in [S2, S3] {
+            let granted = PreVoteReply { attempt: round - 2, granted: true, promised: Ballot::ZERO };
+            step(&mut s1, now, |r, out| r.message(now, from, Message::PreVoteReply(granted), out));
+        }
+        let ballot = Ballot::new(round, S1);
+        assert_eq!(s1.promised(), ballot);
+        // S2 lost the value of slot 5, and may have voted for slot 6; S3 voted for slot 5 as S1 did, and S4 for nothing.
+        let loss = Loss { known: Slot(5), votes: BTreeMap::new(), hidden: Slot(6), gaps: Vec::new() };
+        let vote = vec![(Ballot::new(2, S3), value(77))];
+        for (from, votes, loss) in [(S2, vec![], Some(loss)), (S3, vote, None), (NodeId(4), vec![], None)] {
+            let promise = Promise { ballot, decided: Slot(4), votes, loss, incarnation: DISK };
+            step(&mut s1, now, |r, out| r.message(now, from, Message::Promise(promise), out));
+        }
+        assert_eq!((s1.decided(), s1.is_leader()), (decided, false));
+        step(&mut s1, now, |r, out| r.step_down(now, "in vain", out));
+    }
+}
+
 /// Others may lack the same, so whoever has anything that is decided gives it, in front of a gap or behind it.
 #[test]
 fn values_behind_a_gap_are_handed_out() {
