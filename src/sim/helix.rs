@@ -62,12 +62,14 @@ impl World {
         if found.is_err() || spots.is_empty() {
             return;
         }
+        // What went bad earlier makes the server believe that it stood further than it did.
+        let bounded = !self.servers[&id].flipped;
         for _ in 0..1 + self.rng.below(SPOTS) {
             let (top, segment, at, len) = spots[self.rng.below(spots.len() as u64) as usize];
             // As many votes as its bytes may have been are in doubt, from where the server had come to, unless all of these
-            // slots are known as decided. So it is with what went bad there before.
+            // slots are known as decided.
             let votes = (56 + len as u64).div_ceil(56) * 2 * SPOTS;
-            let whole = top.is_some_and(|top| top.0 + votes <= decided.0) && self.rng.one_in(2);
+            let whole = bounded && top.is_some_and(|top| top.0 + votes <= decided.0) && self.rng.one_in(2);
             let at = if whole { at + 8 } else { at + 56 + len / 2 };
             let name = format!("wal-{segment:08}.seg");
             let Some(mut bytes) = disk.contents(&name) else { continue };
