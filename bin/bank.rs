@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use shardpaxosbank::config::{Keep, Topology};
 use shardpaxosbank::runtime::backup;
 use shardpaxosbank::runtime::inspect::{self, Look};
+use shardpaxosbank::runtime::local::{self, InitArgs};
 use shardpaxosbank::runtime::runner::Options;
 use shardpaxosbank::runtime::session::{self, Exit, NodeArgs, RunArgs};
 use shardpaxosbank::soak::{self, SimArgs};
@@ -25,6 +26,12 @@ enum Command {
     Run(Run),
     /// Run one server as a process of its own.
     Node(Node),
+    /// Write a configuration for a new bank, and make its servers' directories.
+    Init(Init),
+    /// Start all servers of a configuration as processes of this machine, and wait until each cluster has a leader.
+    Up(Local),
+    /// Stop the servers that `bank up` started.
+    Down(Local),
     /// Look into the write-ahead log of a data directory, whether its server runs or not; nothing is changed.
     #[command(subcommand)]
     Wal(WalCommand),
@@ -163,6 +170,60 @@ struct Node {
     /// and vote again when they have let this server in.
     #[arg(long, conflicts_with = "format")]
     rejoin: bool,
+    /// Listen on this host instead of the one in the configuration, such as 0.0.0.0 inside a container; the ports stay.
+    #[arg(long, value_name = "HOST")]
+    listen: Option<String>,
+}
+
+#[derive(Args)]
+struct Init {
+    /// The new directory, with `cluster.toml` and one directory for each server.
+    dir: PathBuf,
+    /// Clusters, and so shards.
+    #[arg(long, default_value_t = Topology::default().clusters)]
+    clusters: u16,
+    /// Servers in each cluster; odd.
+    #[arg(long, default_value_t = Topology::default().servers_per_cluster)]
+    servers: u16,
+    /// Accounts 1 to N, divided among the shards by range.
+    #[arg(long, default_value_t = Topology::default().accounts)]
+    accounts: u64,
+    /// Units with which every account is opened.
+    #[arg(long, default_value_t = Topology::default().initial_balance)]
+    balance: u64,
+    /// A host for the servers; given several times, the servers of each cluster are on them in turns.
+    #[arg(long = "host", value_name = "HOST", default_value = "127.0.0.1")]
+    hosts: Vec<String>,
+    /// Server S1 has this port and one more, its clients 100 above, its HTTP pages 200 above, and so on.
+    #[arg(long, default_value_t = 7000)]
+    base_port: u16,
+    /// Write the configuration only; the directories are made elsewhere, by `bank node --format`.
+    #[arg(long)]
+    config_only: bool,
+}
+
+#[derive(Args)]
+struct Local {
+    /// The bank's configuration file.
+    #[arg(long)]
+    config: PathBuf,
+    /// Where the servers' directories are; if not given, beside the configuration.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+}
+
+/// Prints what was done, or why it was not.
+fn say(result: Result<String, String>, failure: Exit) -> Exit {
+    match result {
+        Ok(text) => {
+            println!("{text}");
+            Exit::Success
+        }
+        Err(what) => {
+            eprintln!("error: {what}");
+            failure
+        }
+    }
 }
 
 #[derive(Args)]
@@ -261,7 +322,20 @@ fn main() -> ExitCode {
             data_dir: node.data_dir,
             format: node.format,
             rejoin: node.rejoin,
+            listen: node.listen,
         }),
+        Command::Init(init) => {
+            let topology = Topology {
+                clusters: init.clusters,
+                servers_per_cluster: init.servers,
+                accounts: init.accounts,
+                initial_balance: init.balance,
+            };
+            let Init { dir, hosts, base_port, config_only, .. } = init;
+            say(local::init(&InitArgs { dir, topology, hosts, base_port, config_only }), Exit::Usage)
+        }
+        Command::Up(Local { config, data_dir }) => say(local::up(&config, data_dir), Exit::Failure),
+        Command::Down(Local { config, data_dir }) => say(local::down(&config, data_dir), Exit::Failure),
         Command::Wal(WalCommand::Verify { dir }) => inspect::command(&dir, &Look::Verify),
         Command::Wal(WalCommand::Dump { dir, slot, json }) => {
             inspect::command(&dir, &Look::Dump { slots: slot, json })

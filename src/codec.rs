@@ -7,13 +7,13 @@ use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Topology, limits};
+use crate::config::{Timeouts, Topology, limits};
 use crate::types::NodeId;
 
 /// First bytes of the first frame on every connection.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"SHPXBANK");
 /// Version of the wire format; both ends must speak the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Frame kinds. A connection carries exactly one hello from its opener, then messages.
 pub mod kind {
@@ -49,18 +49,30 @@ pub struct Hello {
     pub version: u32,
     pub cluster_id: u128,
     pub topology: Topology,
+    /// Whoever waits otherwise than the others disturbs them, so all of a bank have the same.
+    pub timeouts: Timeouts,
     /// The server that the opener means to talk to.
     pub to: NodeId,
     pub opener: Opener,
 }
 
 impl Hello {
-    pub fn new(cluster_id: u128, topology: Topology, to: NodeId, opener: Opener) -> Hello {
-        Hello { magic: MAGIC, version: VERSION, cluster_id, topology, to, opener }
+    pub fn new(
+        cluster_id: u128,
+        (topology, timeouts): (Topology, Timeouts),
+        to: NodeId,
+        opener: Opener,
+    ) -> Hello {
+        Hello { magic: MAGIC, version: VERSION, cluster_id, topology, timeouts, to, opener }
     }
 
     /// Whether this hello is meant for `me`; if not, what does not fit.
-    pub fn check(&self, cluster_id: u128, topology: &Topology, me: NodeId) -> Result<(), String> {
+    pub fn check(
+        &self,
+        cluster_id: u128,
+        (topology, timeouts): (&Topology, &Timeouts),
+        me: NodeId,
+    ) -> Result<(), String> {
         if self.magic != MAGIC {
             return Err("it does not speak this protocol".into());
         }
@@ -75,6 +87,11 @@ impl Hello {
         }
         if self.topology != *topology {
             return Err(format!("its topology is {:?}, here it is {topology:?}", self.topology));
+        }
+        if let Some((name, theirs, ours)) = self.timeouts.difference(timeouts) {
+            return Err(format!(
+                "its configuration differs: [timeouts] {name} is {theirs}, here it is {ours}"
+            ));
         }
         if self.to != me {
             return Err(format!("it looks for {}, this is {me}", self.to));

@@ -175,6 +175,20 @@ impl Timeouts {
         (self.session_idle_timeout_ms > 0).then(|| Duration::from_millis(self.session_idle_timeout_ms))
     }
 
+    /// The first that differs from another's: its name, its value, and the other's.
+    pub fn difference(&self, other: &Timeouts) -> Option<(&'static str, u64, u64)> {
+        [
+            ("heartbeat_interval_ms", self.heartbeat_interval_ms, other.heartbeat_interval_ms),
+            ("election_timeout_ms", self.election_timeout_ms, other.election_timeout_ms),
+            ("in_doubt_timeout_ms", self.in_doubt_timeout_ms, other.in_doubt_timeout_ms),
+            ("read_timeout_ms", self.read_timeout_ms, other.read_timeout_ms),
+            ("unreachable_timeout_ms", self.unreachable_timeout_ms, other.unreachable_timeout_ms),
+            ("session_idle_timeout_ms", self.session_idle_timeout_ms, other.session_idle_timeout_ms),
+        ]
+        .into_iter()
+        .find(|(_, ours, theirs)| ours != theirs)
+    }
+
     pub fn validate(&self) -> Result<(), String> {
         if self.heartbeat_interval_ms == 0 || self.election_timeout_ms < 3 * self.heartbeat_interval_ms {
             return Err(format!(

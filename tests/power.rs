@@ -12,10 +12,10 @@ use mio::Waker;
 use parking_lot::Mutex;
 use shardpaxosbank::config::{Limits, Timeouts, Topology};
 use shardpaxosbank::drive;
-use shardpaxosbank::net::listen;
+use shardpaxosbank::net::{Address, listen, listen_at};
 use shardpaxosbank::runtime::client::{Client, Command, News, Row};
 use shardpaxosbank::runtime::clock::Clock;
-use shardpaxosbank::runtime::conns::Context;
+use shardpaxosbank::runtime::conns::{Context, Door, Endpoints};
 use shardpaxosbank::runtime::node::{self, Control, Setup, poll_and_waker};
 use shardpaxosbank::runtime::status::Status;
 use shardpaxosbank::storage::{Expected, Identity, Kept, MemDisk, Retention, Wal};
@@ -57,7 +57,7 @@ impl Bank {
         let mut servers = BTreeMap::new();
         for server in TOPOLOGY.servers() {
             let (listener, address) = listen(any).expect("a port");
-            addresses.insert(server, address);
+            addresses.insert(server, Endpoints::from(Address::from(address)));
             listeners.insert(server, listener);
             let disk = MemDisk::new();
             let incarnation = u128::from(server.0);
@@ -66,7 +66,8 @@ impl Bank {
             drop(Wal::format(disk.clone(), identity, 1 << 18).expect("a new disk"));
             servers.insert(server, Server { disk, running: None });
         }
-        let context = Context { cluster_id: CLUSTER, topology: TOPOLOGY, addresses };
+        let context =
+            Context { cluster_id: CLUSTER, topology: TOPOLOGY, timeouts: Timeouts::default(), addresses };
         let mut bank = Bank { context, clock: Clock::start(), servers, from_snapshot: 0 };
         listeners.into_iter().for_each(|(server, listener)| bank.launch(server, listener));
         bank
@@ -89,8 +90,19 @@ impl Bank {
         let retention = Retention { audit_bytes: 0, audit_age: None };
         let wal = wal.with_retention(retention).expect("a disk that works");
         let status = Arc::new(Mutex::new(Status::new(id)));
-        let setup =
-            Setup { context, shard, wal, clock, poll, listener, control: orders, status, admin: false };
+        let doors = vec![(listener, Door::Anybody)];
+        let setup = Setup {
+            context,
+            shard,
+            wal,
+            clock,
+            poll,
+            waker: waker.clone(),
+            doors,
+            control: orders,
+            status,
+            admin: false,
+        };
         let thread = std::thread::spawn(move || node::run(setup));
         server.running = Some((control, waker, thread));
     }
@@ -114,7 +126,7 @@ impl Bank {
     }
 
     fn restart(&mut self, id: NodeId) {
-        let (listener, _) = listen(self.context.addresses[&id]).expect("its own port");
+        let (listener, _) = listen_at(&self.context.addresses[&id].client).expect("its own port");
         self.launch(id, listener);
     }
 }

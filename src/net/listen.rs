@@ -12,7 +12,30 @@ use std::net::SocketAddr;
 
 use mio::net::{TcpListener, TcpStream};
 
-/// Binds a listener, and says which port it got where `addr` leaves that to the system (port 0).
+use super::Address;
+
+/// Binds a listener, and says which port it got where `addr` leaves that to the system (port 0). A name is looked up first,
+/// and its first address that can be had is taken.
+///
+/// # Errors
+///
+/// The name is unknown, or none of its addresses is this machine's and free.
+pub fn listen_at(address: &Address) -> io::Result<(TcpListener, SocketAddr)> {
+    let mut last = None;
+    for found in address.resolve()? {
+        match listen(found) {
+            Ok(bound) => return Ok(bound),
+            Err(e) => last = Some(e),
+        }
+    }
+    Err(last.unwrap_or_else(|| io::Error::from(ErrorKind::NotFound)))
+}
+
+/// The same for an address that is none of a name.
+///
+/// # Errors
+///
+/// It is not this machine's, or not free.
 pub fn listen(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let bound = TcpListener::bind(addr).and_then(|listener| {
         let local = listener.local_addr()?;

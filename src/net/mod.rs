@@ -1,9 +1,10 @@
 //! Bytes on the wire: frames with a length, a checksum and a limit, carried over non-blocking TCP.
 //!
-//! Three small parts, none of which knows what a message means:
+//! Four small parts, none of which knows what a message means:
 //!
 //! * [`frame`] cuts a stream of bytes into frames. It has no socket and no clock, so it is tested with any bytes.
 //! * [`connection`] is one socket with its two bounded buffers, driven by an edge-triggered `mio::Poll`.
+//! * [`address`] names where servers are, and looks names up beside the loop.
 //! * [`listen`] accepts connections and survives running out of file descriptors.
 //!
 //! Two rules hold everywhere. Nothing that arrives can make a server allocate more than a limit that was set before it
@@ -14,13 +15,15 @@
 //! frame, checked in `runtime`), reconnecting, time-outs, and delivery guarantees. A frame that was queued may be lost
 //! with its connection; Paxos and the exactly-once ids above are built for that.
 
+pub mod address;
 pub mod connection;
 pub mod frame;
 pub mod listen;
 
+pub use address::{Address, Resolver};
 pub use connection::{Connection, Limits, ReadStatus};
 pub use frame::{Frame, FrameError, FrameReader, encode};
-pub use listen::{Accepted, SpareFd, accept, listen};
+pub use listen::{Accepted, SpareFd, accept, listen, listen_at};
 
 /// Decides when a buffer gives memory back: at once when it is far too large, else after it stayed nearly empty for a
 /// while. Giving back after every large frame would make a busy connection allocate, and zero, once per frame.

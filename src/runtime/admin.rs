@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::codec::{self, Hello, Opener, kind};
+use crate::codec::{self, Opener, kind};
 use crate::config::limits;
 use crate::net::{FrameReader, encode};
 use crate::runtime::conns::Context;
@@ -41,12 +41,17 @@ impl From<AskError> for String {
 /// Gives one order to one server and waits for its report.
 pub fn ask(context: &Context, server: NodeId, order: &Order) -> Result<Report, AskError> {
     use AskError::{Refused, Unreachable};
-    let address = context.addresses[&server];
+    let address = context
+        .address(server, &Opener::Admin)
+        .ok_or_else(|| Refused(format!("{server} has no address in the configuration")))?;
     let name = |e: io::Error| Unreachable(format!("{server} at {address} does not answer: {e}"));
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT_PATIENCE).map_err(name)?;
+    let found = address.resolve().map_err(name)?;
+    let mut connected = found.iter().map(|found| TcpStream::connect_timeout(found, CONNECT_PATIENCE));
+    let first = connected.next().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
+    let mut stream = first.or_else(|e| connected.find_map(Result::ok).ok_or(e)).map_err(name)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(name)?;
     stream.set_nodelay(true).map_err(name)?;
-    let hello = Hello::new(context.cluster_id, context.topology, server, Opener::Admin);
+    let hello = context.hello(server, Opener::Admin);
     let mut frames = Vec::new();
     encode(kind::HELLO, &mut frames, |out| codec::encode(&hello, out));
     encode(kind::ADMIN, &mut frames, |out| codec::encode(order, out));

@@ -88,7 +88,7 @@ impl Client {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let (commands, orders) = unbounded();
         let (reports, news) = unbounded();
-        let conns = Conns::new(context.clone(), poll.registry().try_clone()?, FIRST_CONN);
+        let conns = Conns::new(context.clone(), poll.registry().try_clone()?, waker.clone(), FIRST_CONN);
         let clock = Clock::start();
         let coordinator = Coordinator::new(context.topology, timeouts, clock.now());
         let worker = Worker { conns, clock, coordinator, orders, reports, run: None, tag: 1 << 63 };
@@ -155,6 +155,7 @@ impl Worker {
             self.conns.wake(event.token().0);
         }
         let mut out = Output::default();
+        self.conns.dial_resolved(now);
         self.conns.receive(received);
         for item in std::mem::take(received) {
             self.take(now, item, &mut out);

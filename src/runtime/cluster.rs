@@ -19,12 +19,12 @@ use tempfile::TempDir;
 
 use crate::config::{Limits, Settings, Timeouts, Topology, limits};
 use crate::drive;
-use crate::net::listen;
+use crate::net::{Address, listen};
 use crate::report::ServerState;
 use crate::runtime::admin::{self, AskError};
 use crate::runtime::clock::Clock;
 use crate::runtime::config_file::ClusterConfig;
-use crate::runtime::conns::Context;
+use crate::runtime::conns::{Context, Door, Endpoints};
 use crate::runtime::node::{self, Control, Setup, poll_and_waker};
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::Status;
@@ -170,7 +170,9 @@ impl Cluster {
             listeners.insert(server, listener);
             addresses.insert(server, address);
         }
-        let context = Context { cluster_id, topology, addresses: addresses.clone() };
+        let endpoints = addresses.iter().map(|(id, address)| (*id, Endpoints::from(Address::from(*address))));
+        let (timeouts, endpoints) = (settings.timeouts, endpoints.collect());
+        let context = Context { cluster_id, topology, timeouts, addresses: endpoints };
         let servers = addresses
             .into_iter()
             .map(|(id, address)| (id, Server { address, state: ServerState::Crashed, running: None }))
@@ -203,7 +205,14 @@ impl Cluster {
             self.settings,
             self.clock,
             (wal, recovered),
-            Threading { poll, listener, control: orders, status: status.clone(), admin: false },
+            Threading {
+                poll,
+                waker: waker.clone(),
+                doors: vec![(listener, Door::Anybody)],
+                control: orders,
+                status: status.clone(),
+                admin: false,
+            },
         )?;
         let thread = std::thread::Builder::new()
             .name(server.to_string())
@@ -235,7 +244,9 @@ impl Cluster {
 /// What a server needs of the world around it.
 pub struct Threading {
     pub poll: mio::Poll,
-    pub listener: TcpListener,
+    pub waker: Arc<Waker>,
+    /// Where it listens, for whom.
+    pub doors: Vec<(TcpListener, Door)>,
     pub control: Receiver<Control>,
     pub status: Arc<Mutex<Status>>,
     pub admin: bool,
@@ -283,8 +294,8 @@ pub fn prepare<D: Disk>(
     .map_err(|e| format!("{server}: {e}"))?;
     let retention = Retention { audit_bytes: keep.audit_bytes(), audit_age: keep.audit_age() };
     let wal = wal.with_retention(retention).map_err(|e| format!("{server}: {e}"))?;
-    let Threading { poll, listener, control, status, admin } = around;
-    Ok(Setup { context, shard, wal, clock, poll, listener, control, status, admin })
+    let Threading { poll, waker, doors, control, status, admin } = around;
+    Ok(Setup { context, shard, wal, clock, poll, waker, doors, control, status, admin })
 }
 
 type Logs = BTreeMap<NodeId, (Wal<FileDisk>, crate::storage::Recovered)>;

@@ -4,13 +4,13 @@
 //! where there is one, the line.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Keep, Settings, Timeouts, Topology};
-use crate::runtime::conns::Context;
+use crate::net::Address;
+use crate::runtime::conns::{Context, Endpoints};
 use crate::types::NodeId;
 
 #[derive(Serialize, Deserialize)]
@@ -28,7 +28,7 @@ struct File {
     timeouts: TimeoutsTable,
     #[serde(default)]
     keep: KeepTable,
-    servers: BTreeMap<String, String>,
+    servers: BTreeMap<String, toml::Value>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -78,6 +78,24 @@ pub fn load(path: &Path) -> Result<ClusterConfig, String> {
     })
 }
 
+/// One address for everything, or a table of addresses.
+fn endpoints(entry: &toml::Value) -> Result<Endpoints, String> {
+    let Some(table) = entry.as_table() else {
+        let address = entry.as_str().ok_or("must be an address, or a table of addresses")?;
+        return address.parse::<Address>().map(Endpoints::from);
+    };
+    if let Some(name) = table.keys().find(|name| !["peer", "client", "admin"].contains(&name.as_str())) {
+        return Err(format!("unknown field `{name}`; there are `peer`, `client` and `admin`"));
+    }
+    let given = |name: &str| {
+        let parse =
+            |value: &toml::Value| value.as_str().ok_or("must be text".to_string())?.parse::<Address>();
+        table.get(name).map(parse).transpose().map_err(|e| format!("{name}: {e}"))
+    };
+    let needed = |name: &str| given(name)?.ok_or_else(|| format!("{name} is missing"));
+    Ok(Endpoints { peer: needed("peer")?, client: needed("client")?, admin: given("admin")? })
+}
+
 fn parse(text: &str) -> Result<ClusterConfig, (Option<usize>, String)> {
     let file: File = toml::from_str(text).map_err(|e| {
         let line = e.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
@@ -114,23 +132,25 @@ fn parse(text: &str) -> Result<ClusterConfig, (Option<usize>, String)> {
         .filter(|_| file.cluster_id.len() == 32)
         .ok_or_else(|| whole(format!("cluster_id {:?}: must be 32 hexadecimal digits", file.cluster_id)))?;
 
-    let mut addresses: BTreeMap<NodeId, SocketAddr> = BTreeMap::new();
-    for (name, address) in &file.servers {
-        let server = parse_server(name, &topology).map_err(|e| whole(format!("[servers] {e}")))?;
-        let parsed: SocketAddr = address.parse().map_err(|_| {
-            whole(format!("[servers] {name} = {address:?}: must be an address such as \"127.0.0.1:7001\""))
-        })?;
-        if let Some((other, _)) = addresses.iter().find(|(_, a)| **a == parsed) {
-            return Err(whole(format!("[servers] {name} and {other} have the same address {parsed}")));
+    let (mut addresses, mut taken) = (BTreeMap::new(), BTreeMap::new());
+    for (name, entry) in file.servers {
+        let server = parse_server(&name, &topology).map_err(|e| whole(format!("[servers] {e}")))?;
+        let endpoints = endpoints(&entry).map_err(|e| whole(format!("[servers] {name}: {e}")))?;
+        let client = (endpoints.client != endpoints.peer).then_some(&endpoints.client);
+        for address in [Some(&endpoints.peer), client, endpoints.admin.as_ref()].into_iter().flatten() {
+            if let Some(other) = taken.insert(address.clone(), server) {
+                let who = if other == server { "has twice".into() } else { format!("and {other} have") };
+                return Err(whole(format!("[servers] {name} {who} the same address {address}")));
+            }
         }
-        if addresses.insert(server, parsed).is_some() {
+        if addresses.insert(server, endpoints).is_some() {
             return Err(whole(format!("[servers] {server} is given twice")));
         }
     }
     if let Some(missing) = topology.servers().find(|s| !addresses.contains_key(s)) {
         return Err(whole(format!("[servers] has no address for {missing}")));
     }
-    let context = Context { cluster_id, topology, addresses };
+    let context = Context { cluster_id, topology, timeouts, addresses };
     Ok(ClusterConfig { context, settings: Settings { timeouts, keep }, allow_admin: file.allow_admin })
 }
 
@@ -146,7 +166,7 @@ mod tests {
     fn a_sound_file_is_taken_as_it_stands() {
         let config = parse(GOOD).expect("a sound file");
         assert_eq!(config.context.topology.servers_per_cluster, 3);
-        assert_eq!(config.context.addresses[&NodeId(3)].port(), 7003);
+        assert_eq!(config.context.addresses[&NodeId(3)].client.to_string(), "127.0.0.1:7003");
         assert_eq!(config.settings, Settings::default());
         assert!(!config.allow_admin);
     }
@@ -158,7 +178,23 @@ mod tests {
             ("clusters = 1", "clusters = 1\nports = 3", Some(3), "unknown field"),
             ("S2 = \"127.0.0.1:7002\"\n", "", None, "no address for S2"),
             ("127.0.0.1:7002", "127.0.0.1:7001", None, "same address"),
-            ("127.0.0.1:7002", "localhost", None, "must be an address"),
+            ("127.0.0.1:7002", "localhost", None, "[servers] S2: \"localhost\": must be an address"),
+            ("\"127.0.0.1:7002\"", "7", None, "[servers] S2: must be an address, or"),
+            ("\"127.0.0.1:7002\"", "{ peer = \"a:1\" }", None, "[servers] S2: client is missing"),
+            ("\"127.0.0.1:7002\"", "{ peer = \"a:1\", client = 5 }", None, "S2: client: must be text"),
+            ("\"127.0.0.1:7002\"", "{ peer = \"a:1\", port = 5 }", None, "unknown field `port`"),
+            (
+                "\"127.0.0.1:7002\"",
+                "{ peer = \"a:1\", client = \"a:2\", admin = \"127.0.0.1:7001\" }",
+                None,
+                "S2 and S1 have the same address 127.0.0.1:7001",
+            ),
+            (
+                "\"127.0.0.1:7002\"",
+                "{ peer = \"a:1\", client = \"a:2\", admin = \"a:1\" }",
+                None,
+                "S2 has twice the same address a:1",
+            ),
             ("S2", "S9", None, "is no server"),
             ("_cluster = 3", "_cluster = 2", None, "--servers 2"),
             ("0001020304", "00010203", None, "32 hexadecimal"),

@@ -4,16 +4,16 @@
 //! connection, and a full send buffer loses messages to a peer: the protocol bears both.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mio::net::TcpStream;
-use mio::{Registry, Token};
+use mio::{Registry, Token, Waker};
 use serde::Serialize;
 
 use crate::codec::{self, Hello, Opener, kind};
-use crate::config::{Topology, limits};
-use crate::net::{Connection, Frame, Limits, ReadStatus};
+use crate::config::{Timeouts, Topology, limits};
+use crate::net::{Address, Connection, Frame, Limits, ReadStatus, Resolver};
 use crate::paxos::Message;
 use crate::runtime::order::{Order, Report};
 use crate::txn::message::{Request, Response};
@@ -35,7 +35,45 @@ const GREETING: Limits = Limits { frame_bytes: 4096, send_bytes: 64 * 1024 };
 pub struct Context {
     pub cluster_id: u128,
     pub topology: Topology,
-    pub addresses: BTreeMap<NodeId, SocketAddr>,
+    pub timeouts: Timeouts,
+    pub addresses: BTreeMap<NodeId, Endpoints>,
+}
+
+/// Where one server is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoints {
+    /// By the other servers of its cluster.
+    pub peer: Address,
+    /// By clients, operators, and servers of other clusters that recover a transaction. It may be the same address.
+    pub client: Address,
+    /// By whoever reads its HTTP pages.
+    pub admin: Option<Address>,
+}
+
+impl From<Address> for Endpoints {
+    fn from(address: Address) -> Endpoints {
+        Endpoints { peer: address.clone(), client: address, admin: None }
+    }
+}
+
+impl Context {
+    /// Where a server expects somebody who comes as `opener`.
+    pub fn address(&self, server: NodeId, opener: &Opener) -> Option<&Address> {
+        let endpoints = self.addresses.get(&server)?;
+        Some(if matches!(opener, Opener::Peer { .. }) { &endpoints.peer } else { &endpoints.client })
+    }
+
+    pub fn hello(&self, to: NodeId, opener: Opener) -> Hello {
+        Hello::new(self.cluster_id, (self.topology, self.timeouts), to, opener)
+    }
+}
+
+/// Who is served where a connection came in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Door {
+    Peers,
+    Clients,
+    Anybody,
 }
 
 /// Who is at the other end.
@@ -77,6 +115,7 @@ struct Conn {
     connection: Connection,
     role: Role,
     established: bool,
+    door: Door,
 }
 
 #[derive(Default)]
@@ -84,12 +123,15 @@ struct Dial {
     token: Option<usize>,
     retry_at: Time,
     failures: u32,
+    /// Who wanted the connection, while the server's name is being looked up for it.
+    waits: Option<Opener>,
 }
 
 /// The connections of one event loop.
 pub struct Conns {
     pub context: Context,
     registry: Registry,
+    resolver: Resolver,
     conns: HashMap<usize, Conn>,
     next_token: usize,
     dials: BTreeMap<NodeId, Dial>,
@@ -107,10 +149,12 @@ pub struct Conns {
 
 impl Conns {
     /// Tokens below `first_token` belong to the caller; none is ever used twice, so that a late event hits nobody.
-    pub fn new(context: Context, registry: Registry, first_token: usize) -> Conns {
+    /// `waker` wakes the loop when a name was looked up.
+    pub fn new(context: Context, registry: Registry, waker: Arc<Waker>, first_token: usize) -> Conns {
         Conns {
             context,
             registry,
+            resolver: Resolver::new(waker),
             conns: HashMap::new(),
             next_token: first_token,
             dials: BTreeMap::new(),
@@ -134,11 +178,16 @@ impl Conns {
         self.conns.get(&token).map(|c| c.role)
     }
 
+    /// Through which door a connection came in.
+    pub fn door(&self, token: usize) -> Option<Door> {
+        self.conns.get(&token).map(|c| c.door)
+    }
+
     /// Takes in a connection that was accepted.
-    pub fn accepted(&mut self, now: Time, stream: TcpStream) {
+    pub fn accepted(&mut self, now: Time, stream: TcpStream, door: Door) {
         match Connection::accepted(stream, GREETING) {
             Ok(connection) => {
-                let token = self.insert(connection, Role::Stranger);
+                let token = self.insert(connection, Role::Stranger, door);
                 self.strangers.extend(token.map(|t| (now, t)));
             }
             Err(e) => log::warn!("a connection broke while it was accepted: {e}"),
@@ -158,14 +207,14 @@ impl Conns {
         }
     }
 
-    fn insert(&mut self, mut connection: Connection, role: Role) -> Option<usize> {
+    fn insert(&mut self, mut connection: Connection, role: Role, door: Door) -> Option<usize> {
         let token = self.next_token;
         self.next_token += 1;
         if let Err(e) = connection.register(&self.registry, Token(token)) {
             log::warn!("a connection could not be watched: {e}");
             return None;
         }
-        self.conns.insert(token, Conn { connection, role, established: role == Role::Stranger });
+        self.conns.insert(token, Conn { connection, role, established: role == Role::Stranger, door });
         self.ready.insert(token);
         Some(token)
     }
@@ -177,31 +226,51 @@ impl Conns {
         if dial.token.is_some() || dial.retry_at > now {
             return dial.token;
         }
+        let address = self.context.address(server, &opener)?;
+        let Some(found) = self.resolver.resolve(address) else {
+            dial.waits = Some(opener);
+            return None;
+        };
+        dial.waits = None;
         // A connection that lasted longer than any pause was a good one.
         if now.since(dial.retry_at) > LONGEST_REDIAL_PAUSE {
             dial.failures = 0;
         }
         dial.retry_at = now + (REDIAL_PAUSE * (1 << dial.failures)).min(LONGEST_REDIAL_PAUSE);
         dial.failures = (dial.failures + 1).min(8);
-        let address = *self.context.addresses.get(&server)?;
+        let found = match found {
+            Ok(found) => found[dial.failures as usize % found.len()],
+            Err(e) => {
+                log::debug!("cannot dial {server}: {e}");
+                return None;
+            }
+        };
         let limits = match opener {
             Opener::Peer { .. } => {
                 Limits { frame_bytes: GREETING.frame_bytes, send_bytes: limits::PEER_BUFFER_BYTES }
             }
             _ => Limits { frame_bytes: limits::CLIENT_FRAME_BYTES, send_bytes: limits::CLIENT_BUFFER_BYTES },
         };
-        let connection = match Connection::connect(address, limits) {
+        let connection = match Connection::connect(found, limits) {
             Ok(connection) => connection,
             Err(e) => {
-                log::debug!("cannot dial {server} at {address}: {e}");
+                log::debug!("cannot dial {server} at {address} ({found}): {e}");
                 return None;
             }
         };
-        let token = self.insert(connection, Role::Dialled(server))?;
+        let token = self.insert(connection, Role::Dialled(server), Door::Anybody)?;
         self.dials.entry(server).or_default().token = Some(token);
-        let hello = Hello::new(self.context.cluster_id, self.context.topology, server, opener);
+        let hello = self.context.hello(server, opener);
         self.send(token, kind::HELLO, &hello);
         Some(token)
+    }
+
+    /// Dials servers whose names have been looked up.
+    pub fn dial_resolved(&mut self, now: Time) {
+        let waiting = self.dials.iter().filter_map(|(server, dial)| Some((*server, dial.waits?)));
+        for (server, opener) in waiting.collect::<Vec<_>>() {
+            self.dial(now, server, opener);
+        }
     }
 
     /// Whether a dialled connection to `server` stands.
@@ -212,7 +281,7 @@ impl Conns {
     /// When the next failed dial to one of `servers` may be tried again. Others are dialled when somebody asks for them.
     pub fn redial_due(&self, servers: &[NodeId]) -> Option<Time> {
         let dials = servers.iter().filter_map(|s| self.dials.get(s));
-        dials.filter(|d| d.token.is_none()).map(|d| d.retry_at).min()
+        dials.filter(|d| d.token.is_none() && d.waits.is_none()).map(|d| d.retry_at).min()
     }
 
     /// Gives a stranger its role, and with it its limits.

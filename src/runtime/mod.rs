@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod config_file;
 pub mod conns;
 pub mod inspect;
+pub mod local;
 pub mod node;
 pub mod order;
 pub mod runner;

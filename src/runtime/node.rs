@@ -4,7 +4,7 @@
 //! channel beside it. The loop never blocks but in `poll` and in the one sync of a turn, and one bad connection is
 //! closed and reported without touching the others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::net::{Accepted, SpareFd, accept};
 use crate::paxos::{self, Message, Standing};
 use crate::report::Role as StatusRole;
 use crate::runtime::clock::{Clock, until, uptime};
-use crate::runtime::conns::{Conns, Context, Item, Received, Role};
+use crate::runtime::conns::{Conns, Context, Door, Item, Received, Role};
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::{Status, Won, lost};
 use crate::shard::{self, Input, Shard};
@@ -31,10 +31,15 @@ use crate::types::{ClientId, NodeId, Slot, Time};
 
 const LISTENER: Token = Token(0);
 const WAKER: Token = Token(1);
-const FIRST_CONN: usize = 2;
+/// The second listener, where clients and other servers have one each.
+const SECOND_LISTENER: Token = Token(2);
+const FIRST_CONN: usize = 3;
 
 /// How long accepting rests when the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a server that falls silent keeps another one of the same name, but another directory, from being heard.
+const TWIN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often log that has become too old is looked for.
 const RETIRE_EVERY: Duration = Duration::from_secs(3600);
@@ -59,7 +64,9 @@ pub struct Setup<D: Disk> {
     pub wal: Wal<D>,
     pub clock: Clock,
     pub poll: Poll,
-    pub listener: TcpListener,
+    pub waker: Arc<Waker>,
+    /// Where it listens, for whom; two at most.
+    pub doors: Vec<(TcpListener, Door)>,
     pub control: Receiver<Control>,
     pub status: Arc<Mutex<Status>>,
     /// Whether operators may give orders over the wire.
@@ -79,6 +86,15 @@ enum ReplyTo {
     Connection(usize),
 }
 
+/// Where connections come in.
+struct Gate {
+    token: Token,
+    listener: TcpListener,
+    door: Door,
+    /// When to accept again, if somebody may be waiting.
+    accept_at: Option<Time>,
+}
+
 struct Node<D: Disk> {
     me: NodeId,
     peers: Vec<NodeId>,
@@ -87,9 +103,12 @@ struct Node<D: Disk> {
     wal: Wal<D>,
     conns: Conns,
     clock: Clock,
-    listener: TcpListener,
+    gates: Vec<Gate>,
     spare: SpareFd,
-    accept_at: Option<Time>,
+    /// Why others turned this server away, as last said.
+    turned_away: BTreeMap<NodeId, String>,
+    /// The disk with which each peer was last heard, and when.
+    heard: BTreeMap<NodeId, (u128, Time)>,
     retire_at: Time,
     control: Receiver<Control>,
     status: Arc<Mutex<Status>>,
@@ -121,8 +140,12 @@ struct TurnLog {
 /// Runs a server until it is stopped. An error means that it stopped for good: its disk failed, or its state differs
 /// from that of others.
 pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
-    let Setup { context, shard, wal, clock, mut poll, mut listener, control, status, admin } = setup;
-    poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+    let Setup { context, shard, wal, clock, mut poll, waker, doors, control, status, admin } = setup;
+    let mut gates = Vec::new();
+    for (token, (mut listener, door)) in [LISTENER, SECOND_LISTENER].into_iter().zip(doors) {
+        poll.registry().register(&mut listener, token, Interest::READABLE)?;
+        gates.push(Gate { token, listener, door, accept_at: Some(clock.now()) });
+    }
     let me = shard.id();
     let topology = context.topology;
     let incarnation = wal.identity().incarnation;
@@ -130,13 +153,14 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
         me,
         peers: topology.servers_of(topology.shard_of_server(me)).filter(|s| *s != me).collect(),
         opener: Opener::Peer { server: me, incarnation },
-        conns: Conns::new(context, poll.registry().try_clone()?, FIRST_CONN),
+        conns: Conns::new(context, poll.registry().try_clone()?, waker, FIRST_CONN),
         shard,
         wal,
         clock,
-        listener,
+        gates,
         spare: SpareFd::reserve()?,
-        accept_at: Some(clock.now()),
+        turned_away: BTreeMap::new(),
+        heard: BTreeMap::new(),
         retire_at: clock.now() + RETIRE_EVERY,
         control,
         status,
@@ -174,13 +198,20 @@ impl<D: Disk> Node<D> {
             let now = self.clock.now();
             for event in &events {
                 match event.token() {
-                    LISTENER => self.accept_at = Some(now),
                     WAKER => {}
+                    token @ (LISTENER | SECOND_LISTENER) => {
+                        self.gates
+                            .iter_mut()
+                            .filter(|g| g.token == token)
+                            .for_each(|g| g.accept_at = Some(now));
+                    }
                     Token(token) => self.conns.wake(token),
                 }
             }
-            if self.accept_at.is_some_and(|at| at <= now) {
-                self.accept(now);
+            for gate in 0..self.gates.len() {
+                if self.gates[gate].accept_at.is_some_and(|at| at <= now) {
+                    self.accept(now, gate);
+                }
             }
             self.conns.receive(&mut received);
             self.conns.expire_strangers(now, &mut received);
@@ -209,13 +240,15 @@ impl<D: Disk> Node<D> {
         }
         let shard = (!self.failed).then(|| self.shard.next_deadline());
         let redial = if self.failed { None } else { self.conns.redial_due(&self.peers) };
-        let deadline = [shard, redial, self.accept_at].into_iter().flatten().min();
+        let accepts = self.gates.iter().map(|gate| gate.accept_at);
+        let deadline = [shard, redial].into_iter().chain(accepts).flatten().min();
         // Woken for anything else by the waker or a socket.
         deadline.map_or(Duration::from_secs(1), |d| until(now, d)).min(Duration::from_secs(1))
     }
 
     /// Runs one turn of the core on what came in.
     fn turn(&mut self, now: Time, inputs: &mut Vec<Input>) -> io::Result<()> {
+        self.conns.dial_resolved(now);
         for peer in self.peers.clone() {
             self.conns.dial(now, peer, self.opener);
         }
@@ -243,21 +276,22 @@ impl<D: Disk> Node<D> {
 
     // ---- connections ----
 
-    fn accept(&mut self, now: Time) {
-        self.accept_at = None;
+    fn accept(&mut self, now: Time, gate: usize) {
+        let gate = &mut self.gates[gate];
+        gate.accept_at = None;
         loop {
-            match accept(&self.listener) {
-                Accepted::Stream(stream, _) => self.conns.accepted(now, stream),
+            match accept(&gate.listener) {
+                Accepted::Stream(stream, _) => self.conns.accepted(now, stream, gate.door),
                 Accepted::Lost(e) => {
                     log::debug!("{}: a connection was lost before it was accepted: {e}", self.me)
                 }
                 Accepted::Drained => return,
                 Accepted::Pause(e) => {
                     log::warn!("{}: out of descriptors, accepting rests: {e}", self.me);
-                    if let Err(e) = self.spare.turn_away(&self.listener) {
+                    if let Err(e) = self.spare.turn_away(&gate.listener) {
                         log::warn!("{}: could not turn a connection away: {e}", self.me);
                     }
-                    self.accept_at = Some(now + ACCEPT_PAUSE);
+                    gate.accept_at = Some(now + ACCEPT_PAUSE);
                     return;
                 }
             }
@@ -267,7 +301,7 @@ impl<D: Disk> Node<D> {
     fn take(&mut self, now: Time, item: Item, inputs: &mut Vec<Input>) {
         let Item { token, role, received } = item;
         match received {
-            Received::Hello(hello) => return self.greet(token, hello),
+            Received::Hello(hello) => return self.greet(now, token, hello),
             Received::Order(order) => return self.order(now, order, ReplyTo::Connection(token), inputs),
             Received::Closed => {
                 match role {
@@ -283,9 +317,17 @@ impl<D: Disk> Node<D> {
             Received::Established(server) => {
                 inputs.push(Input::Remote(txn::Input::Connected(server)));
             }
-            Received::Reject(why) => return log::error!("{}: {why}", self.me),
+            Received::Reject(why) => {
+                let Role::Dialled(from) = role else { return };
+                // It goes on trying, and is told the same each time.
+                if self.turned_away.insert(from, why.clone()).is_none_or(|before| before != why) {
+                    log::error!("{}: {why}", self.me);
+                }
+                return;
+            }
             Received::Peer(message) => {
                 let Role::Peer(from) = role else { return };
+                self.heard.entry(from).and_modify(|(_, at)| *at = now);
                 inputs.push(Input::Peer { from, message });
             }
             Received::Request(request) => {
@@ -300,9 +342,29 @@ impl<D: Disk> Node<D> {
         self.turn.messages_in += 1;
     }
 
-    fn greet(&mut self, token: usize, hello: Hello) {
+    fn greet(&mut self, now: Time, token: usize, hello: Hello) {
         let context = &self.conns.context;
-        let mut fits = hello.check(context.cluster_id, &context.topology, self.me);
+        let mut fits = hello.check(context.cluster_id, (&context.topology, &context.timeouts), self.me);
+        let (is_peer, door) = (matches!(hello.opener, Opener::Peer { .. }), self.conns.door(token));
+        match (is_peer, door) {
+            (true, Some(Door::Clients)) if fits.is_ok() => {
+                fits = Err("servers of its cluster are expected at its peer address".into());
+            }
+            (false, Some(Door::Peers)) if fits.is_ok() => {
+                fits = Err("clients and operators are expected at its client address".into());
+            }
+            _ => {}
+        }
+        if let Opener::Peer { server, incarnation } = hello.opener
+            && fits.is_ok()
+        {
+            let twin = |(disk, at): &(u128, Time)| *disk != incarnation && now.since(*at) < TWIN_PATIENCE;
+            if self.heard.get(&server).is_some_and(twin) {
+                fits = Err(format!("another {server} runs, with another data directory"));
+            } else {
+                self.heard.insert(server, (incarnation, now));
+            }
+        }
         if fits.is_ok() && matches!(hello.opener, Opener::Admin) && !self.admin {
             fits = Err("orders over the wire are not allowed here (allow_admin in the configuration)".into());
         }

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, bounded};
+use mio::net::TcpListener;
 use parking_lot::Mutex;
 
 use crate::config::{Keep, Settings, Topology};
-use crate::net::listen;
+use crate::net::{Address, listen_at};
 use crate::report::json::Json;
 use crate::report::prompt::{Prompt, PromptCommand, help};
 use crate::report::{SetReport, tables};
@@ -17,6 +18,7 @@ use crate::runtime::cluster::{
     Blank, Cluster, DataDir, Fleet, Processes, Threading, open_log, prepare, remove_server_dirs,
 };
 use crate::runtime::config_file;
+use crate::runtime::conns::{Door, Endpoints};
 use crate::runtime::node::{self, Control, poll_and_waker};
 use crate::runtime::runner::{Factory, Options, Runner, Stop};
 use crate::runtime::status::Status;
@@ -44,6 +46,8 @@ pub struct NodeArgs {
     pub data_dir: PathBuf,
     pub format: bool,
     pub rejoin: bool,
+    /// The host to listen on, if it is not the one that others know it by.
+    pub listen: Option<String>,
 }
 
 /// How the process ends.
@@ -381,12 +385,31 @@ pub fn node(args: NodeArgs) -> Exit {
     }
 }
 
+/// Binds where a server listens, and says where that is.
+fn open_doors(
+    endpoints: &Endpoints,
+    host: Option<&str>,
+) -> Result<(Vec<(TcpListener, Door)>, String), String> {
+    let open = |address: &Address| {
+        let address = host.map_or(Ok(address.clone()), |host| address.with_host(host))?;
+        listen_at(&address).map_err(|e| e.to_string())
+    };
+    let (listener, peer) = open(&endpoints.peer)?;
+    if endpoints.peer == endpoints.client {
+        return Ok((vec![(listener, Door::Anybody)], peer.to_string()));
+    }
+    let (clients, client) = open(&endpoints.client)?;
+    let place = format!("{client} for clients, and on {peer} for servers");
+    Ok((vec![(listener, Door::Peers), (clients, Door::Clients)], place))
+}
+
 fn start_node(args: NodeArgs) -> Result<io::Result<()>, String> {
     let config = config_file::load(&args.config)?;
     let topology = config.context.topology;
     let server = config_file::parse_server(&args.server, &topology).map_err(|e| format!("--server: {e}"))?;
-    let address = config.context.addresses[&server];
-    let (listener, address) = listen(address).map_err(|e| format!("{server}: {e}"))?;
+    let endpoints = config.context.addresses[&server].clone();
+    let (doors, place) =
+        open_doors(&endpoints, args.listen.as_deref()).map_err(|e| format!("{server}: {e}"))?;
     let id = config.context.cluster_id;
     let blank = match (args.format, args.rejoin) {
         (true, _) => Blank::Found(id),
@@ -397,22 +420,23 @@ fn start_node(args: NodeArgs) -> Result<io::Result<()>, String> {
         .map_err(|e| format!("--data-dir: {e}"))?;
     let (control, orders) = crossbeam::channel::unbounded();
     let (poll, waker) = poll_and_waker().map_err(|e| format!("{server}: no event loop: {e}"))?;
-    let stop = control.clone();
+    let (stop, wake) = (control.clone(), waker.clone());
     ctrlc::set_handler(move || {
         // The loop is gone only if the process is about to end anyway.
         let _ = stop.send(Control::Stop);
-        let _ = waker.wake();
+        let _ = wake.wake();
     })
     .map_err(|e| format!("signals cannot be handled: {e}"))?;
     let around = Threading {
         poll,
-        listener,
+        waker,
+        doors,
         control: orders,
         status: Arc::new(Mutex::new(Status::new(server))),
         admin: config.allow_admin,
     };
     let setup = prepare(server, config.context, config.settings, Clock::start(), log, around)?;
-    println!("{server} listens on {address}");
+    println!("{server} listens on {place}");
     let thread = std::thread::Builder::new()
         .name(server.to_string())
         .spawn(move || node::run(setup))

@@ -13,11 +13,11 @@ use crossbeam::channel::{Sender, bounded, unbounded};
 use mio::Waker;
 use parking_lot::Mutex;
 use shardpaxosbank::config::{Timeouts, Topology};
-use shardpaxosbank::net::listen;
+use shardpaxosbank::net::{Address, listen};
 use shardpaxosbank::runtime::client::{Client, Command, News, Row};
 use shardpaxosbank::runtime::clock::Clock;
 use shardpaxosbank::runtime::cluster::{Threading, prepare};
-use shardpaxosbank::runtime::conns::Context;
+use shardpaxosbank::runtime::conns::{Context, Door};
 use shardpaxosbank::runtime::node::{self, Control, poll_and_waker};
 use shardpaxosbank::runtime::order::{Order, Report};
 use shardpaxosbank::runtime::status::Status;
@@ -126,8 +126,8 @@ impl Bank {
             .servers()
             .map(|id| (id, listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port")))
             .collect();
-        let addresses = listeners.iter().map(|(id, (_, address))| (*id, *address)).collect();
-        let context = Context { cluster_id: 1, topology, addresses };
+        let addresses = listeners.iter().map(|(id, (_, address))| (*id, Address::from(*address).into()));
+        let context = Context { cluster_id: 1, topology, timeouts, addresses: addresses.collect() };
         let mut servers = BTreeMap::new();
         for (id, (listener, _)) in listeners {
             let full = Arc::new(AtomicBool::new(false));
@@ -146,7 +146,9 @@ impl Bank {
             let (poll, waker) = poll_and_waker().expect("a poll");
             let (control, orders) = unbounded();
             let status = Arc::new(Mutex::new(Status::new(id)));
-            let around = Threading { poll, listener, control: orders, status, admin: false };
+            let doors = vec![(listener, Door::Anybody)];
+            let waking = waker.clone();
+            let around = Threading { poll, waker: waking, doors, control: orders, status, admin: false };
             let setup = prepare(id, context.clone(), timeouts.into(), clock, log, around).expect("restore");
             let thread = Some(std::thread::spawn(move || node::run(setup)));
             servers.insert(id, Server { full, control, waker, thread });

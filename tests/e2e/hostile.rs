@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 
 use shardpaxosbank::codec::{self, Hello, Opener, kind};
-use shardpaxosbank::config::{Topology, limits};
+use shardpaxosbank::config::{Timeouts, Topology, limits};
 use shardpaxosbank::net::{FrameReader, encode};
 use shardpaxosbank::runtime::config_file;
 use shardpaxosbank::types::NodeId;
@@ -79,9 +79,11 @@ fn nothing_that_arrives_stops_the_bank() {
     let file = put(dir.path(), "some.csv", &set_text(1, &topology, &rows));
     run(&["run", &file, "--config", &path, "--json"]).with_code(0);
 
-    let address = config.context.addresses[&NodeId(1)];
+    let address = config.context.addresses[&NodeId(1)].client.resolve().expect("a literal")[0];
     let cluster_id = config.context.cluster_id;
-    let good = |opener| Hello::new(cluster_id, topology, NodeId(1), opener);
+    let timeouts = config.context.timeouts;
+    let good = |opener| Hello::new(cluster_id, (topology, timeouts), NodeId(1), opener);
+    let hasty = Timeouts { election_timeout_ms: 77, ..timeouts };
     let peer = |server| good(Opener::Peer { server: NodeId(server), incarnation: 7 });
     let mut rng = SplitMix64::new(1);
     let mut noise = |bytes: usize| -> Vec<u8> { (0..bytes).map(|_| rng.next_u64() as u8).collect() };
@@ -121,6 +123,10 @@ fn nothing_that_arrives_stops_the_bank() {
         (Hello { version: 77, ..good(Opener::Client) }, "version 77"),
         (Hello { cluster_id: 3, ..good(Opener::Client) }, "bank 00000000000000000000000000000003"),
         (Hello { topology: odd, ..good(Opener::Client) }, "accounts: 11"),
+        (
+            Hello { timeouts: hasty, ..good(Opener::Client) },
+            "[timeouts] election_timeout_ms is 77, here it is 300",
+        ),
         (Hello { to: NodeId(2), ..good(Opener::Client) }, "looks for S2"),
         (peer(1), "S1 is no peer"),
         (peer(9), "S9 is no peer"),

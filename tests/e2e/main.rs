@@ -12,6 +12,7 @@ mod full;
 mod harm;
 mod hostile;
 mod inspect;
+mod local;
 mod process;
 mod restart;
 mod run;

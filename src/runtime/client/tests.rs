@@ -8,7 +8,7 @@ use super::*;
 use crate::bank::{BlockResult, Status};
 use crate::codec;
 use crate::config::Topology;
-use crate::net::{FrameReader, encode};
+use crate::net::{Address, FrameReader, encode};
 use crate::txn::message::{Request, Response};
 use crate::types::{Ballot, Session, ShardId, Slot, Transfer};
 
@@ -51,10 +51,12 @@ fn answer(stream: &mut TcpStream, response: &Response) {
 #[test]
 fn an_answer_that_arrives_with_the_end_of_its_connection_counts() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let addresses = [(S1, listener.local_addr().expect("an address"))].into();
-    let context = Context { cluster_id: 1, topology: TOPOLOGY, addresses };
+    let address = Address::from(listener.local_addr().expect("an address"));
+    let addresses = [(S1, address.into())].into();
+    let context = Context { cluster_id: 1, topology: TOPOLOGY, timeouts: Timeouts::default(), addresses };
     let mut poll = Poll::new().expect("a poll");
-    let conns = Conns::new(context, poll.registry().try_clone().expect("a registry"), FIRST_CONN);
+    let waker = Arc::new(Waker::new(poll.registry(), WAKER).expect("a waker"));
+    let conns = Conns::new(context, poll.registry().try_clone().expect("a registry"), waker, FIRST_CONN);
     let (clock, timeouts) = (Clock::start(), Timeouts::default());
     let (commands, orders) = unbounded();
     let (reports, news) = unbounded();

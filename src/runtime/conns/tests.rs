@@ -28,9 +28,11 @@ impl End {
         let poll = Poll::new().expect("a poll");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let addresses = servers.iter().map(|s| (*s, address)).collect();
-        let context = Context { cluster_id: 1, topology: TOPOLOGY, addresses };
-        let conns = Conns::new(context, poll.registry().try_clone().expect("a registry"), 0);
+        let addresses = servers.iter().map(|s| (*s, Address::from(address).into())).collect();
+        let timeouts = Timeouts::default();
+        let context = Context { cluster_id: 1, topology: TOPOLOGY, timeouts, addresses };
+        let waker = Arc::new(Waker::new(poll.registry(), Token(usize::MAX)).expect("a waker"));
+        let conns = Conns::new(context, poll.registry().try_clone().expect("a registry"), waker, 0);
         End { poll, conns, listener }
     }
 
@@ -41,7 +43,7 @@ impl End {
         let (stream, _) = self.listener.accept().expect("the connection");
         stream.set_nonblocking(true).expect("a socket");
         let token = self.conns.next_token;
-        self.conns.accepted(now, TcpStream::from_std(stream));
+        self.conns.accepted(now, TcpStream::from_std(stream), Door::Anybody);
         assert_eq!(self.conns.role(token), Some(Role::Stranger));
         (token, other)
     }

@@ -1,0 +1,103 @@
+//! `bank init`, `bank up`, `bank down`: a bank of processes as a new user makes one.
+
+use std::net::TcpListener;
+
+use serde_json::Value;
+
+use crate::common::{bank, data, put, run, temp};
+
+/// A base port such that the ports of three servers are free, and below those that the system gives out.
+fn base_port() -> u16 {
+    let first = (std::process::id() % 90) as u16 * 100;
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let wanted = |base: u16| (1..=3).flat_map(move |server| [0, 100, 200].map(|kind| base + kind + server));
+    (first..9_000)
+        .step_by(300)
+        .chain((0..first).step_by(300))
+        .map(|offset| 10_000 + offset)
+        .find(|base| wanted(*base).all(is_free))
+        .expect("nine free ports")
+}
+
+/// Stops what a failed test leaves behind.
+struct Stops(String);
+
+impl Drop for Stops {
+    fn drop(&mut self) {
+        let _ = bank(&["down", "--config", &self.0]).output();
+    }
+}
+
+#[test]
+fn a_bank_of_processes_is_made_started_used_and_stopped() {
+    let dir = temp();
+    let place = dir.path().join("bank").display().to_string();
+    let (base, config) = (base_port().to_string(), format!("{place}/cluster.toml"));
+    let made =
+        ["init", &place, "--clusters", "1", "--accounts", "1000", "--base-port", &base, "--balance", "10"];
+    let said = run(&made).with_code(0).out;
+    assert!(said.contains(&config) && said.contains("3 servers"), "{said}");
+    let text = std::fs::read_to_string(&config).expect("the configuration");
+    assert!(text.contains("clusters = 1 ") && text.contains("# odd"), "comments stay: {text}");
+    // What is there is never overwritten.
+    assert!(run(&made).with_code(2).err.contains("is there already"));
+    assert_eq!(std::fs::read_to_string(&config).expect("the configuration"), text);
+
+    let _stops = Stops(config.clone());
+    let said = run(&["up", "--config", &config]).with_code(0).out;
+    assert!(said.starts_with("3 servers run, and every cluster has a leader, after"), "{said}");
+    let said = run(&["up", "--config", &config]).with_code(0).out;
+    assert!(said.contains("(3 ran already)"), "{said}");
+    let file = put(dir.path(), "one.csv", "1,\"(1, 2, 3)\",\"[S1, S2, S3]\",[S1]\n,(2),,\n");
+    let balance = |expected: u64| {
+        let sets = run(&["run", &file, "--config", &config, "--json"]).with_code(0).sets();
+        let rows: Vec<&Value> = sets[0]["results"].as_array().expect("rows").iter().collect();
+        assert_eq!(rows[0]["outcome"], "committed");
+        assert_eq!(rows[1]["balance"], expected, "{rows:?}");
+    };
+    balance(13);
+    let said = run(&["down", "--config", &config]).with_code(0).out;
+    assert_eq!(said.trim(), "3 servers have stopped");
+    assert_eq!(run(&["down", "--config", &config]).with_code(0).out.trim(), "0 servers have stopped");
+    run(&["wal", "verify", &place]).with_code(0);
+    // It goes on where it was.
+    run(&["up", "--config", &config]).with_code(0);
+    balance(16);
+}
+
+#[test]
+fn a_server_that_does_not_start_is_named_with_its_reason() {
+    let dir = temp();
+    let place = dir.path().join("bank").display().to_string();
+    let base = base_port();
+    let config = format!("{place}/cluster.toml");
+    run(&["init", &place, "--clusters", "1", "--base-port", &base.to_string()]).with_code(0);
+    let _taken = TcpListener::bind(("127.0.0.1", base + 102)).expect("a free port");
+    let _stops = Stops(config.clone());
+    let said = run(&["up", "--config", &config]).with_code(1).err;
+    assert!(said.contains("S2 has ended") && said.contains("cannot listen on"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_made_is_refused_by_name() {
+    let dir = temp();
+    let place = dir.path().join("bank").display().to_string();
+    for (arguments, part) in [
+        (&["--servers", "2"][..], "--servers 2"),
+        (&["--base-port", "65500"][..], "--base-port 65500"),
+        (&["--host", "no host"][..], "\"no host:7001\": must be an address"),
+    ] {
+        let all = [&["init", &place][..], arguments].concat();
+        let said = run(&all).with_code(2).err;
+        assert!(said.contains(part), "{said}");
+        assert!(!dir.path().join("bank/S1").exists());
+        let _ = std::fs::remove_dir_all(&place);
+    }
+    let several = ["init", &place, "--host", "a.example", "--host", "b.example", "--config-only"];
+    run(&several).with_code(0);
+    let text = std::fs::read_to_string(format!("{place}/cluster.toml")).expect("the configuration");
+    assert!(text.contains("S3 = { peer = \"a.example:7003\", client = \"a.example:7103\""), "{text}");
+    assert!(text.contains("S5 = { peer = \"b.example:7005\""), "{text}");
+    let example = std::fs::read_to_string(data("cluster.toml")).expect("the example");
+    assert!(example.contains("[servers]"));
+}
