@@ -14,6 +14,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config_file;
 pub mod conns;
+pub mod gates;
 pub mod inspect;
 pub mod local;
 pub mod node;

@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use mio::net::TcpListener;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Poll, Token, Waker};
 use parking_lot::Mutex;
 
 use crate::audit::{Listing, Replay};
 use crate::codec::{Hello, Opener, kind};
 use crate::drive::{self, Ports};
-use crate::net::{Accepted, SpareFd, accept};
 use crate::paxos::{self, Message, Standing};
 use crate::report::Role as StatusRole;
 use crate::runtime::clock::{Clock, until, uptime};
 use crate::runtime::conns::{Conns, Context, Door, Item, Received, Role};
+use crate::runtime::gates::Gates;
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::{Status, Won, lost};
 use crate::shard::{self, Input, Shard};
@@ -34,9 +34,6 @@ const WAKER: Token = Token(1);
 /// The second listener, where clients and other servers have one each.
 const SECOND_LISTENER: Token = Token(2);
 const FIRST_CONN: usize = 3;
-
-/// How long accepting rests when the process is out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a server that falls silent keeps another one of the same name, but another directory, from being heard.
 const TWIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -86,15 +83,6 @@ enum ReplyTo {
     Connection(usize),
 }
 
-/// Where connections come in.
-struct Gate {
-    token: Token,
-    listener: TcpListener,
-    door: Door,
-    /// When to accept again, if somebody may be waiting.
-    accept_at: Option<Time>,
-}
-
 struct Node<D: Disk> {
     me: NodeId,
     peers: Vec<NodeId>,
@@ -103,8 +91,7 @@ struct Node<D: Disk> {
     wal: Wal<D>,
     conns: Conns,
     clock: Clock,
-    gates: Vec<Gate>,
-    spare: SpareFd,
+    gates: Gates,
     /// Why others turned this server away, as last said.
     turned_away: BTreeMap<NodeId, String>,
     /// The disk with which each peer was last heard, and when.
@@ -141,11 +128,7 @@ struct TurnLog {
 /// from that of others.
 pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
     let Setup { context, shard, wal, clock, mut poll, waker, doors, control, status, admin } = setup;
-    let mut gates = Vec::new();
-    for (token, (mut listener, door)) in [LISTENER, SECOND_LISTENER].into_iter().zip(doors) {
-        poll.registry().register(&mut listener, token, Interest::READABLE)?;
-        gates.push(Gate { token, listener, door, accept_at: Some(clock.now()) });
-    }
+    let gates = Gates::open(poll.registry(), [LISTENER, SECOND_LISTENER], doors, clock.now())?;
     let me = shard.id();
     let topology = context.topology;
     let incarnation = wal.identity().incarnation;
@@ -158,7 +141,6 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
         wal,
         clock,
         gates,
-        spare: SpareFd::reserve()?,
         turned_away: BTreeMap::new(),
         heard: BTreeMap::new(),
         retire_at: clock.now() + RETIRE_EVERY,
@@ -199,20 +181,11 @@ impl<D: Disk> Node<D> {
             for event in &events {
                 match event.token() {
                     WAKER => {}
-                    token @ (LISTENER | SECOND_LISTENER) => {
-                        self.gates
-                            .iter_mut()
-                            .filter(|g| g.token == token)
-                            .for_each(|g| g.accept_at = Some(now));
-                    }
+                    token @ (LISTENER | SECOND_LISTENER) => self.gates.knock(token, now),
                     Token(token) => self.conns.wake(token),
                 }
             }
-            for gate in 0..self.gates.len() {
-                if self.gates[gate].accept_at.is_some_and(|at| at <= now) {
-                    self.accept(now, gate);
-                }
-            }
+            self.gates.accept(self.me, now, &mut self.conns);
             self.conns.receive(&mut received);
             self.conns.expire_strangers(now, &mut received);
             for item in std::mem::take(&mut received) {
@@ -240,8 +213,7 @@ impl<D: Disk> Node<D> {
         }
         let shard = (!self.failed).then(|| self.shard.next_deadline());
         let redial = if self.failed { None } else { self.conns.redial_due(&self.peers) };
-        let accepts = self.gates.iter().map(|gate| gate.accept_at);
-        let deadline = [shard, redial].into_iter().chain(accepts).flatten().min();
+        let deadline = [shard, redial, self.gates.due()].into_iter().flatten().min();
         // Woken for anything else by the waker or a socket.
         deadline.map_or(Duration::from_secs(1), |d| until(now, d)).min(Duration::from_secs(1))
     }
@@ -275,28 +247,6 @@ impl<D: Disk> Node<D> {
     }
 
     // ---- connections ----
-
-    fn accept(&mut self, now: Time, gate: usize) {
-        let gate = &mut self.gates[gate];
-        gate.accept_at = None;
-        loop {
-            match accept(&gate.listener) {
-                Accepted::Stream(stream, _) => self.conns.accepted(now, stream, gate.door),
-                Accepted::Lost(e) => {
-                    log::debug!("{}: a connection was lost before it was accepted: {e}", self.me)
-                }
-                Accepted::Drained => return,
-                Accepted::Pause(e) => {
-                    log::warn!("{}: out of descriptors, accepting rests: {e}", self.me);
-                    if let Err(e) = self.spare.turn_away(&gate.listener) {
-                        log::warn!("{}: could not turn a connection away: {e}", self.me);
-                    }
-                    gate.accept_at = Some(now + ACCEPT_PAUSE);
-                    return;
-                }
-            }
-        }
-    }
 
     fn take(&mut self, now: Time, item: Item, inputs: &mut Vec<Input>) {
         let Item { token, role, received } = item;
