@@ -9,8 +9,8 @@
 //! * The protocol: [`paxos`] agrees on one cluster's log, [`bank`] is the state machine that the log drives, [`txn`]
 //!   commits across shards and recovers, [`shard`] wires the three into one server.
 //! * [`storage`]: the write-ahead log behind a `Disk` trait; [`drive`]: one turn of a server, persist before release.
-//! * [`net`]: frames and bounded connections; [`runtime`]: threads, event loops, clocks, and the commands of the
-//!   executable.
+//! * [`net`]: frames and bounded connections; [`resp`]: what Redis clients send and get, as bytes; [`runtime`]: threads,
+//!   event loops, clocks, and the commands of the executable.
 //! * [`sim`]: the same core and the same log in a deterministic world, with crashes, partitions and a checker.
 //! * [`audit`]: which transactions committed, read back from a log. [`backup`]: a copy of the whole bank, from its disks.
 //! * [`history`]: whether what clients saw can be explained by a bank that does one thing at a time.
@@ -19,9 +19,9 @@
 //!
 //! # Import rule
 //!
-//! Imports run downhill. `types`, `config`, `codec`, `paxos`, `bank`, `txn`, `shard` and `history` are pure: they name no
-//! clock, socket, file, thread, random number, logger or hash map, so that whoever drives them can repeat every run.
-//! What each module may use stands in one table in `tests/tidy.rs`, which reads the sources and enforces it.
+//! Imports run downhill. `types`, `config`, `codec`, `paxos`, `bank`, `txn`, `shard`, `history` and `resp` are pure: they
+//! name no clock, socket, file, thread, random number, logger or hash map, so that whoever drives them can repeat every
+//! run. What each module may use stands in one table in `tests/tidy.rs`, which reads the sources and enforces it.
 //!
 //! # Invariants
 //!
@@ -61,6 +61,7 @@ pub mod metrics;
 pub mod net;
 pub mod paxos;
 pub mod report;
+pub mod resp;
 pub mod runtime;
 pub mod shard;
 pub mod sim;

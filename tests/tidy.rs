@@ -32,6 +32,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("testset", &["types", "config"]),
     ("workload", &["types", "config", "testset"]),
     ("history", &["types", "config"]),
+    ("resp", &["types"]),
     ("metrics", &["types"]),
     ("report", &["types", "config", "metrics", "testset"]),
     (
@@ -52,7 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// The protocol: everything comes in as an input, so that three drivers can run it and every run can be repeated.
-const PURE: &[&str] = &["types", "config", "codec", "paxos", "bank", "txn", "shard", "history"];
+const PURE: &[&str] = &["types", "config", "codec", "paxos", "bank", "txn", "shard", "history", "resp"];
 const NOT_IN_PURE: &[&str] = &[
     "std::fs",
     "std::net",
