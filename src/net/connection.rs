@@ -159,6 +159,16 @@ impl Connection {
         self.received.next_frame(self.limits.frame_bytes)
     }
 
+    /// What was read and not taken yet, for who speaks something else than frames; see [`FrameReader::pending`].
+    pub fn pending(&self) -> &[u8] {
+        self.received.pending()
+    }
+
+    /// Takes the first bytes of that.
+    pub fn consume(&mut self, count: usize) {
+        self.received.consume(count);
+    }
+
     /// Appends a frame to the send buffer; `write` appends the payload. False: the buffer is full, `write` was not
     /// called and nothing was queued. Nothing leaves before `flush`.
     #[must_use = "a frame that was not queued is lost"]
@@ -170,7 +180,8 @@ impl Connection {
         room
     }
 
-    /// The same for whole frames made with [`frame::encode`], which several connections are sent alike.
+    /// The same for whole frames made with [`frame::encode`], which several connections are sent alike, or for bytes of who
+    /// speaks something else.
     #[must_use = "a frame that was not queued is lost"]
     pub fn queue_encoded(&mut self, frames: &[u8]) -> bool {
         let room = self.make_room();

@@ -128,6 +128,19 @@ impl FrameReader {
         Ok(Some(Frame { kind: self.bytes[body], payload: &self.bytes[body + 1..self.start] }))
     }
 
+    /// What arrived and was not taken yet, for who reads something else than frames.
+    pub fn pending(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// Takes the first `count` bytes of that; all there is at most.
+    pub fn consume(&mut self, count: usize) {
+        self.start = self.start.saturating_add(count).min(self.end);
+        if self.start == self.end {
+            self.settle();
+        }
+    }
+
     /// Bytes that arrived and are not taken yet. At the end of a stream: how much of a cut frame there was.
     pub fn pending_bytes(&self) -> usize {
         self.end - self.start

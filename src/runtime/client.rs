@@ -9,11 +9,11 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use mio::{Events, Poll, Token, Waker};
 
-use crate::codec::{Opener, kind};
 use crate::config::Timeouts;
 use crate::metrics::Latencies;
 use crate::runtime::clock::{Clock, until};
-use crate::runtime::conns::{Conns, Context, Item, Received, Role};
+use crate::runtime::conns::{Conns, Context, Item};
+use crate::runtime::outlet::Outlet;
 use crate::testset::Scheduler;
 use crate::txn::{Coordinator, Input, Op, Outcome, Output};
 use crate::types::{AccountId, NodeId, Time};
@@ -91,7 +91,8 @@ impl Client {
         let conns = Conns::new(context.clone(), poll.registry().try_clone()?, waker.clone(), FIRST_CONN);
         let clock = Clock::start();
         let coordinator = Coordinator::new(context.topology, timeouts, clock.now());
-        let worker = Worker { conns, clock, coordinator, orders, reports, run: None, tag: 1 << 63 };
+        let worker =
+            Worker { outlet: Outlet { conns, coordinator }, clock, orders, reports, run: None, tag: 1 << 63 };
         let thread =
             std::thread::Builder::new().name("coordinator".into()).spawn(move || worker.run(poll))?;
         Ok(Client { commands, news, waker, thread: Some(thread) })
@@ -125,9 +126,8 @@ struct Run {
 }
 
 struct Worker {
-    conns: Conns,
+    outlet: Outlet,
     clock: Clock,
-    coordinator: Coordinator,
     orders: Receiver<Command>,
     reports: Sender<News>,
     run: Option<Run>,
@@ -152,42 +152,31 @@ impl Worker {
         }
         let now = self.clock.now();
         for event in events.iter().filter(|e| e.token() != WAKER) {
-            self.conns.wake(event.token().0);
+            self.outlet.conns.wake(event.token().0);
         }
         let mut out = Output::default();
-        self.conns.dial_resolved(now);
-        self.conns.receive(received);
+        self.outlet.conns.dial_resolved(now);
+        self.outlet.conns.receive(received);
         for item in std::mem::take(received) {
-            self.take(now, item, &mut out);
+            if let Some(why) = self.outlet.take(now, item, &mut out) {
+                log::error!("coordinator: {why}");
+            }
         }
         if !self.obey(now, &mut out) {
             return false;
         }
         self.turn(now, out);
-        self.conns.flush(received);
+        self.outlet.conns.flush(received);
         true
     }
 
     fn timeout(&self) -> Duration {
-        if self.conns.has_more() {
+        if self.outlet.conns.has_more() {
             return Duration::ZERO;
         }
         let now = self.clock.now();
-        let deadline = self.coordinator.next_deadline();
+        let deadline = self.outlet.coordinator.next_deadline();
         deadline.map_or(Duration::from_secs(1), |d| until(now, d)).min(Duration::from_secs(1))
-    }
-
-    fn take(&mut self, now: Time, item: Item, out: &mut Output) {
-        // It has no other connections than those that it dialled.
-        let Role::Dialled(from) = item.role else { return };
-        let input = match item.received {
-            Received::Established(server) => Input::Connected(server),
-            Received::Closed => Input::Disconnected(from),
-            Received::Response(response) => Input::Response { from, response },
-            Received::Reject(why) => return log::error!("coordinator: {why}"),
-            _ => return,
-        };
-        self.coordinator.step(now, input, out);
     }
 
     fn obey(&mut self, now: Time, out: &mut Output) -> bool {
@@ -206,11 +195,11 @@ impl Worker {
                 }
                 Ok(Command::Op(op)) => {
                     self.tag += 1;
-                    self.coordinator.step(now, Input::Submit { tag: self.tag, op }, out);
+                    self.outlet.coordinator.step(now, Input::Submit { tag: self.tag, op }, out);
                 }
                 Ok(Command::Hints(servers)) => {
                     for server in servers {
-                        self.coordinator.step(now, Input::Hint(server), out);
+                        self.outlet.coordinator.step(now, Input::Hint(server), out);
                     }
                 }
                 Err(TryRecvError::Empty) => return true,
@@ -225,31 +214,16 @@ impl Worker {
             if let Some(run) = &mut self.run {
                 while let Some(index) = run.scheduler.next() {
                     let Row { tag, op, .. } = run.rows[index];
-                    self.coordinator.step(now, Input::Submit { tag, op }, &mut out);
+                    self.outlet.coordinator.step(now, Input::Submit { tag, op }, &mut out);
                 }
                 run.segment.peak_in_flight = run.segment.peak_in_flight.max(run.scheduler.in_flight());
             }
-            self.coordinator.step(now, Input::TurnEnd, &mut out);
-            let turn = std::mem::take(&mut out);
-            turn.events.iter().for_each(|event| log::debug!("coordinator: {event:?}"));
-            for (to, request) in turn.send {
-                let token = self.conns.dialled(to);
-                if !token.is_some_and(|t| self.conns.send(t, kind::REQUEST, &request)) {
-                    // A full buffer is as good as a broken connection: the request is sent again elsewhere or later.
-                    self.coordinator.step(now, Input::Disconnected(to), &mut out);
-                    if let Some(token) = token {
-                        self.conns.close(token, "its buffer is full", &mut Vec::new());
-                    }
-                }
-            }
-            for server in turn.connect {
-                self.conns.dial(now, server, Opener::Client);
-            }
+            let answers = self.outlet.end_turn(now, &mut out);
             // A send that failed may have brought answers as well.
-            if turn.answers.is_empty() && out.answers.is_empty() {
+            if answers.is_empty() && out.answers.is_empty() {
                 return;
             }
-            for answer in turn.answers {
+            for answer in answers {
                 self.answer(now, answer.tag, answer.outcome, answer.first_sent);
             }
             self.finish_run();

@@ -15,6 +15,8 @@ use crate::codec::{self, Hello, Opener, kind};
 use crate::config::{Timeouts, Topology, limits};
 use crate::net::{Address, Connection, Frame, Limits, ReadStatus, Resolver};
 use crate::paxos::Message;
+use crate::resp::codec::Args;
+use crate::resp::{self, ProtocolError};
 use crate::runtime::order::{Order, Report};
 use crate::txn::message::{Request, Response};
 use crate::types::{NodeId, Time};
@@ -26,6 +28,9 @@ const LONGEST_REDIAL_PAUSE: Duration = Duration::from_millis(80);
 
 /// How long an accepted connection may take to say who it is.
 const GREETING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Requests of one connection that speaks RESP under way at once; more are not read.
+const PIPELINE: usize = 4096;
 
 /// Enough for a hello or a rejection, and too little to hurt.
 const GREETING: Limits = Limits { frame_bytes: 4096, send_bytes: 64 * 1024 };
@@ -84,6 +89,8 @@ pub enum Role {
     /// A server of this cluster, sending.
     Peer(NodeId),
     Client,
+    /// Speaks RESP instead of frames.
+    Resp,
     Admin,
     /// A server that this end dialled.
     Dialled(NodeId),
@@ -99,6 +106,8 @@ pub enum Received {
     Order(Order),
     Report(Report),
     Reject(String),
+    /// A request of who speaks RESP, or what is wrong with what it sent; nothing follows that.
+    Resp(Result<Args, ProtocolError>),
     /// A connection that this end dialled stands.
     Established(NodeId),
     Closed,
@@ -116,6 +125,12 @@ struct Conn {
     role: Role,
     established: bool,
     door: Door,
+    /// Requests of who speaks RESP that have no reply yet.
+    unanswered: usize,
+    /// Whether a whole request came of who speaks RESP.
+    spoke: bool,
+    /// It sends no more, and waits for its last replies.
+    ended: bool,
 }
 
 #[derive(Default)]
@@ -201,7 +216,8 @@ impl Conns {
                 return;
             }
             self.strangers.pop_front();
-            if self.role(token) == Some(Role::Stranger) {
+            let silent = |conn: &Conn| conn.role == Role::Stranger || conn.role == Role::Resp && !conn.spoke;
+            if self.conns.get(&token).is_some_and(silent) {
                 self.close(token, "no hello came", received);
             }
         }
@@ -214,7 +230,18 @@ impl Conns {
             log::warn!("a connection could not be watched: {e}");
             return None;
         }
-        self.conns.insert(token, Conn { connection, role, established: role == Role::Stranger, door });
+        self.conns.insert(
+            token,
+            Conn {
+                connection,
+                role,
+                established: role == Role::Stranger,
+                door,
+                unanswered: 0,
+                spoke: false,
+                ended: false,
+            },
+        );
         self.ready.insert(token);
         Some(token)
     }
@@ -308,6 +335,22 @@ impl Conns {
         queued
     }
 
+    /// Queues replies to who speaks RESP: the bytes of `count` of them.
+    pub fn reply(&mut self, token: usize, count: usize, bytes: &[u8]) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        let full = conn.unanswered >= PIPELINE;
+        conn.unanswered = conn.unanswered.saturating_sub(count);
+        if conn.connection.queue_encoded(bytes) {
+            self.dirty.insert(token);
+        } else {
+            // It is not read any more while its buffer is full, so this is more than its pipeline takes.
+            self.broken.push((token, std::io::Error::other("it does not read its replies")));
+        }
+        if full && conn.unanswered < PIPELINE || conn.ended && conn.unanswered == 0 {
+            self.ready.insert(token);
+        }
+    }
+
     /// An event arrived for this token.
     pub fn wake(&mut self, token: usize) {
         if self.conns.contains_key(&token) {
@@ -326,7 +369,7 @@ impl Conns {
         for token in std::mem::take(&mut self.ready) {
             let Some(conn) = self.conns.get_mut(&token) else { continue };
             // Back-pressure: who does not read its answers is not read either. It comes back when its buffer drains.
-            if conn.role == Role::Client && conn.connection.is_full() {
+            if matches!(conn.role, Role::Client | Role::Resp) && conn.connection.is_full() {
                 continue;
             }
             if let Err(why) = read_one(conn, token, received, &mut self.ready) {
@@ -418,7 +461,18 @@ fn read_one(
         }
     }
     let status = conn.connection.fill();
-    loop {
+    if conn.role == Role::Stranger && conn.door != Door::Peers && speaks_resp(conn.connection.pending()) {
+        conn.role = Role::Resp;
+        conn.connection.set_limits(Limits {
+            frame_bytes: resp::codec::MAX_REQUEST_BYTES,
+            send_bytes: limits::CLIENT_BUFFER_BYTES,
+        });
+    }
+    if conn.role == Role::Resp && !read_requests(conn, token, received) {
+        // What is left is read when there are fewer to be answered.
+        return Ok(());
+    }
+    while conn.role != Role::Resp {
         match conn.connection.next_frame() {
             Ok(Some(frame)) => {
                 let decoded = decode(conn.role, frame)?;
@@ -443,6 +497,10 @@ fn read_one(
             ready.insert(token);
             Ok(())
         }
+        Ok(ReadStatus::Eof) if conn.unanswered > 0 => {
+            conn.ended = true;
+            Ok(())
+        }
         Ok(ReadStatus::Eof) => match conn.connection.unfinished_bytes() {
             0 => Err("closed by the other end".into()),
             cut => {
@@ -452,6 +510,41 @@ fn read_one(
         },
         Err(e) => Err(e.to_string()),
     }
+}
+
+/// Whether the first bytes are no frame: those of a hello begin with a length far below 65,536, and text has no zeros.
+fn speaks_resp(first: &[u8]) -> bool {
+    matches!(first, [_, _, third, fourth, ..] if third | fourth != 0)
+}
+
+/// Takes whole requests; `false` if too many have no reply yet.
+fn read_requests(conn: &mut Conn, token: usize, received: &mut Vec<Item>) -> bool {
+    while conn.unanswered < PIPELINE {
+        let request = match resp::decode(conn.connection.pending()) {
+            Ok(None) => return true,
+            Ok(Some((args, bytes))) => {
+                conn.connection.consume(bytes);
+                if args.is_empty() {
+                    continue;
+                }
+                Ok(args)
+            }
+            Err(e) => {
+                log::warn!("closing the connection with {:?}: {e}", conn.role);
+                conn.connection.consume(usize::MAX);
+                Err(e)
+            }
+        };
+        conn.unanswered += 1;
+        conn.spoke = true;
+        let role = conn.role;
+        let stop = request.is_err();
+        received.push(Item { token, role, received: Received::Resp(request) });
+        if stop {
+            return true;
+        }
+    }
+    false
 }
 
 fn decode(role: Role, frame: Frame<'_>) -> Result<Received, String> {

@@ -21,7 +21,9 @@ use crate::paxos::{self, Message, Standing};
 use crate::report::Role as StatusRole;
 use crate::runtime::clock::{Clock, until, uptime};
 use crate::runtime::conns::{Conns, Context, Door, Item, Received, Role};
+use crate::runtime::doorman::Doorman;
 use crate::runtime::gates::Gates;
+use crate::runtime::gateway::Gateway;
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::{Status, Won, lost};
 use crate::shard::{self, Input, Shard};
@@ -34,9 +36,8 @@ const WAKER: Token = Token(1);
 /// The second listener, where clients and other servers have one each.
 const SECOND_LISTENER: Token = Token(2);
 const FIRST_CONN: usize = 3;
-
-/// How long a server that falls silent keeps another one of the same name, but another directory, from being heard.
-const TWIN_PATIENCE: Duration = Duration::from_secs(2);
+/// No server ever has so many connections that these numbers meet.
+const GATEWAY_FIRST_CONN: usize = 1 << 48;
 
 /// How often log that has become too old is looked for.
 const RETIRE_EVERY: Duration = Duration::from_secs(3600);
@@ -90,16 +91,15 @@ struct Node<D: Disk> {
     shard: Shard,
     wal: Wal<D>,
     conns: Conns,
+    gateway: Gateway,
     clock: Clock,
     gates: Gates,
     /// Why others turned this server away, as last said.
     turned_away: BTreeMap<NodeId, String>,
-    /// The disk with which each peer was last heard, and when.
-    heard: BTreeMap<NodeId, (u128, Time)>,
+    doorman: Doorman,
     retire_at: Time,
     control: Receiver<Control>,
     status: Arc<Mutex<Status>>,
-    admin: bool,
     failed: bool,
     awaiting: Vec<(Slot, ReplyTo)>,
     replays: Vec<(Replay, Listing, ReplyTo)>,
@@ -136,17 +136,22 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
         me,
         peers: topology.servers_of(topology.shard_of_server(me)).filter(|s| *s != me).collect(),
         opener: Opener::Peer { server: me, incarnation },
+        gateway: Gateway::new(
+            Conns::new(context.clone(), poll.registry().try_clone()?, waker.clone(), GATEWAY_FIRST_CONN),
+            topology,
+            context.timeouts,
+            clock.now(),
+        ),
         conns: Conns::new(context, poll.registry().try_clone()?, waker, FIRST_CONN),
         shard,
         wal,
         clock,
         gates,
         turned_away: BTreeMap::new(),
-        heard: BTreeMap::new(),
+        doorman: Doorman::new(me, admin),
         retire_at: clock.now() + RETIRE_EVERY,
         control,
         status,
-        admin,
         failed: false,
         awaiting: Vec::new(),
         replays: Vec::new(),
@@ -182,6 +187,7 @@ impl<D: Disk> Node<D> {
                 match event.token() {
                     WAKER => {}
                     token @ (LISTENER | SECOND_LISTENER) => self.gates.knock(token, now),
+                    Token(token) if token >= GATEWAY_FIRST_CONN => self.gateway.wake(token),
                     Token(token) => self.conns.wake(token),
                 }
             }
@@ -197,6 +203,9 @@ impl<D: Disk> Node<D> {
             if self.failed {
                 inputs.clear();
             } else {
+                for token in self.gateway.turn(now, &mut self.conns) {
+                    self.conns.close(token, "it asked for that", &mut received);
+                }
                 self.turn(now, &mut inputs)?;
             }
             self.finish_turn(now)?;
@@ -207,13 +216,14 @@ impl<D: Disk> Node<D> {
     fn timeout(&self) -> Duration {
         let now = self.clock.now();
         let work = self.shard.has_backlog() || self.wal.has_work() || !self.lost.is_empty();
-        let backlog = !self.failed && work;
+        let backlog = !self.failed && (work || self.gateway.has_more());
         if backlog || !self.replays.is_empty() || self.conns.has_more() {
             return Duration::ZERO;
         }
         let shard = (!self.failed).then(|| self.shard.next_deadline());
         let redial = if self.failed { None } else { self.conns.redial_due(&self.peers) };
-        let deadline = [shard, redial, self.gates.due()].into_iter().flatten().min();
+        let gateway = if self.failed { None } else { self.gateway.next_deadline() };
+        let deadline = [shard, redial, gateway, self.gates.due()].into_iter().flatten().min();
         // Woken for anything else by the waker or a socket.
         deadline.map_or(Duration::from_secs(1), |d| until(now, d)).min(Duration::from_secs(1))
     }
@@ -255,6 +265,7 @@ impl<D: Disk> Node<D> {
             Received::Order(order) => return self.order(now, order, ReplyTo::Connection(token), inputs),
             Received::Closed => {
                 match role {
+                    Role::Resp => self.gateway.left(token),
                     Role::Client => inputs.push(Input::ClientGone(ClientId(token as u64))),
                     Role::Dialled(server) if !self.peers.contains(&server) => {
                         inputs.push(Input::Remote(txn::Input::Disconnected(server)));
@@ -277,7 +288,7 @@ impl<D: Disk> Node<D> {
             }
             Received::Peer(message) => {
                 let Role::Peer(from) = role else { return };
-                self.heard.entry(from).and_modify(|(_, at)| *at = now);
+                self.doorman.hears(from, now);
                 inputs.push(Input::Peer { from, message });
             }
             Received::Request(request) => {
@@ -287,46 +298,24 @@ impl<D: Disk> Node<D> {
                 let Role::Dialled(from) = role else { return };
                 inputs.push(Input::Remote(txn::Input::Response { from, response }));
             }
+            Received::Resp(_) if self.failed => {
+                return self.conns.close(token, "the cable is pulled", &mut Vec::new());
+            }
+            Received::Resp(request) => self.gateway.request(now, token, request, &self.shard),
             Received::Report(_) => return,
         }
         self.turn.messages_in += 1;
     }
 
     fn greet(&mut self, now: Time, token: usize, hello: Hello) {
-        let context = &self.conns.context;
-        let mut fits = hello.check(context.cluster_id, (&context.topology, &context.timeouts), self.me);
-        let (is_peer, door) = (matches!(hello.opener, Opener::Peer { .. }), self.conns.door(token));
-        match (is_peer, door) {
-            (true, Some(Door::Clients)) if fits.is_ok() => {
-                fits = Err("servers of its cluster are expected at its peer address".into());
+        let door = self.conns.door(token);
+        let role = match self.doorman.admit(now, &self.conns.context, door, &hello) {
+            Ok(role) => role,
+            Err(why) => {
+                log::warn!("{}: a connection is turned away: {why}", self.me);
+                self.conns.send(token, kind::REJECT, &format!("{} turned it away: {why}", self.me));
+                return self.conns.close(token, &why, &mut Vec::new());
             }
-            (false, Some(Door::Peers)) if fits.is_ok() => {
-                fits = Err("clients and operators are expected at its client address".into());
-            }
-            _ => {}
-        }
-        if let Opener::Peer { server, incarnation } = hello.opener
-            && fits.is_ok()
-        {
-            let twin = |(disk, at): &(u128, Time)| *disk != incarnation && now.since(*at) < TWIN_PATIENCE;
-            if self.heard.get(&server).is_some_and(twin) {
-                fits = Err(format!("another {server} runs, with another data directory"));
-            } else {
-                self.heard.insert(server, (incarnation, now));
-            }
-        }
-        if fits.is_ok() && matches!(hello.opener, Opener::Admin) && !self.admin {
-            fits = Err("orders over the wire are not allowed here (allow_admin in the configuration)".into());
-        }
-        if let Err(why) = fits {
-            log::warn!("{}: a connection is turned away: {why}", self.me);
-            self.conns.send(token, kind::REJECT, &format!("{} turned it away: {why}", self.me));
-            return self.conns.close(token, &why, &mut Vec::new());
-        }
-        let role = match hello.opener {
-            Opener::Peer { server, .. } => Role::Peer(server),
-            Opener::Client => Role::Client,
-            Opener::Admin => Role::Admin,
         };
         if self.failed && role != Role::Admin {
             return self.conns.close(token, "the cable is pulled", &mut Vec::new());
@@ -356,6 +345,7 @@ impl<D: Disk> Node<D> {
                     self.failed = true;
                     // The core hears of it when the cable is back: until then it stands still.
                     self.conns.close_all(&mut Vec::new());
+                    self.gateway.cut_off(now);
                     inputs.clear();
                 }
                 Report::Done
@@ -440,7 +430,7 @@ impl<D: Disk> Node<D> {
         turn.damage.extend(turn.lost.take());
         turn.damage.retain(|what| self.damage.len() < NAMED_AT_MOST && self.damage.insert(what.clone()));
         turn.damage.iter().for_each(|what| log::error!("{}: {what}", self.me));
-        let (bytes_in, bytes_out) = self.conns.bytes();
+        let ((bytes_in, bytes_out), (own_in, own_out)) = (self.conns.bytes(), self.gateway.bytes());
         let (replica, bank) = (self.shard.replica(), self.shard.bank());
         let role = match replica.standing(now) {
             _ if !replica.membership().votes() => StatusRole::Learner,
@@ -461,8 +451,8 @@ impl<D: Disk> Node<D> {
         let metrics = &mut status.metrics;
         metrics.messages_in += turn.messages_in;
         metrics.messages_out += turn.messages_out;
-        metrics.bytes_in = bytes_in;
-        metrics.bytes_out = bytes_out;
+        metrics.bytes_in = bytes_in + own_in;
+        metrics.bytes_out = bytes_out + own_out;
         metrics.dropped_messages = self.conns.dropped;
         metrics.wal_bytes += turn.wal_bytes;
         metrics.syncs = self.wal.disk().syncs();

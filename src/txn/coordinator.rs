@@ -35,6 +35,8 @@ pub struct Coordinator {
     pub(super) timeouts: Timeouts,
     pub(super) limits: Limits,
     pub(super) life: Life,
+    /// It asks servers for their leader only while it has something for them.
+    lazy: bool,
     pub(super) links: Vec<Link>,
     pub(super) groups: BTreeMap<u64, Group>,
     /// Valid transfers that have no sequence yet.
@@ -62,6 +64,7 @@ impl Coordinator {
             timeouts,
             limits: Limits::default(),
             life: Life::Unopened,
+            lazy: false,
             links,
             groups: BTreeMap::new(),
             waiting: Vec::new(),
@@ -81,7 +84,12 @@ impl Coordinator {
 
     /// The coordinator inside a server: it only recovers.
     pub fn recoverer(topology: Topology, timeouts: Timeouts, now: Time) -> Coordinator {
-        Coordinator { life: Life::Recoverer, ..Coordinator::new(topology, timeouts, now) }
+        Coordinator { life: Life::Recoverer, ..Coordinator::hosted(topology, timeouts, now) }
+    }
+
+    /// One that a server hosts for clients of its own, and that leaves the others in peace while there are none.
+    pub fn hosted(topology: Topology, timeouts: Timeouts, now: Time) -> Coordinator {
+        Coordinator { lazy: true, ..Coordinator::new(topology, timeouts, now) }
     }
 
     /// The same with other bounds than the usual ones.
@@ -106,7 +114,7 @@ impl Coordinator {
 
     /// Nobody waits for anything that this shard could answer.
     fn is_idle(&self, link: &Link) -> bool {
-        self.life == Life::Recoverer && link.units.is_empty()
+        self.lazy && link.units.is_empty() && self.waiting.is_empty()
     }
 
     /// The single entry point.
@@ -133,11 +141,22 @@ impl Coordinator {
                 Ok((from, to)) => {
                     let mut participants = vec![from.min(to), from.max(to)];
                     participants.dedup();
+                    if self.lazy {
+                        // Whichever shard answers first opens the session.
+                        let opens = self.session().is_none() && self.waiting.is_empty();
+                        let all =
+                            self.topology.shards().filter(|shard| opens || participants.contains(shard));
+                        all.for_each(|shard| self.search_if_idle(now, shard));
+                    }
                     self.waiting.push((tag, transfer, participants));
                 }
             },
             Op::Read(account) => match self.topology.shard_of(account) {
                 None => self.answer(tag, Outcome::Aborted(Reason::UnknownAccount), None, out),
+                Some(shard) if self.lazy && self.links[shard.index()].units.is_empty() => {
+                    self.search_if_idle(now, shard);
+                    self.add_unit(shard, Work::Read { tag, account });
+                }
                 Some(shard) if self.links[shard.index()].reach == Reach::NoQuorum => {
                     self.answer(tag, Outcome::Aborted(Reason::NoQuorum), None, out);
                 }

@@ -14,6 +14,7 @@ mod hostile;
 mod inspect;
 mod local;
 mod process;
+mod resp;
 mod restart;
 mod run;
 mod syncs;

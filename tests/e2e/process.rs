@@ -134,7 +134,12 @@ impl Processes {
         }
     }
 
-    fn leader(&self, servers: std::ops::RangeInclusive<usize>) -> usize {
+    /// Where clients find a server.
+    pub fn client_address(&self, server: usize) -> String {
+        self.config.context.addresses[&NodeId(server as u16)].client.to_string()
+    }
+
+    pub fn leader(&self, servers: std::ops::RangeInclusive<usize>) -> usize {
         let leads = |s: &usize| self.status(*s).is_some_and(|status| status.role == Role::Leader);
         eventually("a leader", || servers.clone().find(leads))
     }

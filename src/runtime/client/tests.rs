@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::bank::{BlockResult, Status};
-use crate::codec;
+use crate::codec::{self, kind};
 use crate::config::Topology;
 use crate::net::{Address, FrameReader, encode};
 use crate::txn::message::{Request, Response};
@@ -61,7 +61,8 @@ fn an_answer_that_arrives_with_the_end_of_its_connection_counts() {
     let (commands, orders) = unbounded();
     let (reports, news) = unbounded();
     let coordinator = Coordinator::new(TOPOLOGY, timeouts, clock.now());
-    let mut worker = Worker { conns, clock, coordinator, orders, reports, run: None, tag: 1 << 63 };
+    let mut worker =
+        Worker { outlet: Outlet { conns, coordinator }, clock, orders, reports, run: None, tag: 1 << 63 };
     let (mut events, mut received) = (Events::with_capacity(16), Vec::new());
 
     let accounts = vec![AccountId(1), AccountId(2)];

@@ -1,0 +1,294 @@
+//! What a server does for clients that speak RESP: it takes any request, whichever shards that is about, and sees it through as
+//! a client of the bank, under a session of its own.
+//!
+//! A connection is answered in the order of its requests, so replies wait for those in front of them. A request that is under
+//! way when its server dies is lost to its client, as is any that was answered *unknown*: without an id of its own, a repetition
+//! is another transfer.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::config::{Timeouts, Topology};
+use crate::resp::codec::Args;
+use crate::resp::{self, Command, Protocol, ProtocolError, Reply};
+use crate::runtime::conns::{Conns, Item};
+use crate::runtime::outlet::Outlet;
+use crate::shard::Shard;
+use crate::txn::{Coordinator, Input, Op, Outcome, Output};
+use crate::types::{Reason, Time};
+
+/// Transfers and reads under way for all connections together; more are answered with `BUSY`.
+const IN_FLIGHT: usize = 16 * 1024;
+
+/// One connection.
+#[derive(Default)]
+struct Guest {
+    protocol: Protocol,
+    name: String,
+    /// One for each request without a reply so far, the oldest first.
+    replies: VecDeque<Option<Reply>>,
+    /// How many requests were answered before these.
+    answered: u64,
+    /// After the last of these replies the connection is closed.
+    leaves: bool,
+}
+
+/// The coordinator that a server hosts, and those who use it.
+pub struct Gateway {
+    outlet: Outlet,
+    guests: HashMap<usize, Guest>,
+    /// Whose request has which tag: the connection, and the number of the request on it.
+    asked: HashMap<u64, (usize, u64)>,
+    next_tag: u64,
+    out: Output,
+    /// Connections that have something to be sent, or to be closed.
+    ready: Vec<usize>,
+}
+
+impl Gateway {
+    /// `conns` is for its own connections, of which it dials each; `now` is the beginning.
+    pub fn new(conns: Conns, topology: Topology, timeouts: Timeouts, now: Time) -> Gateway {
+        Gateway {
+            outlet: Outlet { conns, coordinator: Coordinator::hosted(topology, timeouts, now) },
+            guests: HashMap::new(),
+            asked: HashMap::new(),
+            next_tag: 1,
+            out: Output::default(),
+            ready: Vec::new(),
+        }
+    }
+
+    /// An event arrived for one of its own connections.
+    pub fn wake(&mut self, token: usize) {
+        self.outlet.conns.wake(token);
+    }
+
+    /// Whether it has something to do without waiting for an event.
+    pub fn has_more(&self) -> bool {
+        self.outlet.conns.has_more() || !self.ready.is_empty() || !self.out.answers.is_empty()
+    }
+
+    /// When a turn is wanted even if nothing arrives.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.outlet.coordinator.next_deadline()
+    }
+
+    /// Bytes received and sent on its own connections.
+    pub fn bytes(&self) -> (u64, u64) {
+        self.outlet.conns.bytes()
+    }
+
+    /// A connection is gone; what it asked for goes on.
+    pub fn left(&mut self, token: usize) {
+        self.guests.remove(&token);
+    }
+
+    /// Its server is cut off: nobody is served any more, and nothing it asked for is answered.
+    pub fn cut_off(&mut self, now: Time) {
+        self.guests.clear();
+        let mut closed = Vec::new();
+        self.outlet.conns.close_all(&mut closed);
+        for item in closed {
+            self.outlet.take(now, item, &mut self.out);
+        }
+    }
+
+    /// A request came, or what is none.
+    pub fn request(&mut self, now: Time, token: usize, request: Result<Args, ProtocolError>, shard: &Shard) {
+        let guest = self.guests.entry(token).or_default();
+        if guest.leaves {
+            return;
+        }
+        let number = guest.answered + guest.replies.len() as u64;
+        guest.replies.push_back(None);
+        self.ready.push(token);
+        let reply = match request.map(|args| resp::parse(&args)) {
+            Err(e) => {
+                guest.leaves = true;
+                Some(e.into())
+            }
+            Ok(Err(wrong)) => Some(wrong),
+            Ok(Ok(Command::Transfer { transfer, id: None })) => {
+                self.submit(now, (token, number), Op::Transfer(transfer))
+            }
+            Ok(Ok(Command::Balance { account, local: false })) => {
+                self.submit(now, (token, number), Op::Read(account))
+            }
+            Ok(Ok(Command::Balance { account, local: true })) => Some(local_balance(account, shard)),
+            Ok(Ok(command)) => Some(guest.obey(token, command, shard)),
+        };
+        if let Some(reply) = reply {
+            self.answer(token, number, reply);
+        }
+    }
+
+    /// Gives it to the coordinator, or says why not.
+    fn submit(&mut self, now: Time, asker: (usize, u64), op: Op) -> Option<Reply> {
+        if self.asked.len() >= IN_FLIGHT {
+            return Some(resp::outcome::overloaded());
+        }
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.asked.insert(tag, asker);
+        self.outlet.coordinator.step(now, Input::Submit { tag, op }, &mut self.out);
+        None
+    }
+
+    fn answer(&mut self, token: usize, number: u64, reply: Reply) {
+        let Some(guest) = self.guests.get_mut(&token) else { return };
+        let place = number.checked_sub(guest.answered).and_then(|n| guest.replies.get_mut(n as usize));
+        if let Some(place) = place {
+            *place = Some(reply);
+            self.ready.push(token);
+        }
+    }
+
+    /// Reads what servers answered, acts on it, and hands replies to `conns`, where the clients' connections are. Returns the
+    /// connections that are to be closed once that has left.
+    pub fn turn(&mut self, now: Time, conns: &mut Conns) -> Vec<usize> {
+        let mut received: Vec<Item> = Vec::new();
+        self.outlet.conns.dial_resolved(now);
+        self.outlet.conns.receive(&mut received);
+        for item in received.drain(..) {
+            if let Some(why) = self.outlet.take(now, item, &mut self.out) {
+                log::error!("gateway: {why}");
+            }
+        }
+        loop {
+            let answers = self.outlet.end_turn(now, &mut self.out);
+            if answers.is_empty() && self.out.answers.is_empty() {
+                break;
+            }
+            for answer in answers {
+                // A second answer tells how what was unknown has ended; the client has its reply.
+                let Some((token, number)) = self.asked.remove(&answer.tag) else { continue };
+                self.answer(token, number, reply_to(answer.outcome));
+            }
+        }
+        self.outlet.conns.flush(&mut received);
+        for item in received {
+            self.outlet.take(now, item, &mut self.out);
+        }
+        self.release(conns)
+    }
+
+    /// Sends every reply that has none missing in front of it.
+    fn release(&mut self, conns: &mut Conns) -> Vec<usize> {
+        let mut leaving = Vec::new();
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.sort_unstable();
+        ready.dedup();
+        for token in ready {
+            let Some(guest) = self.guests.get_mut(&token) else { continue };
+            let (mut bytes, mut count) = (Vec::new(), 0);
+            while let Some(Some(reply)) = guest.replies.front() {
+                reply.encode(guest.protocol, &mut bytes);
+                guest.replies.pop_front();
+                count += 1;
+            }
+            guest.answered += count as u64;
+            if count > 0 {
+                conns.reply(token, count, &bytes);
+            }
+            if guest.leaves && guest.replies.is_empty() {
+                self.guests.remove(&token);
+                leaving.push(token);
+            }
+        }
+        leaving
+    }
+}
+
+fn local_balance(account: crate::types::AccountId, shard: &Shard) -> Reply {
+    match shard.bank().balance(account) {
+        Some(balance) => Reply::Integer(i64::try_from(balance).unwrap_or(i64::MAX)),
+        None => match shard.topology().shard_of(account) {
+            None => resp::outcome::refused(Reason::UnknownAccount),
+            Some(other) => Reply::Error(format!(
+                "ERR account {account} is not on this server but on those of cluster C{}; ask one of them, or leave LOCAL out",
+                other.0
+            )),
+        },
+    }
+}
+
+/// What a client hears of the outcome of a transfer or read.
+fn reply_to(outcome: Outcome) -> Reply {
+    match outcome {
+        Outcome::Committed | Outcome::Confirmed(_) | Outcome::Settled => Reply::OK,
+        Outcome::Balance(balance) => Reply::Integer(i64::try_from(balance).unwrap_or(i64::MAX)),
+        Outcome::Aborted(reason) => resp::outcome::refused(reason),
+        Outcome::Unknown => Reply::Error(
+            "UNKNOWN it may or may not take effect; look at the balances before you send it again".into(),
+        ),
+    }
+}
+
+impl Guest {
+    /// What needs nobody else.
+    fn obey(&mut self, token: usize, command: Command, shard: &Shard) -> Reply {
+        let bulk = |text: &str| Reply::Bulk(text.as_bytes().to_vec());
+        match command {
+            Command::Ping(None) => Reply::Simple("PONG".into()),
+            Command::Ping(Some(message)) | Command::Echo(message) => Reply::Bulk(message),
+            Command::Select | Command::Client(resp::Client::SetInfo) => Reply::OK,
+            Command::Quit => {
+                self.leaves = true;
+                Reply::OK
+            }
+            Command::Hello { protocol, auth, name } => {
+                if auth {
+                    return Reply::Error("ERR there are no users and passwords here; leave AUTH out".into());
+                }
+                self.protocol = protocol.unwrap_or(self.protocol);
+                self.name = name.unwrap_or_else(|| std::mem::take(&mut self.name));
+                let proto = if self.protocol == Protocol::Resp3 { 3 } else { 2 };
+                let role = if shard.replica().is_leader() { "master" } else { "replica" };
+                Reply::Map(vec![
+                    (bulk("server"), bulk("shardpaxosbank")),
+                    (bulk("version"), bulk(env!("CARGO_PKG_VERSION"))),
+                    (bulk("proto"), Reply::Integer(proto)),
+                    (bulk("id"), Reply::Integer(token as i64)),
+                    (bulk("mode"), bulk("standalone")),
+                    (bulk("role"), bulk(role)),
+                    (bulk("modules"), Reply::Array(Vec::new())),
+                ])
+            }
+            Command::Client(resp::Client::Id) => Reply::Integer(token as i64),
+            Command::Client(resp::Client::GetName) if self.name.is_empty() => Reply::Null,
+            Command::Client(resp::Client::GetName) => bulk(&self.name),
+            Command::Client(resp::Client::SetName(name)) => {
+                self.name = name;
+                Reply::OK
+            }
+            // Tools ask for what they cannot do without, and are content with nothing.
+            Command::ConfigGet(name) => Reply::Map(vec![(bulk(&name), bulk(""))]),
+            Command::Command(Some(what)) if what == "count" => Reply::Integer(0),
+            Command::Command(Some(what)) if what == "docs" => Reply::Map(Vec::new()),
+            Command::Command(_) => Reply::Array(Vec::new()),
+            Command::Info(_) => Reply::Bulk(info(shard).into_bytes()),
+            Command::Session | Command::Txn(_) | Command::Transfer { .. } | Command::Balance { .. } => {
+                Reply::Error("ERR sessions and ids are not served on this port yet; leave the ID out".into())
+            }
+        }
+    }
+}
+
+fn info(shard: &Shard) -> String {
+    let (replica, bank, topology) = (shard.replica(), shard.bank(), shard.topology());
+    format!(
+        "# Server\r\nshardpaxosbank_version:{}\r\nserver:{}\r\ncluster:C{}\r\nclusters:{}\r\nservers_per_cluster:{}\r\n\
+         accounts:{}\r\n# Replication\r\nrole:{}\r\nballot:{}\r\ndecided:{}\r\napplied:{}\r\ndigest:{:016x}\r\nin_doubt:{}\r\n",
+        env!("CARGO_PKG_VERSION"),
+        shard.id(),
+        shard.shard().0,
+        topology.clusters,
+        topology.servers_per_cluster,
+        topology.accounts,
+        if replica.is_leader() { "leader" } else { "follower" },
+        replica.promised(),
+        replica.decided(),
+        bank.applied(),
+        bank.digest(),
+        bank.holds().len()
+    )
+}
