@@ -47,7 +47,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "runtime",
         &[
             "types", "config", "codec", "paxos", "bank", "txn", "shard", "storage", "net", "drive", "audit",
-            "backup", "testset", "workload", "metrics", "report",
+            "backup", "testset", "workload", "metrics", "report", "resp",
         ],
     ),
 ];
