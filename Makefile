@@ -21,7 +21,7 @@ MUTATION_DIR := target/mutants-out
 SHARD        ?=
 SIM_SEEDS    ?= 150
 
-.PHONY: help run test check sim soak kills power model mutants mutation mutation-report bench perf clean-perf
+.PHONY: help run test check sim soak kills power model mutants mutation mutation-report bench deploy perf clean-perf
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo 'make mutation SHARD=k/n   cargo-mutants on the k-th of n samples of all mutants   SIM_SEEDS=$(SIM_SEEDS)'
 	@echo 'make mutation-report      what became of the mutants of the finished samples, by module'
 	@echo 'make bench    how fast a server starts, and what it holds over 50 million transfers'
+	@echo 'make deploy   linters over data/deploy: systemd unit, Dockerfile, Compose, Kubernetes'
 	@echo 'make perf     where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
 
 run:
@@ -52,6 +53,9 @@ model:
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+
+deploy:
+	data/deploy/check.sh
 
 bench:
 	$(CARGO) bench --bench restart

@@ -191,10 +191,11 @@ struct Init {
     /// Units with which every account is opened.
     #[arg(long, default_value_t = Topology::default().initial_balance)]
     balance: u64,
-    /// A host for the servers; given several times, the servers of each cluster are on them in turns.
+    /// A host for the servers; given several times, the servers of each cluster are on them in turns, and given as often as
+    /// there are servers, each has its own.
     #[arg(long = "host", value_name = "HOST", default_value = "127.0.0.1")]
     hosts: Vec<String>,
-    /// Server S1 has this port and one more, its clients 100 above, its HTTP pages 200 above, and so on.
+    /// The first server on a host has this port and one more, 100 above for clients, 200 above for its HTTP pages, and so on.
     #[arg(long, default_value_t = 7000)]
     base_port: u16,
     /// Write the configuration only; the directories are made elsewhere, by `bank node --format`.

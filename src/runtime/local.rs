@@ -1,5 +1,6 @@
 //! `bank init`, `bank up` and `bank down`: a whole bank as processes of this machine, from one configuration.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -27,7 +28,7 @@ const LOOK_AFTER: Duration = Duration::from_millis(50);
 pub struct InitArgs {
     pub dir: PathBuf,
     pub topology: Topology,
-    /// The hosts of the servers of each cluster, in turns.
+    /// A host for each server; or fewer, on which the servers of each cluster are in turns.
     pub hosts: Vec<String>,
     pub base_port: u16,
     /// Write the configuration only: the directories belong on other machines.
@@ -102,10 +103,15 @@ fn example(args: &InitArgs, cluster_id: u128) -> Result<String, String> {
         lines.push(format!("{key} = {value}  {comment}").trim_end().to_string());
     }
     lines.push("[servers]".into());
+    let mut on_host: BTreeMap<&str, u32> = BTreeMap::new();
     for server in args.topology.servers() {
-        let place = server.index() % usize::from(servers_per_cluster) % args.hosts.len().max(1);
+        let one_each = args.hosts.len() == args.topology.server_count();
+        let turn = if one_each { server.index() } else { server.index() % usize::from(servers_per_cluster) };
+        let place = turn % args.hosts.len().max(1);
         let host = args.hosts.get(place).map_or("127.0.0.1", String::as_str);
-        let port = |kind: u32| u32::from(args.base_port) + kind * stride + u32::from(server.0);
+        // Whoever has a host of its own has the same ports as any other such server.
+        let number = on_host.entry(host).and_modify(|n| *n += 1).or_insert(1);
+        let port = |kind: u32| u32::from(args.base_port) + kind * stride + *number;
         let [peer, client, admin] = [0, 1, 2].map(|kind| format!("\"{host}:{}\"", port(kind)));
         lines.push(format!("{server} = {{ peer = {peer}, client = {client}, admin = {admin} }}"));
     }

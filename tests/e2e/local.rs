@@ -2,21 +2,24 @@
 
 use std::net::TcpListener;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::common::{bank, data, put, run, temp};
 
 /// A base port such that the ports of three servers are free, and below those that the system gives out.
 fn base_port() -> u16 {
+    // Tests of one process take turns, and each has ports of its own.
+    static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+    let mut taken = TAKEN.lock();
     let first = (std::process::id() % 90) as u16 * 100;
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let wanted = |base: u16| (1..=3).flat_map(move |server| [0, 100, 200].map(|kind| base + kind + server));
-    (first..9_000)
-        .step_by(300)
-        .chain((0..first).step_by(300))
-        .map(|offset| 10_000 + offset)
-        .find(|base| wanted(*base).all(is_free))
-        .expect("nine free ports")
+    let all = (first..9_000).step_by(300).chain((0..first).step_by(300)).map(|offset| 10_000 + offset);
+    let mut free = all.filter(|base| wanted(*base).all(is_free));
+    let base = free.find(|base| !taken.contains(base)).expect("nine free ports");
+    taken.push(base);
+    base
 }
 
 /// Stops what a failed test leaves behind.
@@ -96,8 +99,14 @@ fn what_cannot_be_made_is_refused_by_name() {
     let several = ["init", &place, "--host", "a.example", "--host", "b.example", "--config-only"];
     run(&several).with_code(0);
     let text = std::fs::read_to_string(format!("{place}/cluster.toml")).expect("the configuration");
-    assert!(text.contains("S3 = { peer = \"a.example:7003\", client = \"a.example:7103\""), "{text}");
-    assert!(text.contains("S5 = { peer = \"b.example:7005\""), "{text}");
+    assert!(text.contains("S3 = { peer = \"a.example:7002\", client = \"a.example:7102\""), "{text}");
+    assert!(text.contains("S5 = { peer = \"b.example:7002\""), "{text}");
+    std::fs::remove_dir_all(&place).expect("it was made");
+    let own =
+        ["init", &place, "--clusters", "1", "--host", "a", "--host", "b", "--host", "c", "--config-only"];
+    run(&own).with_code(0);
+    let text = std::fs::read_to_string(format!("{place}/cluster.toml")).expect("the configuration");
+    assert!(text.contains("S3 = { peer = \"c:7001\", client = \"c:7101\", admin = \"c:7201\""), "{text}");
     let example = std::fs::read_to_string(data("cluster.toml")).expect("the example");
     assert!(example.contains("[servers]"));
 }

@@ -129,8 +129,8 @@ try() {
 # A copy with times of its own: what an interrupted run left there is not taken for up to date.
 rm -rf "$tree"
 mkdir -p "$tree"
-cp -R Cargo.toml Cargo.lock src bin benches "$tree"
-[ "$with" = sim ] || cp -R data tests "$tree"
+cp -R Cargo.toml Cargo.lock src bin benches data "$tree"
+[ "$with" = sim ] || cp -R tests "$tree"
 
 patches=()
 if [ ${#names[@]} -gt 0 ]; then
