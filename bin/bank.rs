@@ -10,7 +10,9 @@ use shardpaxosbank::runtime::inspect::{self, Look};
 use shardpaxosbank::runtime::local::{self, InitArgs};
 use shardpaxosbank::runtime::runner::Options;
 use shardpaxosbank::runtime::session::{self, Exit, NodeArgs, RunArgs};
+use shardpaxosbank::runtime::teller;
 use shardpaxosbank::soak::{self, SimArgs};
+use shardpaxosbank::types::{AccountId, Transfer};
 
 /// A fault-tolerant, sharded bank: Multi-Paxos per shard, two-phase commit across shards.
 #[derive(Parser)]
@@ -32,6 +34,14 @@ enum Command {
     Up(Local),
     /// Stop the servers that `bank up` started.
     Down(Local),
+    /// Use a bank whose servers run elsewhere.
+    Client {
+        /// The bank's configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        #[command(subcommand)]
+        wish: Wish,
+    },
     /// Look into the write-ahead log of a data directory, whether its server runs or not; nothing is changed.
     #[command(subcommand)]
     Wal(WalCommand),
@@ -203,6 +213,46 @@ struct Init {
     config_only: bool,
 }
 
+#[derive(Subcommand)]
+enum Wish {
+    /// Move money. Exit code 0: committed; 1: aborted, with the reason; 3: it may or may not take effect.
+    Transfer {
+        from: u64,
+        to: u64,
+        #[arg(allow_negative_numbers = true)]
+        amount: i64,
+    },
+    /// Print the balance of an account.
+    Balance {
+        account: u64,
+        /// Whether it must be the newest one, or what each server has applied will do.
+        #[arg(long, value_enum, default_value_t = Consistency::Linearizable)]
+        consistency: Consistency,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Consistency {
+    Linearizable,
+    Local,
+}
+
+impl Wish {
+    fn wish(self) -> teller::Wish {
+        match self {
+            Wish::Transfer { from, to, amount } => {
+                teller::Wish::Transfer(Transfer { from: AccountId(from), to: AccountId(to), amount })
+            }
+            Wish::Balance { account, consistency: Consistency::Linearizable } => {
+                teller::Wish::Balance(AccountId(account))
+            }
+            Wish::Balance { account, consistency: Consistency::Local } => {
+                teller::Wish::LocalBalances(AccountId(account))
+            }
+        }
+    }
+}
+
 #[derive(Args)]
 struct Local {
     /// The bank's configuration file.
@@ -335,6 +385,7 @@ fn main() -> ExitCode {
             let Init { dir, hosts, base_port, config_only, .. } = init;
             say(local::init(&InitArgs { dir, topology, hosts, base_port, config_only }), Exit::Usage)
         }
+        Command::Client { config, wish } => teller::client(&config, &wish.wish()),
         Command::Up(Local { config, data_dir }) => say(local::up(&config, data_dir), Exit::Failure),
         Command::Down(Local { config, data_dir }) => say(local::down(&config, data_dir), Exit::Failure),
         Command::Wal(WalCommand::Verify { dir }) => inspect::command(&dir, &Look::Verify),

@@ -54,6 +54,8 @@ pub enum News {
     },
     RowsDone(Box<Segment>),
     Op(Outcome),
+    /// A server turned this client away: another bank, or another configuration.
+    TurnedAway(String),
     /// A transfer that was unknown has its outcome after all.
     Resolved {
         tag: u64,
@@ -159,7 +161,7 @@ impl Worker {
         self.outlet.conns.receive(received);
         for item in std::mem::take(received) {
             if let Some(why) = self.outlet.take(now, item, &mut out) {
-                log::error!("coordinator: {why}");
+                self.tell(News::TurnedAway(why));
             }
         }
         if !self.obey(now, &mut out) {

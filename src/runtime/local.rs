@@ -207,6 +207,7 @@ fn wait_for_leaders(
                 }
                 client.send(client::Command::Op(Op::Confirm { anew: true }));
             }
+            Ok(News::TurnedAway(why)) => return Err(why),
             Ok(_) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err("the coordinator has stopped".into()),
         }

@@ -25,3 +25,4 @@ pub mod outlet;
 pub mod runner;
 pub mod session;
 pub mod status;
+pub mod teller;

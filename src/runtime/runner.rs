@@ -238,7 +238,7 @@ impl Runner {
                     bar.inc(1);
                 }
                 News::RowsDone(segment) => return Ok(*segment),
-                News::Op(_) => {}
+                News::Op(_) | News::TurnedAway(_) => {}
                 News::Resolved { tag, outcome } => self.resolve(tag, outcome),
             }
         }
@@ -260,9 +260,11 @@ impl Runner {
 
     fn news(&self) -> Result<News, Stop> {
         select! {
-            recv(self.client.news) -> news => {
-                news.map_err(|_| Stop::Failed("the coordinator has stopped; see the log above".into()))
-            }
+            recv(self.client.news) -> news => match news {
+                Ok(News::TurnedAway(why)) => Err(Stop::Failed(why)),
+                Ok(news) => Ok(news),
+                Err(_) => Err(Stop::Failed("the coordinator has stopped; see the log above".into())),
+            },
             recv(self.interrupt) -> _ => Err(Stop::Interrupted),
             recv(after(PATIENCE)) -> _ => {
                 Err(Stop::Failed(format!("nothing happened for {} s; giving up", PATIENCE.as_secs())))
@@ -276,7 +278,7 @@ impl Runner {
             match self.news()? {
                 News::Op(outcome) => return Ok(outcome),
                 News::Resolved { tag, outcome } => self.resolve(tag, outcome),
-                News::Row { .. } | News::RowsDone(_) => {}
+                News::Row { .. } | News::RowsDone(_) | News::TurnedAway(_) => {}
             }
         }
     }

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use crate::common::{bank, data, put, run, temp};
+use crate::common::{bank, data, eventually, put, run, temp};
 
 /// A base port such that the ports of three servers are free, and below those that the system gives out.
 fn base_port() -> u16 {
@@ -59,6 +59,20 @@ fn a_bank_of_processes_is_made_started_used_and_stopped() {
         assert_eq!(rows[1]["balance"], expected, "{rows:?}");
     };
     balance(13);
+    let client = |arguments: &[&str]| run(&[&["client", "--config", &config], arguments].concat());
+    assert_eq!(client(&["transfer", "2", "3", "1"]).with_code(0).out, "committed\n");
+    assert_eq!(client(&["balance", "2"]).with_code(0).out, "12\n");
+    assert_eq!(client(&["transfer", "2", "3", "1000"]).with_code(1).err, "aborted: insufficient-balance\n");
+    assert_eq!(client(&["transfer", "2", "3", "-1"]).with_code(1).err, "aborted: invalid-amount\n");
+    assert_eq!(client(&["transfer", "3", "2", "1"]).with_code(0).out, "committed\n");
+    eventually("every server has applied it", || {
+        (client(&["balance", "2", "--consistency", "local"]).with_code(0).out == "S1  13\nS2  13\nS3  13\n")
+            .then_some(())
+    });
+    let hasty = text.replace("election_timeout_ms = 300", "election_timeout_ms = 301");
+    let other = put(dir.path(), "other.toml", &hasty);
+    let said = run(&["client", "--config", &other, "balance", "2"]).with_code(2).err;
+    assert!(said.contains("election_timeout_ms is 301, here it is 300"), "{said}");
     let said = run(&["down", "--config", &config]).with_code(0).out;
     assert_eq!(said.trim(), "3 servers have stopped");
     assert_eq!(run(&["down", "--config", &config]).with_code(0).out.trim(), "0 servers have stopped");
