@@ -489,6 +489,7 @@ impl Shard {
             return;
         }
         let mut effects = Effects::default();
+        let (mut committed, mut aborted) = (0, Vec::new());
         while self.bank.applied() < self.replica.decided() {
             let slot = self.bank.applied().next();
             let (_, value) = self.replica.entry(slot).expect("P2: a decided slot has its value in the log");
@@ -497,6 +498,8 @@ impl Shard {
             self.comparison.applied(slot, self.bank.digest());
             self.cuts.applied(&self.bank, &value);
             self.history.applied(slot, &effects.history);
+            committed += effects.committed.len() as u64;
+            aborted.append(&mut effects.aborted);
             if self.leading.is_some() {
                 for id in std::mem::take(&mut effects.prepared) {
                     self.arm(now, id);
@@ -522,6 +525,9 @@ impl Shard {
                 self.reply(now, client, response, out);
             }
             out.events.push(Event::Led { slot, transactions, latency: now.since(batch.proposed) });
+        }
+        if committed > 0 || !aborted.is_empty() {
+            out.events.push(Event::Applied { committed, aborted });
         }
         self.replica.trim();
     }

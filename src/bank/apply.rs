@@ -43,6 +43,8 @@ pub struct Effects {
     pub prepared: Vec<TxnId>,
     /// Transactions that are in doubt no longer.
     pub settled: Vec<TxnId>,
+    /// Why transactions aborted here, one entry for each: what this shard said, or `None` where another one said NO.
+    pub aborted: Vec<Option<Reason>>,
     /// Sessions of this shard that were opened, or used.
     pub used: Vec<Session>,
     /// An open found no room.
@@ -58,6 +60,7 @@ impl Effects {
         self.history.clear();
         self.prepared.clear();
         self.settled.clear();
+        self.aborted.clear();
         self.used.clear();
         self.crowded = false;
     }
@@ -333,7 +336,7 @@ impl Bank {
             }
             Command::Fence { range } => {
                 for seq in range.seqs() {
-                    statuses.push(self.fence(TxnId { session: range.session, seq }));
+                    statuses.push(self.fence(TxnId { session: range.session, seq }, effects));
                 }
                 Status::Yes
             }
@@ -360,8 +363,9 @@ impl Bank {
         history::put(&mut effects.history, &command, &effects.committed[committed..]);
     }
 
-    fn abort(&mut self, id: TxnId, reason: Reason) -> Status {
+    fn abort(&mut self, id: TxnId, reason: Reason, effects: &mut Effects) -> Status {
         self.record(id, Register::No(reason));
+        effects.aborted.push(Some(reason));
         Status::Aborted(reason)
     }
 
@@ -375,7 +379,7 @@ impl Bank {
                 effects.committed.push(Committed { slot, id, transfer });
                 Status::Committed
             }
-            Err(reason) => self.abort(id, reason),
+            Err(reason) => self.abort(id, reason, effects),
         }
     }
 
@@ -415,7 +419,7 @@ impl Bank {
                 effects.prepared.push(id);
                 Status::Yes
             }
-            Err(reason) => self.abort(id, reason),
+            Err(reason) => self.abort(id, reason, effects),
         }
     }
 
@@ -445,10 +449,14 @@ impl Bank {
         match (self.recorded(id, false), commit) {
             (None, false) => {
                 self.record(id, Register::No(Reason::NoQuorum));
+                effects.aborted.push(None);
                 Status::Done
             }
             (Some(Status::Yes), _) => {
                 self.settle(slot, id, commit, effects);
+                if !commit {
+                    effects.aborted.push(None);
+                }
                 Status::Done
             }
             (Some(Status::YesCommitted), true)
@@ -481,10 +489,10 @@ impl Bank {
         effects.settled.push(id);
     }
 
-    fn fence(&mut self, id: TxnId) -> Status {
+    fn fence(&mut self, id: TxnId, effects: &mut Effects) -> Status {
         match self.recorded(id, false) {
             Some(status) => status,
-            None => self.abort(id, Reason::NoQuorum),
+            None => self.abort(id, Reason::NoQuorum, effects),
         }
     }
 

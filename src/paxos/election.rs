@@ -42,6 +42,20 @@ impl Replica {
         }
     }
 
+    /// Until when what this server has heard shows that its cluster is led, an election time-out long: of a leader, that a
+    /// majority confirms its ballot, in which all is decided that phase 1 brought up; of a follower, that its leader is
+    /// there. `None` if nothing shows it.
+    pub fn led_until(&self, now: Time) -> Option<Time> {
+        let heard = match &self.role {
+            Role::Leader(leader) if self.confirmed_round() > 0 && self.phase1_decided() => {
+                leader.majority_heard(self.me, self.majority(), now)
+            }
+            Role::Follower if self.leader.is_some() => self.leader_heard,
+            _ => return None,
+        };
+        Some(heard + self.timeouts.election())
+    }
+
     pub(super) fn begin_pre_vote(&mut self, now: Time, out: &mut Output) {
         self.report_loss(out);
         self.attempt += 1;

@@ -80,6 +80,11 @@ impl Leader {
         self.progress.iter().filter(|entry| hears(*entry)).count() >= majority
     }
 
+    /// The latest time at or after which a majority, this server included, was heard.
+    pub fn majority_heard(&self, me: NodeId, majority: usize, now: Time) -> Time {
+        nth_highest(self.progress.iter().map(|(id, p)| if *id == me { now } else { p.heard }), majority)
+    }
+
     /// S2: whether some server may have forgotten votes of this ballot, while a majority with this server is certain not to
     /// have forgotten any: phase 1 of a new ballot ends that.
     pub fn should_renew(&self, me: NodeId, majority: usize, now: Time, timeout: Duration) -> bool {
@@ -134,11 +139,10 @@ mod tests {
         let view = |others| {
             let leader = leader(others, now);
             let position = leader.majority_position(majority).0;
-            (
-                position,
-                leader.confirmed_round(me, majority),
-                leader.hears_majority(me, majority, now, timeout),
-            )
+            let hears = leader.hears_majority(me, majority, now, timeout);
+            let heard = leader.majority_heard(me, majority, now);
+            assert_eq!(hears, now.since(heard) < timeout, "{heard:?}");
+            (position, leader.confirmed_round(me, majority), hears)
         };
         // Its own position counts like the others', its own echo and voice are implied.
         assert_eq!(view([(4, 5, 0), (2, 3, 299), (0, 0, 999), (0, 0, 999)]), (2, 3, true));

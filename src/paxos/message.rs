@@ -47,6 +47,15 @@ impl Message {
         }
     }
 
+    /// What a leader says with it of how far it has decided.
+    pub fn decided(&self) -> Option<Slot> {
+        match self {
+            Message::Accept(m) => Some(m.decided),
+            Message::Heartbeat(m) => Some(m.decided),
+            _ => None,
+        }
+    }
+
     /// Which life of the sender's disk a message speaks of that counts towards a majority.
     pub fn vouched_by(&self) -> Option<Incarnation> {
         match self {

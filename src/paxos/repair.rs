@@ -137,6 +137,11 @@ impl Replica {
         self.repair.is_some()
     }
 
+    /// Whether its votes do not count, or not all of them, until that is made good (S2).
+    pub fn lacks_votes(&self) -> bool {
+        self.doubts() != Doubts::None
+    }
+
     /// Whether this server knows how it voted for a slot, and that this was all.
     pub fn vouches(&self, slot: Slot) -> bool {
         self.repair.is_none() || slot <= self.log.last()

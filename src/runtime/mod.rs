@@ -3,7 +3,7 @@
 //! Each server is one OS thread with its own mio event loop, listener, data directory and log ([`node`]); they share
 //! nothing and talk over TCP only, so the same code runs as nine threads ([`cluster`]) or as nine processes. The
 //! coordinator is one more such thread ([`client`]). [`runner`] runs set files on either, [`session`] is the loop
-//! around it with tables and prompt.
+//! around it with tables and prompt. [`http`] shows one server to whoever watches over it.
 //!
 //! Deliberately absent: protocol decisions. What a message means is decided in [`crate::shard`] and [`crate::txn`].
 
@@ -17,6 +17,7 @@ pub mod conns;
 pub mod doorman;
 pub mod gates;
 pub mod gateway;
+pub mod http;
 pub mod inspect;
 pub mod local;
 pub mod node;
@@ -26,3 +27,4 @@ pub mod runner;
 pub mod session;
 pub mod status;
 pub mod teller;
+pub mod turn;

@@ -17,8 +17,7 @@ use parking_lot::Mutex;
 use crate::audit::{Listing, Replay};
 use crate::codec::{Hello, Opener, kind};
 use crate::drive::{self, Ports};
-use crate::paxos::{self, Message, Standing};
-use crate::report::Role as StatusRole;
+use crate::paxos::{self, Message};
 use crate::runtime::clock::{Clock, until, uptime};
 use crate::runtime::conns::{Conns, Context, Door, Item, Received, Role};
 use crate::runtime::doorman::Doorman;
@@ -26,6 +25,7 @@ use crate::runtime::gates::Gates;
 use crate::runtime::gateway::Gateway;
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::{Status, Won, lost};
+use crate::runtime::turn::{Around, TurnLog};
 use crate::shard::{self, Input, Shard};
 use crate::storage::{CommitStats, Disk, Wal};
 use crate::txn::{self, message};
@@ -104,24 +104,12 @@ struct Node<D: Disk> {
     awaiting: Vec<(Slot, ReplyTo)>,
     replays: Vec<(Replay, Listing, ReplyTo)>,
     turn: TurnLog,
+    /// The highest slot up to which a leader said that all is decided.
+    told: Slot,
     /// What was found damaged since it started.
     damage: BTreeSet<String>,
     /// Servers of other clusters that a request could not be sent to; the core hears of it in the next turn.
     lost: Vec<NodeId>,
-}
-
-/// What one turn adds to the published status.
-#[derive(Default)]
-struct TurnLog {
-    messages_in: u64,
-    messages_out: u64,
-    led: Vec<(u64, Duration)>,
-    commits: Vec<Duration>,
-    damage: Vec<String>,
-    /// What stops the cluster (S2).
-    lost: Option<String>,
-    wal_bytes: u64,
-    won: Vec<Won>,
 }
 
 /// Runs a server until it is stopped. An error means that it stopped for good: its disk failed, or its state differs
@@ -156,13 +144,17 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
         awaiting: Vec::new(),
         replays: Vec::new(),
         turn: TurnLog::default(),
+        told: Slot::ZERO,
         damage: BTreeSet::new(),
         lost: Vec::new(),
     };
     let result = node.run(&mut poll);
     if let Err(e) = &result {
         match drive::divergence(e) {
-            Some(divergence) => log::error!("{me} stops for good: {divergence}"),
+            Some(divergence) => {
+                log::error!("{me} stops for good: {divergence}");
+                node.status.lock().metrics.counts.digest_mismatches += 1;
+            }
             None => log::error!("{me} stops for good, its disk failed: {e}"),
         }
         node.status.lock().stopped = Some(e.to_string());
@@ -289,6 +281,7 @@ impl<D: Disk> Node<D> {
             Received::Peer(message) => {
                 let Role::Peer(from) = role else { return };
                 self.doorman.hears(from, now);
+                self.told = message.decided().map_or(self.told, |decided| decided.max(self.told));
                 inputs.push(Input::Peer { from, message });
             }
             Received::Request(request) => {
@@ -431,36 +424,14 @@ impl<D: Disk> Node<D> {
         turn.damage.retain(|what| self.damage.len() < NAMED_AT_MOST && self.damage.insert(what.clone()));
         turn.damage.iter().for_each(|what| log::error!("{}: {what}", self.me));
         let ((bytes_in, bytes_out), (own_in, own_out)) = (self.conns.bytes(), self.gateway.bytes());
-        let (replica, bank) = (self.shard.replica(), self.shard.bank());
-        let role = match replica.standing(now) {
-            _ if !replica.membership().votes() => StatusRole::Learner,
-            Standing::Leading => StatusRole::Leader,
-            Standing::Following(_) => StatusRole::Follower,
-            Standing::Searching => StatusRole::Searching,
-            Standing::NoQuorum => StatusRole::NoQuorum,
+        let around = Around {
+            uptime: uptime(self.clock.now()),
+            failed: self.failed,
+            told: self.told,
+            bytes: (bytes_in + own_in, bytes_out + own_out),
+            dropped: self.conns.dropped,
         };
-        let mut status = self.status.lock();
-        status.role = role;
-        status.ballot = replica.promised();
-        status.decided = replica.decided();
-        status.applied = bank.applied();
-        status.digest = bank.digest();
-        status.room = replica.room();
-        status.in_doubt = bank.holds().len() as u64;
-        status.elections.extend(turn.won);
-        let metrics = &mut status.metrics;
-        metrics.messages_in += turn.messages_in;
-        metrics.messages_out += turn.messages_out;
-        metrics.bytes_in = bytes_in + own_in;
-        metrics.bytes_out = bytes_out + own_out;
-        metrics.dropped_messages = self.conns.dropped;
-        metrics.wal_bytes += turn.wal_bytes;
-        metrics.syncs = self.wal.disk().syncs();
-        turn.damage.iter().for_each(|what| metrics.record_damage(what));
-        turn.commits.into_iter().for_each(|took| metrics.sync_latency.record(took));
-        for (transactions, latency) in turn.led {
-            metrics.record_led(transactions, now.since(Time::default()), latency);
-        }
+        turn.publish(now, &self.shard, &self.wal, around, &self.status);
     }
 }
 
@@ -516,6 +487,7 @@ impl Ports for NodePorts<'_> {
 
     fn paxos_event(&mut self, event: paxos::Event) {
         use paxos::Event::*;
+        self.turn.count_paxos(&event);
         match &event {
             Leading { ballot, decided, phase1_end } => {
                 log::info!(
@@ -552,8 +524,10 @@ impl Ports for NodePorts<'_> {
 
     fn shard_event(&mut self, event: shard::Event) {
         use shard::Event::*;
+        self.turn.count_shard(&event);
         match &event {
             Led { transactions, latency, .. } => self.turn.led.push((*transactions, *latency)),
+            Applied { .. } => {}
             Recovering { id } => log::info!("{} finishes {id}, which is in doubt for too long", self.me),
             SnapshotBegun { from, slot } => {
                 log::info!("{} lags: {from} sends it the snapshot of slot {slot}", self.me)

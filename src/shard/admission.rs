@@ -1,4 +1,5 @@
-//! What clients may ask for: blocks that are well formed, belong to this shard, and are theirs to propose.
+//! What clients may ask for: blocks that are well formed, belong to this shard, and are theirs to propose; and whether
+//! what they ask for is taken up.
 
 use crate::bank::command::{self, Command};
 use crate::bank::validate;
@@ -6,6 +7,16 @@ use crate::shard::Shard;
 use crate::types::Value;
 
 impl Shard {
+    /// Requests of clients that wait for their place in a slot, and the bytes of their blocks. Only a leader has any.
+    pub fn queue(&self) -> (usize, usize) {
+        (self.queue.len(), self.queue_bytes)
+    }
+
+    /// Whether clients are told nothing of its state, since others contradict it (P4).
+    pub fn is_silent(&self) -> bool {
+        self.comparison.is_silent()
+    }
+
     /// Whether these blocks are well formed and belong to this shard; how much there is.
     pub(super) fn check(&self, blocks: &Value) -> Result<command::Size, String> {
         let size = command::check(&blocks.0)?;

@@ -7,7 +7,7 @@ use crate::paxos::{self, Message, Purpose};
 use crate::shard::{Divergence, ReadPiece};
 use crate::txn;
 use crate::txn::message::{Request, Response};
-use crate::types::{AccountId, Ballot, ClientId, Cut, NodeId, Slot, TxnId, Value};
+use crate::types::{AccountId, Ballot, ClientId, Cut, NodeId, Reason, Slot, TxnId, Value};
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Input {
@@ -82,6 +82,12 @@ pub enum Event {
         slot: Slot,
         transactions: u64,
         latency: Duration,
+    },
+    /// Transactions ended here, as the log says that was just applied: how many committed, and why each of the others did
+    /// not, `None` where it was another shard that said NO. Repetitions are left out.
+    Applied {
+        committed: u64,
+        aborted: Vec<Option<Reason>>,
     },
     /// This leader finishes a transaction that stayed in doubt too long.
     Recovering {

@@ -153,6 +153,57 @@ fn reads_are_answered_once_when_the_turn_ends() {
     assert_eq!(out.replies, [balance(1), balance(2)]);
 }
 
+/// What it has heard counts for an election time-out, and of a new leader only what confirms its own ballot.
+#[test]
+fn a_cluster_is_led_as_long_as_its_leader_is_heard() {
+    let (mut shard, now) = leader_of_three();
+    let timeout = Timeouts::default().election();
+    assert_eq!(shard.replica().led_until(now), None, "promises confirm no leader");
+    let echo = |ballot| {
+        let (round, position, doubts) = (1, Slot::ZERO, crate::paxos::message::Doubts::None);
+        let reply = HeartbeatReply { ballot, round, position, room: None, doubts, incarnation: DISK };
+        from_s2(Message::HeartbeatReply(reply))
+    };
+    let heard = now + Duration::from_millis(7);
+    turn(&mut shard, heard, echo(Ballot::new(1, S1)));
+    let later = now + Duration::from_millis(20);
+    assert_eq!(shard.replica().led_until(later), Some(heard + timeout), "S2 and S1 are a majority");
+    let (decided, phase1_end) = (Slot::ZERO, Slot::ZERO);
+    let ballot = Ballot::new(2, S2);
+    turn(&mut shard, later, from_s2(Message::Heartbeat(Heartbeat { ballot, round: 1, decided, phase1_end })));
+    let even_later = later + timeout;
+    assert_eq!(shard.replica().led_until(even_later), Some(later + timeout), "it follows S2");
+    turn(&mut shard, even_later, Input::Resume);
+    assert_eq!(shard.replica().led_until(even_later), None, "it knows no leader");
+}
+
+#[test]
+fn what_was_applied_is_said_once_and_for_all_slots_together() {
+    let (mut shard, now) = alone();
+    let session = Session::new(ShardId(2), 1);
+    let transfer = |seq, from, to, amount| {
+        let mut blocks = Vec::new();
+        let transfer = Transfer { from: AccountId(from), to: AccountId(to), amount };
+        command::put_transfers(&mut blocks, Range { session, first: seq, count: 1 }, &[transfer]);
+        let request = Request::Submit { request: seq, blocks: Value::from_slice(&blocks) };
+        Input::Request { client: ClientId(1), request }
+    };
+    let mut out = Output::default();
+    shard.step(now, transfer(1, 1, 2, 3), &mut out);
+    assert_eq!(shard.queue(), (1, command::transfers_bytes(1)));
+    shard.step(now, transfer(2, 1, 2, 99), &mut out);
+    let applied = |out: &Output| -> Vec<Event> {
+        out.events.iter().filter(|e| matches!(e, Event::Applied { .. })).cloned().collect()
+    };
+    let out = turn(&mut shard, now, transfer(3, 2, 1, 1));
+    let aborted = vec![Some(Reason::InsufficientBalance)];
+    assert_eq!(applied(&out), [Event::Applied { committed: 2, aborted }]);
+    assert_eq!(shard.queue(), (0, 0));
+    // Its client sends it once more.
+    let out = turn(&mut shard, now, transfer(3, 2, 1, 1));
+    assert!(matches!(&out.replies[..], [(_, Response::Done { .. })]) && applied(&out).is_empty());
+}
+
 /// S1 holds a transaction in doubt and has begun to recover it when S2 takes the lead over. From then on it is up to S2.
 #[test]
 fn a_leader_that_is_none_any_more_abandons_its_recoveries() {

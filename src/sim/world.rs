@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::{Limits, Timeouts, Topology};
 use crate::drive;
-use crate::shard::Input;
+use crate::shard::{self, Input};
 use crate::sim::checker::{Checker, Observed};
 use crate::sim::clients::{Asked, Client};
 use crate::sim::clock::Clock;
@@ -506,7 +506,7 @@ impl World {
             }
             Sent::Shard(event) => {
                 self.see_shard(id, &event);
-                if !matches!(event, crate::shard::Event::Led { .. }) {
+                if !matches!(event, shard::Event::Led { .. } | shard::Event::Applied { .. }) {
                     self.note(|| format!("{id} {event:?}"));
                 }
             }

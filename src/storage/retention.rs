@@ -163,6 +163,12 @@ impl<D: Disk> Wal<D> {
         self.oldest
     }
 
+    /// What the segments take on disk, those filled ahead included, but not one that is still being filled.
+    pub fn segments_bytes(&self) -> u64 {
+        let last = self.end.segment + self.ready.len() as u32;
+        u64::from(last + 1 - self.oldest) * self.segment_bytes
+    }
+
     /// The newest snapshot on disk.
     pub fn snapshot(&self) -> Option<Cut> {
         self.snapshots.last().map(|snapshot| snapshot.cut)

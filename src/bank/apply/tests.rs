@@ -441,6 +441,28 @@ fn effects_say_what_this_slot_brought_and_nothing_else() {
     assert_eq!((&log.effects.committed[..], &log.effects.settled[..]), (&[][..], &[id(4)][..]));
 }
 
+#[test]
+fn an_abort_is_said_once_with_its_reason() {
+    let (mut log, s) = Log::new();
+    let mut said = |put: &mut dyn FnMut(&mut Log)| {
+        put(&mut log);
+        log.effects.aborted.clone()
+    };
+    use Reason::*;
+    assert_eq!(said(&mut |log| _ = log.transfer(s, 1, t(1, 2, 99))), [Some(InsufficientBalance)]);
+    assert_eq!(said(&mut |log| _ = log.transfer(s, 1, t(1, 2, 99))), [], "a repetition");
+    assert_eq!(said(&mut |log| _ = log.transfer(s, 2, t(1, 2, 1))), [], "committed");
+    assert_eq!(said(&mut |log| _ = log.prepare(s, 3, t(1, 5, 99))), [Some(InsufficientBalance)]);
+    assert_eq!(said(&mut |log| _ = log.outcome(s, 3, false)), [], "the outcome of its own NO");
+    assert_eq!(said(&mut |log| _ = log.prepare(s, 4, t(1, 5, 1))), [], "in doubt");
+    assert_eq!(said(&mut |log| _ = log.prepare(s, 5, t(1, 5, 1))), [Some(LockContention)]);
+    assert_eq!(said(&mut |log| _ = log.outcome(s, 4, false)), [None], "it was the other shard that said NO");
+    assert_eq!(said(&mut |log| _ = log.outcome(s, 4, false)), [], "a repetition");
+    assert_eq!(said(&mut |log| _ = log.outcome(s, 6, false)), [None], "before its prepare");
+    assert_eq!(said(&mut |log| _ = log.fence(s, 7)), [Some(NoQuorum)]);
+    assert_eq!(said(&mut |log| _ = log.fence(s, 7)), [], "a repetition");
+}
+
 proptest! {
     #[test]
     fn money_is_conserved_and_the_digest_is_that_of_the_whole_state(
