@@ -8,6 +8,7 @@ use shardpaxosbank::config::{Keep, Topology};
 use shardpaxosbank::runtime::backup;
 use shardpaxosbank::runtime::inspect::{self, Look};
 use shardpaxosbank::runtime::local::{self, InitArgs};
+use shardpaxosbank::runtime::overview;
 use shardpaxosbank::runtime::runner::Options;
 use shardpaxosbank::runtime::session::{self, Exit, NodeArgs, RunArgs};
 use shardpaxosbank::runtime::teller;
@@ -34,6 +35,15 @@ enum Command {
     Up(Local),
     /// Stop the servers that `bank up` started.
     Down(Local),
+    /// Show every server of a configuration, as it is now; needs allow_admin. Exit code 1 if one does not answer.
+    Status {
+        /// The bank's configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Use a bank whose servers run elsewhere.
     Client {
         /// The bank's configuration file.
@@ -385,6 +395,7 @@ fn main() -> ExitCode {
             let Init { dir, hosts, base_port, config_only, .. } = init;
             say(local::init(&InitArgs { dir, topology, hosts, base_port, config_only }), Exit::Usage)
         }
+        Command::Status { config, json } => overview::status(&config, json),
         Command::Client { config, wish } => teller::client(&config, &wish.wish()),
         Command::Up(Local { config, data_dir }) => say(local::up(&config, data_dir), Exit::Failure),
         Command::Down(Local { config, data_dir }) => say(local::down(&config, data_dir), Exit::Failure),

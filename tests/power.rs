@@ -173,6 +173,7 @@ impl Ledger {
                 }
             }
             News::RowsDone(_) => self.batch_done = true,
+            News::TurnedAway(why) => panic!("{why}"),
             News::Op(_) => {}
         }
     }

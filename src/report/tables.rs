@@ -309,6 +309,14 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
+/// A table of these rows, of which some may be short; the columns given are numbers.
+pub fn plain(header: &[&str], rows: Vec<Vec<String>>, numbers: std::ops::Range<usize>) -> String {
+    let mut table = table(header);
+    rows.into_iter().for_each(|row| _ = table.add_row(row));
+    align_right(&mut table, numbers);
+    table.to_string()
+}
+
 fn align_right(table: &mut Table, columns: impl IntoIterator<Item = usize>) {
     for column in columns {
         table.column_mut(column).expect("a column of the header").set_cell_alignment(CellAlignment::Right);

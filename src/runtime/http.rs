@@ -27,7 +27,7 @@ mod exposition;
 mod pages;
 
 use pages::Answer;
-pub use pages::Pages;
+pub use pages::{Pages, describe};
 
 const LISTENER: Token = Token(0);
 const WAKER: Token = Token(1);

@@ -23,6 +23,7 @@ pub mod local;
 pub mod node;
 pub mod order;
 pub mod outlet;
+pub mod overview;
 pub mod runner;
 pub mod session;
 pub mod status;

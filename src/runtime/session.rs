@@ -19,6 +19,7 @@ use crate::runtime::cluster::{
 };
 use crate::runtime::config_file;
 use crate::runtime::conns::{Door, Endpoints};
+use crate::runtime::http::{self, Http, Pages};
 use crate::runtime::node::{self, Control, poll_and_waker};
 use crate::runtime::runner::{Factory, Options, Runner, Stop};
 use crate::runtime::status::Status;
@@ -385,6 +386,23 @@ pub fn node(args: NodeArgs) -> Exit {
     }
 }
 
+/// Serves the HTTP pages of a server, if it has an address for them.
+fn serve_pages(
+    address: Option<&Address>,
+    host: Option<&str>,
+    status: Arc<Mutex<Status>>,
+    topology: &Topology,
+    clock: Clock,
+) -> Result<Option<Http>, String> {
+    let Some(address) = address else { return Ok(None) };
+    let address = host.map_or(Ok(address.clone()), |host| address.with_host(host))?;
+    let found = address.resolve().map_err(|e| e.to_string())?;
+    let mut served =
+        found.into_iter().map(|found| http::serve(found, Pages::new(status.clone(), topology, clock)));
+    let first = served.next().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
+    first.or_else(|e| served.find_map(Result::ok).ok_or(e)).map(Some).map_err(|e| e.to_string())
+}
+
 /// Binds where a server listens, and says where that is.
 fn open_doors(
     endpoints: &Endpoints,
@@ -435,7 +453,11 @@ fn start_node(args: NodeArgs) -> Result<io::Result<()>, String> {
         status: Arc::new(Mutex::new(Status::new(server))),
         admin: config.allow_admin,
     };
-    let setup = prepare(server, config.context, config.settings, Clock::start(), log, around)?;
+    let (status, clock) = (around.status.clone(), Clock::start());
+    let setup = prepare(server, config.context, config.settings, clock, log, around)?;
+    // Until the end of this function.
+    let _http = serve_pages(endpoints.admin.as_ref(), args.listen.as_deref(), status, &topology, clock)
+        .map_err(|e| format!("{server}: {e}"))?;
     println!("{server} listens on {place}");
     let thread = std::thread::Builder::new()
         .name(server.to_string())

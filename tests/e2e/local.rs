@@ -1,11 +1,12 @@
 //! `bank init`, `bank up`, `bank down`: a bank of processes as a new user makes one.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::common::{bank, data, eventually, put, run, temp};
+use crate::common::{LIMIT, bank, data, eventually, put, run, temp};
 
 /// A base port such that the ports of three servers are free, and below those that the system gives out.
 fn base_port() -> u16 {
@@ -22,6 +23,16 @@ fn base_port() -> u16 {
     base
 }
 
+/// One page of a server, with its head.
+fn get(port: u16, path: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the pages");
+    stream.set_read_timeout(Some(LIMIT)).expect("a socket");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: bank\r\nConnection: close\r\n\r\n").expect("room");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("text, and then the end");
+    text
+}
+
 /// Stops what a failed test leaves behind.
 struct Stops(String);
 
@@ -35,9 +46,10 @@ impl Drop for Stops {
 fn a_bank_of_processes_is_made_started_used_and_stopped() {
     let dir = temp();
     let place = dir.path().join("bank").display().to_string();
-    let (base, config) = (base_port().to_string(), format!("{place}/cluster.toml"));
+    let (base, config) = (base_port(), format!("{place}/cluster.toml"));
+    let port = base.to_string();
     let made =
-        ["init", &place, "--clusters", "1", "--accounts", "1000", "--base-port", &base, "--balance", "10"];
+        ["init", &place, "--clusters", "1", "--accounts", "1000", "--base-port", &port, "--balance", "10"];
     let said = run(&made).with_code(0).out;
     assert!(said.contains(&config) && said.contains("3 servers"), "{said}");
     let text = std::fs::read_to_string(&config).expect("the configuration");
@@ -59,6 +71,20 @@ fn a_bank_of_processes_is_made_started_used_and_stopped() {
         assert_eq!(rows[1]["balance"], expected, "{rows:?}");
     };
     balance(13);
+    let all: Value = serde_json::from_str(&run(&["status", "--config", &config, "--json"]).with_code(0).out)
+        .expect("JSON");
+    let servers = all.as_array().expect("servers");
+    assert_eq!(servers.len(), 3);
+    assert_eq!(servers.iter().filter(|server| server["role"] == json!("leader")).count(), 1, "{all}");
+    let table = run(&["status", "--config", &config]).with_code(0).out;
+    assert!(table.contains("S2") && table.contains("follower") && table.contains("lag"), "{table}");
+    // The pages of each server are where the configuration says.
+    for server in 1..=3 {
+        let page = |path: &str| get(base + 200 + server, path);
+        eventually("it hears its leader", || page("/readyz").starts_with("HTTP/1.1 200").then_some(()));
+        assert!(page("/metrics").contains("shardpaxosbank_"));
+        assert!(page("/status").contains(&format!("\"server\": \"S{server}\"")));
+    }
     let client = |arguments: &[&str]| run(&[&["client", "--config", &config], arguments].concat());
     assert_eq!(client(&["transfer", "2", "3", "1"]).with_code(0).out, "committed\n");
     assert_eq!(client(&["balance", "2"]).with_code(0).out, "12\n");

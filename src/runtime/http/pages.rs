@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use prometheus_client::encoding::prometheus_text::CONTENT_TYPE as METRICS;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::config::Topology;
 use crate::report::Role;
@@ -68,7 +68,11 @@ impl Pages {
         match path {
             "/livez" => Answer::verdict(liveness(&status, now)),
             "/readyz" => Answer::verdict(readiness(&status, now)),
-            "/status" => Answer { code: 200, content_type: JSON, body: describe(&status, self.shard, now) },
+            "/status" => Answer {
+                code: 200,
+                content_type: JSON,
+                body: format!("{:#}\n", describe(&status, self.shard, now)),
+            },
             _ => {
                 let body = exposition::page(status, self.shard, now, self.started);
                 Answer { code: 200, content_type: METRICS, body }
@@ -126,9 +130,9 @@ pub(super) fn readiness(status: &Status, now: Duration) -> Result<String, String
     Err(why.to_string())
 }
 
-/// The server in JSON.
-pub(super) fn describe(status: &Status, shard: ShardId, now: Duration) -> String {
-    let page = json!({
+/// The server in JSON, as it is when its process has been running for `now`.
+pub fn describe(status: &Status, shard: ShardId, now: Duration) -> Value {
+    json!({
         "server": status.server.to_string(),
         "shard": shard.to_string(),
         "version": VERSION,
@@ -151,8 +155,7 @@ pub(super) fn describe(status: &Status, shard: ShardId, now: Duration) -> String
         "repairing": status.repairing,
         "damage_found": status.metrics.damage_found,
         "damage": status.metrics.damage,
-    });
-    format!("{page:#}\n")
+    })
 }
 
 /// A role as one word.
