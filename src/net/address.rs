@@ -69,6 +69,22 @@ impl Address {
         Ok(found)
     }
 
+    /// The first of these for which something can be done; if it can be for none, why not for the last one.
+    ///
+    /// # Errors
+    ///
+    /// See [`Address::resolve`], and what `attempt` says.
+    pub fn first<T>(&self, attempt: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+        let mut last = Err(io::ErrorKind::NotFound.into());
+        for found in self.resolve()? {
+            last = attempt(found);
+            if last.is_ok() {
+                break;
+            }
+        }
+        last
+    }
+
     /// The same with another host: the port of this one, on whatever a server is told to listen.
     ///
     /// # Errors

@@ -21,14 +21,7 @@ use super::Address;
 ///
 /// The name is unknown, or none of its addresses is this machine's and free.
 pub fn listen_at(address: &Address) -> io::Result<(TcpListener, SocketAddr)> {
-    let mut last = None;
-    for found in address.resolve()? {
-        match listen(found) {
-            Ok(bound) => return Ok(bound),
-            Err(e) => last = Some(e),
-        }
-    }
-    Err(last.unwrap_or_else(|| io::Error::from(ErrorKind::NotFound)))
+    address.first(listen)
 }
 
 /// The same for an address that is none of a name.

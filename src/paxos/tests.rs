@@ -21,12 +21,20 @@ const S3: NodeId = NodeId(3);
 fn candidate() -> (Replica, Time) {
     let start = (Ballot::ZERO, Slot(3), Vec::new());
     let mut s1 = Replica::new(S1, vec![S1, S2, S3], Timeouts::default(), Time(0), 1, start);
-    let now = s1.next_deadline();
-    step(&mut s1, now, |r, out| r.timer(now, 1, out));
-    let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::ZERO };
-    step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out));
+    let now = campaign(&mut s1, 1, Ballot::ZERO, &[S2]);
     assert_eq!(s1.promised(), Ballot::new(1, S1));
     (s1, now)
+}
+
+/// Its deadline passes, and these others, which have promised so much, let it campaign. Returns when.
+fn campaign(replica: &mut Replica, attempt: u64, promised: Ballot, by: &[NodeId]) -> Time {
+    let now = replica.next_deadline();
+    step(replica, now, |r, out| r.timer(now, 1, out));
+    for from in by {
+        let granted = PreVoteReply { attempt, granted: true, promised };
+        step(replica, now, |r, out| r.message(now, *from, Message::PreVoteReply(granted), out));
+    }
+    now
 }
 
 /// The same with the promise of S2, which has the same slots decided: it leads.

@@ -5,7 +5,7 @@
 //!
 //! * [`codec`]: bytes → arguments of one request, and [`Reply`] → bytes.
 //! * [`command`]: arguments → [`Command`], or the error reply that says what is wrong with them.
-//! * [`outcome`]: error replies for what the bank did not do. The first word, in capitals, is for programs.
+//! * [`outcome`]: replies that tell what became of a request. The first word of an error, in capitals, is for programs.
 //!
 //! A driver keeps the bytes it received and what was last agreed with `HELLO`. It decodes until nothing whole is left,
 //! answers in the order of the requests, and closes the connection after a [`ProtocolError`]. Nothing that a client sends

@@ -1,4 +1,4 @@
-//! Error replies for what the bank did not do, or may not have done. After the code, each says what to do.
+//! Replies that tell what became of a request. An error says behind its code what to do.
 
 use crate::resp::codec::Reply;
 use crate::types::{Reason, TxnId};
@@ -27,10 +27,17 @@ pub fn refused(reason: Reason) -> Reply {
 }
 
 /// Nobody can know yet whether it takes effect. To send it again under another ID could move the money twice.
-pub fn unknown(id: TxnId) -> Reply {
-    Reply::Error(format!(
-        "UNKNOWN it may or may not take effect; ask with TXN {id}, do not send it under another ID"
-    ))
+pub fn unknown(id: Option<TxnId>) -> Reply {
+    let advice = match id {
+        Some(id) => format!("ask with TXN {id}, do not send it under another ID"),
+        None => "look at the balances before you send it again".into(),
+    };
+    Reply::Error(format!("UNKNOWN it may or may not take effect; {advice}"))
+}
+
+/// A balance. All the money of a bank is no more than fits.
+pub fn balance(units: u64) -> Reply {
+    Reply::Integer(i64::try_from(units).unwrap_or(i64::MAX))
 }
 
 /// The server did not take the request, for it has too many under way.

@@ -45,10 +45,8 @@ pub fn ask(context: &Context, server: NodeId, order: &Order) -> Result<Report, A
         .address(server, &Opener::Admin)
         .ok_or_else(|| Refused(format!("{server} has no address in the configuration")))?;
     let name = |e: io::Error| Unreachable(format!("{server} at {address} does not answer: {e}"));
-    let found = address.resolve().map_err(name)?;
-    let mut connected = found.iter().map(|found| TcpStream::connect_timeout(found, CONNECT_PATIENCE));
-    let first = connected.next().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
-    let mut stream = first.or_else(|e| connected.find_map(Result::ok).ok_or(e)).map_err(name)?;
+    let connect = |found| TcpStream::connect_timeout(&found, CONNECT_PATIENCE);
+    let mut stream = address.first(connect).map_err(name)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(name)?;
     stream.set_nodelay(true).map_err(name)?;
     let hello = context.hello(server, Opener::Admin);

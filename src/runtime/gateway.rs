@@ -200,7 +200,7 @@ impl Gateway {
 
 fn local_balance(account: crate::types::AccountId, shard: &Shard) -> Reply {
     match shard.bank().balance(account) {
-        Some(balance) => Reply::Integer(i64::try_from(balance).unwrap_or(i64::MAX)),
+        Some(balance) => resp::outcome::balance(balance),
         None => match shard.topology().shard_of(account) {
             None => resp::outcome::refused(Reason::UnknownAccount),
             Some(other) => Reply::Error(format!(
@@ -215,11 +215,9 @@ fn local_balance(account: crate::types::AccountId, shard: &Shard) -> Reply {
 fn reply_to(outcome: Outcome) -> Reply {
     match outcome {
         Outcome::Committed | Outcome::Confirmed(_) | Outcome::Settled => Reply::OK,
-        Outcome::Balance(balance) => Reply::Integer(i64::try_from(balance).unwrap_or(i64::MAX)),
+        Outcome::Balance(balance) => resp::outcome::balance(balance),
         Outcome::Aborted(reason) => resp::outcome::refused(reason),
-        Outcome::Unknown => Reply::Error(
-            "UNKNOWN it may or may not take effect; look at the balances before you send it again".into(),
-        ),
+        Outcome::Unknown => resp::outcome::unknown(None),
     }
 }
 

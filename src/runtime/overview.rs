@@ -10,7 +10,7 @@ use crate::runtime::admin::{self, AskError};
 use crate::runtime::config_file;
 use crate::runtime::http;
 use crate::runtime::order::{Order, Report};
-use crate::runtime::session::Exit;
+use crate::runtime::session::{Exit, refuse};
 use crate::runtime::status::Status;
 use crate::types::{NodeId, ShardId, Slot};
 
@@ -21,10 +21,7 @@ type Said = Result<Status, AskError>;
 pub fn status(config: &Path, as_json: bool) -> Exit {
     let config = match config_file::load(config) {
         Ok(config) => config,
-        Err(what) => {
-            eprintln!("error: {what}");
-            return Exit::Usage;
-        }
+        Err(what) => return refuse(&what),
     };
     let context = &config.context;
     // All at once: each that is away takes its time to be found so.

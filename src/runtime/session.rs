@@ -96,7 +96,7 @@ pub fn run(args: RunArgs) -> Exit {
     }
 }
 
-fn refuse(what: &str) -> Exit {
+pub(super) fn refuse(what: &str) -> Exit {
     eprintln!("error: {what}");
     Exit::Usage
 }
@@ -396,11 +396,8 @@ fn serve_pages(
 ) -> Result<Option<Http>, String> {
     let Some(address) = address else { return Ok(None) };
     let address = host.map_or(Ok(address.clone()), |host| address.with_host(host))?;
-    let found = address.resolve().map_err(|e| e.to_string())?;
-    let mut served =
-        found.into_iter().map(|found| http::serve(found, Pages::new(status.clone(), topology, clock)));
-    let first = served.next().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
-    first.or_else(|e| served.find_map(Result::ok).ok_or(e)).map(Some).map_err(|e| e.to_string())
+    let serve = |found| http::serve(found, Pages::new(status.clone(), topology, clock));
+    address.first(serve).map(Some).map_err(|e| e.to_string())
 }
 
 /// Binds where a server listens, and says where that is.

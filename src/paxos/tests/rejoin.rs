@@ -98,12 +98,7 @@ fn a_full_disk_puts_off_the_record_of_that_promise_and_not_the_promise() {
 #[test]
 fn a_candidate_finds_among_the_votes_whose_disk_was_replaced() {
     let mut s1 = replica(true, &[S1, S2, S3, S4, S5]);
-    let now = s1.next_deadline();
-    step(&mut s1, now, |r, out| r.timer(now, 1, out));
-    for from in [S2, S3] {
-        let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::new(1, S5) };
-        step(&mut s1, now, |r, out| r.message(now, from, Message::PreVoteReply(granted), out));
-    }
+    let now = campaign(&mut s1, 1, Ballot::new(1, S5), &[S2, S3]);
     let ballot = s1.promised();
     let promise = |votes, incarnation| {
         Message::Promise(Promise { ballot, decided: Slot(3), votes, loss: None, incarnation })
@@ -143,12 +138,7 @@ fn a_candidate_goes_by_what_is_decided_and_not_by_the_votes_before() {
     let start = (Ballot::new(1, S5), Slot(3), vec![entry(7)]);
     let mut s1 = Replica::new(S1, vec![S1, S2, S3, S4, S5], Timeouts::default(), Time(0), 1, start)
         .with_membership(Membership::new(S1, DISK, true, Names(names)), []);
-    let now = s1.next_deadline();
-    step(&mut s1, now, |r, out| r.timer(now, 1, out));
-    for from in [S2, S3] {
-        let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::new(1, S5) };
-        step(&mut s1, now, |r, out| r.message(now, from, Message::PreVoteReply(granted), out));
-    }
+    let now = campaign(&mut s1, 1, Ballot::new(1, S5), &[S2, S3]);
     let ballot = s1.promised();
     for (from, decided, disk) in [(S3, 3, Incarnation(7)), (S2, 5, DISK)] {
         let promise =

@@ -156,11 +156,8 @@ fn a_server_that_voted_anew_for_every_doubtful_slot_says_so_on_disk() {
 /// reads then decides nothing, since no majority has accepted it in this ballot; once it leads no more, it reads on.
 #[test]
 fn a_leader_decides_nothing_by_its_own_old_log() {
-    let (mut s1, now) = (damaged(), Time(10_000_000));
-    let ballot = Ballot::new(3, S1);
-    step(&mut s1, now, |r, out| r.timer(now, 1, out));
-    let granted = PreVoteReply { attempt: 1, granted: true, promised: Ballot::ZERO };
-    step(&mut s1, now, |r, out| r.message(now, S2, Message::PreVoteReply(granted), out));
+    let (mut s1, ballot) = (damaged(), Ballot::new(3, S1));
+    let now = campaign(&mut s1, 1, Ballot::ZERO, &[S2]);
     for from in [S2, S3] {
         let promise = Promise { ballot, ..sound(&[4, 5]) };
         step(&mut s1, now, |r, out| r.message(now, from, Message::Promise(promise), out));
@@ -276,12 +273,7 @@ fn phase_1_tells_only_what_was_decided_before_it() {
         gaps: Vec::new(),
     }));
     for (round, decided) in [(3, Slot(4)), (4, Slot(5))] {
-        let now = s1.next_deadline();
-        step(&mut s1, now, |r, out| r.timer(now, 1, out));
-        for from in [S2, S3] {
-            let granted = PreVoteReply { attempt: round - 2, granted: true, promised: Ballot::ZERO };
-            step(&mut s1, now, |r, out| r.message(now, from, Message::PreVoteReply(granted), out));
-        }
+        let now = campaign(&mut s1, round - 2, Ballot::ZERO, &[S2, S3]);
         let ballot = Ballot::new(round, S1);
         assert_eq!(s1.promised(), ballot);
         // S2 lost the value of slot 5, and may have voted for slot 6; S3 voted for slot 5 as S1 did, and S4 for nothing.

@@ -223,7 +223,7 @@ fn codes_of_outcomes() {
         (outcome::refused(Reason::StorageFull), "STORAGEFULL"),
         (outcome::refused(Reason::LockContention), "LOCKED"),
         (outcome::refused(Reason::InsufficientBalance), "INSUFFICIENT"),
-        (outcome::unknown(ID), "UNKNOWN"),
+        (outcome::unknown(Some(ID)), "UNKNOWN"),
         (outcome::overloaded(), "BUSY"),
     ];
     for (reply, code) in table {
@@ -232,5 +232,5 @@ fn codes_of_outcomes() {
         assert!(!text.contains(['\r', '\n']), "{text}");
     }
     let ask = "UNKNOWN it may or may not take effect; ask with TXN D1-2:7, do not send it under another ID";
-    assert_eq!(outcome::unknown(ID), error(ask));
+    assert_eq!(outcome::unknown(Some(ID)), error(ask));
 }

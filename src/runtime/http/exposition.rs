@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::prometheus_text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -187,11 +187,8 @@ impl Page<'_> {
         label: &str,
         values: impl IntoIterator<Item = (&'static str, u64)>,
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (which, value) in values {
-            ConstCounter::new(value).encode(family.encode_family(&[(label, which)])?)?;
-        }
-        Ok(())
+        let family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        labelled(family, label, values, ConstCounter::new)
     }
 
     fn labelled_gauge(
@@ -201,11 +198,8 @@ impl Page<'_> {
         label: &str,
         values: impl IntoIterator<Item = (&'static str, u64)>,
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (which, value) in values {
-            ConstGauge::new(value).encode(family.encode_family(&[(label, which)])?)?;
-        }
-        Ok(())
+        let family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        labelled(family, label, values, ConstGauge::new)
     }
 
     fn histogram(&mut self, name: &str, help: &str, durations: &Durations) -> fmt::Result {
@@ -215,6 +209,19 @@ impl Page<'_> {
         let sum = durations.sum().as_secs_f64();
         family.encode_histogram::<NoLabelSet>(sum, durations.count(), &ranges, None)
     }
+}
+
+/// One metric for each value of a label.
+fn labelled<M: EncodeMetric>(
+    mut family: MetricEncoder<'_>,
+    label: &str,
+    values: impl IntoIterator<Item = (&'static str, u64)>,
+    metric: impl Fn(u64) -> M,
+) -> fmt::Result {
+    for (which, value) in values {
+        metric(value).encode(family.encode_family(&[(label, which)])?)?;
+    }
+    Ok(())
 }
 
 /// What the system says of this process; what it does not say is left out.
