@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config::limits::RECORD_BYTES;
 use crate::paxos::leader::{Leader, Progress};
+use crate::paxos::membership::LOST_DISK_PROMISED;
 use crate::paxos::message::*;
 use crate::paxos::output::{Event, Output};
 use crate::paxos::repair::choose;
@@ -166,7 +167,13 @@ impl Replica {
         }
         // S3: a disk may have been replaced since it promised. Whoever decides that says so among the votes.
         let newest = self.membership.newest(decided, promises.values());
-        promises.retain(|server, promise| newest.counts(*server, promise.incarnation));
+        promises.retain(|server, promise| {
+            let counts = newest.counts(*server, promise.incarnation);
+            if !counts {
+                out.events.push(Event::Ignored { from: *server, what: LOST_DISK_PROMISED });
+            }
+            counts
+        });
         if promises.len() < majority || !promises.contains_key(&me) {
             return;
         }

@@ -18,6 +18,11 @@ use crate::paxos::output::Output;
 use crate::paxos::replica::{Replica, Role};
 use crate::types::{Ballot, Incarnation, NodeId, Rejoined, Slot, Time, Value};
 
+/// Why a message from a server whose disk was replaced since counts for nothing.
+pub const LOST_DISK_VOUCHED: &str = "what a disk vouched for that is lost";
+/// Why its promise does, when the candidate that has it learns of that.
+pub const LOST_DISK_PROMISED: &str = "the promise of a disk that is lost";
+
 /// Finds the servers that a value lets rejoin. A replica does not know what values mean.
 #[derive(Clone, Copy)]
 pub struct Names(pub fn(&Value) -> Vec<(NodeId, Rejoined)>);

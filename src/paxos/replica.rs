@@ -9,7 +9,7 @@ use crate::config::limits::RECORD_BYTES;
 use crate::config::{Limits, Timeouts};
 use crate::paxos::leader::Leader;
 use crate::paxos::log::Log;
-use crate::paxos::membership::Membership;
+use crate::paxos::membership::{LOST_DISK_VOUCHED, Membership};
 use crate::paxos::message::*;
 use crate::paxos::output::{Event, Output, Purpose, Standing};
 use crate::paxos::repair::Repair;
@@ -214,7 +214,7 @@ impl Replica {
             self.heard.insert(from, now);
         }
         if message.vouched_by().is_some_and(|incarnation| !self.membership.counts(from, incarnation)) {
-            out.events.push(Event::Ignored { from, what: "what a disk vouched for that is lost" });
+            out.events.push(Event::Ignored { from, what: LOST_DISK_VOUCHED });
             return;
         }
         // The ballot check for everything that a leader or candidate writes stands here, once.

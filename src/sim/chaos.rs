@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::network::{Place, Weather};
 use crate::sim::plan::{FAST_US, FORGETFUL_MS, Plan};
+use crate::sim::plot::Plot;
 use crate::sim::server::Server;
 use crate::sim::trace::Trace;
 use crate::sim::world::{Options, World};
@@ -51,6 +52,7 @@ pub(super) struct Run {
     /// Links that come and go.
     pub flapping: Vec<(Place, Place)>,
     pub clogged: Option<Clogged>,
+    pub plot: Option<Plot>,
     /// Servers that stay away when everything heals.
     away: BTreeSet<NodeId>,
 }
@@ -82,6 +84,7 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
         used: BTreeSet::new(),
         flapping: Vec::new(),
         clogged: None,
+        plot: None,
         away: BTreeSet::new(),
     };
     run.chaos();
@@ -139,6 +142,7 @@ impl Run {
             self.relieve();
             self.flap();
             self.clog();
+            self.go_on_plotting();
             for _ in 0..1 + self.below(3) {
                 if self.chance(self.plan.swarm.submit)
                     && let Some(client) = self.any_client()

@@ -76,6 +76,7 @@ sights! {
     FoundCut "a server found a file cut short (S2)",
     FoundGone "a server found a file gone (S2)",
     FoundLostWrite "a server found that a write never reached the disk (S2)",
+    FoundLostOverwrite "a server found that what it had written over its votes never reached the disk (S2)",
     FoundMisdirected "a server found a write in another place than its own (S2)",
     FoundRunning "a server found damage while it ran (S2)",
     Rewritten "a server had a damaged value from others and wrote it again (S2)",
@@ -84,6 +85,9 @@ sights! {
     Helix "all servers of a cluster started with damaged logs, and most of them had lost something (S2)",
     Healed "a server whose log was damaged knew all its votes again (S2)",
     Salvaged "a server took from its own log what stood behind damage (S2)",
+    LearnerAsked "a server whose new disk was not let in yet was asked for a vote (S3)",
+    OldDiskUnheard "what a lost disk had vouched for came after its server was let in with another (S3)",
+    OldPromiseLate "a candidate had the promise of a lost disk in its hands when it learned of the new one (S3)",
     Rejoined "a server whose disk was replaced was let in again and voted (S3)",
     Misled "a server started with a wrong state",
     // Snapshots.

@@ -22,6 +22,8 @@ pub enum Damage {
     Gone,
     /// A group of records was never written, and the disk said that it was.
     LostWrite,
+    /// The same, of the last group, in which votes were written over.
+    LostOverwrite,
     /// It was written to another place.
     Misdirected,
 }
@@ -49,6 +51,7 @@ impl Damage {
             Damage::Cut => Seen::FoundCut,
             Damage::Gone => Seen::FoundGone,
             Damage::LostWrite => Seen::FoundLostWrite,
+            Damage::LostOverwrite => Seen::FoundLostOverwrite,
             Damage::Misdirected => Seen::FoundMisdirected,
         }
     }
@@ -90,6 +93,29 @@ impl World {
         server.ailment = Some(Ailment::Damaged(harm));
         server.flipped = true;
         self.note(|| format!("{harm:?} in {name} of {id} at {where_to}"));
+    }
+
+    /// A server has written over votes and said so, and dies. The disk had never written that.
+    pub fn lose_write(&mut self, id: NodeId) {
+        if !self.can_spare(id) {
+            return;
+        }
+        self.stop(id, false, false);
+        let server = &self.servers[&id];
+        let disk = server.disk.inner.clone();
+        let segments =
+            disk.list().expect("a memory disk lists its files").into_iter().filter(|n| n.ends_with(".seg"));
+        let Some(name) = segments.filter(|name| groups(&disk, name).is_some()).max() else { return };
+        let harm = Damage::LostOverwrite;
+        if server.ailment.is_some() || inflict(&mut self.rng, &disk, &name, harm).is_none() {
+            return;
+        }
+        let server = self.server(id);
+        server.ailment = Some(Ailment::Damaged(harm));
+        server.flipped = true;
+        self.note(|| {
+            format!("the last group of {name}, which wrote over votes, never reached the disk of {id}")
+        });
     }
 
     /// A decided value goes bad on the disk of a server that runs, just when another one lags so far that it will want that
@@ -150,8 +176,14 @@ fn inflict(rng: &mut SplitMix64, disk: &MemDisk, name: &str, harm: Damage) -> Op
             disk.take_away(name);
             return Some(0);
         }
-        Damage::LostWrite | Damage::Misdirected => {
-            let (from, to) = some_group(rng, disk, name)?;
+        Damage::LostWrite | Damage::LostOverwrite | Damage::Misdirected => {
+            let groups = groups(disk, name)?;
+            let last = match harm {
+                Damage::LostOverwrite => 1,
+                _ if rng.one_in(2) => groups.len().min(4),
+                _ => groups.len(),
+            };
+            let (from, to) = groups[groups.len() - 1 - rng.below(last as u64) as usize];
             let group = content[from..to].to_vec();
             content[from..to].fill(0);
             if harm == Damage::Misdirected {
@@ -170,8 +202,8 @@ fn inflict(rng: &mut SplitMix64, disk: &MemDisk, name: &str, harm: Damage) -> Op
     Some(at)
 }
 
-/// Where one of the groups of a segment stands, as far as it does in this segment.
-fn some_group(rng: &mut SplitMix64, disk: &MemDisk, name: &str) -> Option<(usize, usize)> {
+/// Where the groups of a segment stand, as far as they do in this segment; `None` if there are none.
+fn groups(disk: &MemDisk, name: &str) -> Option<Vec<(usize, usize)>> {
     let mut groups: BTreeMap<u64, (usize, usize)> = BTreeMap::new();
     survey(disk, |seen| {
         if name == format!("wal-{:08}.seg", seen.segment) {
@@ -181,7 +213,5 @@ fn some_group(rng: &mut SplitMix64, disk: &MemDisk, name: &str) -> Option<(usize
         }
     })
     .ok()?;
-    let groups: Vec<(usize, usize)> = groups.into_values().collect();
-    let last = if rng.one_in(2) { groups.len().min(4) } else { groups.len() };
-    (last > 0).then(|| groups[groups.len() - 1 - rng.below(last as u64) as usize])
+    (!groups.is_empty()).then(|| groups.into_values().collect())
 }

@@ -13,11 +13,21 @@ use crate::bank::command::{self, Command};
 use crate::storage::{CommitStats, Disk, DiskFile, MemDisk, MemFile, Pieces, StableLog, Wal};
 use crate::types::{Ballot, Cut, Record, Slot, Value};
 
-/// The log of a server that may be doomed: the power goes between the write and the sync of a group that replaces a
-/// vote by one for another value, or soon after the server begins to write the snapshot of another.
+/// What happens to a server when it writes over one of its votes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Doom {
+    #[default]
+    Spared,
+    /// The power goes between the write and its sync; or soon after it begins to write the snapshot of another server.
+    PowerGoes,
+    /// The disk says that the group is written, and it is not.
+    WriteIsLost,
+}
+
+/// The log of a server that may be doomed, the next time that it replaces a vote by one for another value.
 pub struct DoomedLog<'a> {
     pub wal: &'a mut Wal<SimDisk>,
-    pub doomed: bool,
+    pub doom: Doom,
     /// It happened.
     pub struck: bool,
 }
@@ -25,11 +35,13 @@ pub struct DoomedLog<'a> {
 impl StableLog for DoomedLog<'_> {
     fn append(&mut self, record: &Record) {
         if let Record::Accept { slot, value, .. } | Record::Learn { slot, value, .. } = record
-            && self.doomed
+            && self.doom != Doom::Spared
             && *slot <= self.wal.last_slot()
             && self.wal.read(*slot, 0).is_ok_and(|old| old.iter().any(|(_, _, old)| old != value))
         {
-            self.wal.disk().set_fuse(Some(1));
+            if self.doom == Doom::PowerGoes {
+                self.wal.disk().set_fuse(Some(1));
+            }
             self.struck = true;
         }
         self.wal.append(record);
@@ -56,7 +68,7 @@ impl StableLog for DoomedLog<'_> {
     }
 
     fn begin_snapshot(&mut self, source: Box<dyn Pieces>, foreign: bool) -> io::Result<()> {
-        if foreign && self.doomed {
+        if foreign && self.doom == Doom::PowerGoes {
             // Some of them while it is written, some when it has just taken its place.
             self.wal.disk().set_fuse(Some(2 + source.cut().slot.0 * 7 % 90));
         }

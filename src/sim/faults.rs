@@ -1,6 +1,7 @@
 //! Harm and relief, step by step, as the plan's swarm has it.
 
 use crate::sim::chaos::{Clogged, Run};
+use crate::sim::disk::Doom;
 use crate::sim::network::Place;
 use crate::sim::server::Harm;
 use crate::types::NodeId;
@@ -65,7 +66,7 @@ impl Run {
         }
         if self.plan.swarm.overwrite > 0 && self.chance(self.plan.swarm.overwrite) {
             let id = self.any_server();
-            self.world.arm(id, Harm::Overwriting);
+            self.world.arm(id, Harm::Overwriting(Doom::PowerGoes));
         }
         if self.chance(self.plan.swarm.slow_disk) {
             let id = self.any_server();
@@ -164,7 +165,7 @@ impl Run {
                 self.world.silence(id);
                 // It will have voted for what the others never hear of, and must write over that.
                 if self.world.rng.one_in(2) {
-                    self.world.arm(id, Harm::Overwriting);
+                    self.world.arm(id, Harm::Overwriting(Doom::PowerGoes));
                 }
             } else {
                 let election_us = self.plan.timeouts.election().as_micros() as u64;
@@ -198,6 +199,7 @@ impl Run {
         self.world.network.mend();
         self.flapping.clear();
         self.clogged = None;
+        self.give_up_plot();
     }
 
     pub(super) fn relieve(&mut self) {

@@ -3,7 +3,7 @@
 //!
 //! * [`World`] runs servers and coordinators, and lets scripts and chaos do harm to them: `power` to servers, `network` to
 //!   what travels, `partition` to who reaches whom, `disk` cuts the power between two operations, `clock` tells the time
-//!   wrongly.
+//!   wrongly, `plot` combines them with an aim.
 //! * [`Checker`] sees everything at once and panics with the number of the rule that broke. `promises` holds P1 against
 //!   servers that restart, `acceptances` holds P2 against servers that lead and decide. At the end [`crate::history`] judges what the clients saw, and nothing else.
 //! * [`Plan`] is what a seed draws; [`run`] is one random run: harm first, then healing, then everything must come to rest.
@@ -27,6 +27,7 @@ mod listing;
 mod network;
 mod partition;
 mod plan;
+mod plot;
 mod power;
 mod promises;
 mod server;

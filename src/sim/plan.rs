@@ -45,6 +45,8 @@ pub struct Swarm {
     pub damage: u64,
     /// A server starts again and reads a bit of its log wrongly.
     pub mislead: u64,
+    /// A plot begins, one after the other.
+    pub plot: u64,
     /// A coordinator dies, and another one takes its place.
     pub death: u64,
     /// A coordinator stands still.
@@ -127,6 +129,7 @@ impl Plan {
             wipe: if rng.one_in(8) { 5 } else { 0 },
             damage: if rng.one_in(8) { 20 } else { 0 },
             mislead: 0,
+            plot: 0,
             death: on(rng, 12),
             pause: on(rng, 10),
             mend: 1 + rng.below(20),
@@ -182,6 +185,7 @@ impl Plan {
             };
         }
         let retention = snapshots(rng, &mut limits);
+        swarm.plot = if rng.one_in(2) { 20 } else { 0 };
         Plan {
             topology,
             timeouts,

@@ -6,7 +6,7 @@ use crate::drive;
 use crate::shard::Input;
 use crate::sim::checker::Observed;
 use crate::sim::coverage::Seen;
-use crate::sim::disk::{MisreadLog, SimDisk};
+use crate::sim::disk::{Doom, MisreadLog, SimDisk};
 use crate::sim::network::{Packet, Place};
 use crate::sim::promises::Told;
 use crate::sim::server::{Ailment, Harm, Running};
@@ -47,7 +47,7 @@ impl World {
         server.running = None;
         server.failed = false;
         server.dies_before_release = false;
-        server.dies_overwriting = false;
+        server.overwriting = Doom::Spared;
         server.inbox.clear();
         server.busy_until = Time(0);
         server.disk.set_fuse(None);
@@ -349,14 +349,14 @@ impl World {
             Harm::FailWrite(n) => server.disk.inner.fail_write(n),
             Harm::FailSync(n) => server.disk.inner.fail_sync(n),
             Harm::BeforeRelease => server.dies_before_release = true,
-            Harm::Overwriting => server.dies_overwriting = true,
+            Harm::Overwriting(doom) => server.overwriting = doom,
         }
     }
 
     /// Spares a server what it was armed with, as far as it happens between two operations.
     pub fn disarm(&mut self, id: NodeId) {
         let server = self.server(id);
-        server.dies_overwriting = false;
+        server.overwriting = Doom::Spared;
         server.disk.set_fuse(None);
     }
 }

@@ -7,7 +7,7 @@ use crate::paxos::{self, Message};
 use crate::shard::{self, Input, Shard};
 use crate::sim::clock::Clock;
 use crate::sim::damage::Damage;
-use crate::sim::disk::SimDisk;
+use crate::sim::disk::{Doom, SimDisk};
 use crate::sim::network::Place;
 use crate::sim::promises::Told;
 use crate::storage::{CommitStats, Wal};
@@ -24,8 +24,8 @@ pub enum Harm {
     FailSync(u64),
     /// Everything is synced, and then the server dies before anything that waited for it leaves.
     BeforeRelease,
-    /// The power goes when it next writes over a vote, between the write and its sync.
-    Overwriting,
+    /// This happens when it next writes over a vote.
+    Overwriting(Doom),
 }
 
 impl Running {
@@ -61,7 +61,7 @@ pub struct Server {
     /// The turn is over, and the disk done, at this time.
     pub busy_until: Time,
     pub dies_before_release: bool,
-    pub dies_overwriting: bool,
+    pub overwriting: Doom,
     pub clock: Clock,
     /// What everything its disk does takes, as a multiple.
     pub disk_slowness: u64,
@@ -113,7 +113,7 @@ impl Server {
             clients: BTreeMap::new(),
             busy_until: Time::default(),
             dies_before_release: false,
-            dies_overwriting: false,
+            overwriting: Doom::Spared,
             clock,
             disk_slowness: 1,
             stalled: false,

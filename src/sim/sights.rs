@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::paxos::membership::{LOST_DISK_PROMISED, LOST_DISK_VOUCHED};
 use crate::paxos::replica::RENEWS;
 use crate::paxos::{self, Message};
 use crate::shard;
@@ -83,10 +84,12 @@ impl World {
 
     /// A message reaches a server.
     pub(super) fn see_message(&mut self, to: NodeId, message: &Message) {
-        let Message::Refuse(refuse) = message else { return };
-        self.coverage.see(Seen::StaleBallot);
         let Some(running) = &self.servers[&to].running else { return };
         let replica = running.shard.replica();
+        let asks = matches!(message, Message::PreVote(_) | Message::Prepare(_) | Message::Accept(_));
+        self.coverage.see_if(asks && !replica.membership().votes(), Seen::LearnerAsked);
+        let Message::Refuse(refuse) = message else { return };
+        self.coverage.see(Seen::StaleBallot);
         let campaigns = replica.promised() == refuse.ballot && !replica.is_leader();
         self.coverage.see_if(campaigns && refuse.promised > refuse.ballot, Seen::PreparedAgain);
     }
@@ -122,6 +125,8 @@ impl World {
             paxos::Event::CaughtUp { .. } => Seen::CaughtUp,
             paxos::Event::Salvaged { .. } => Seen::Salvaged,
             paxos::Event::Resending { .. } => Seen::Resent,
+            paxos::Event::Ignored { what, .. } if *what == LOST_DISK_VOUCHED => Seen::OldDiskUnheard,
+            paxos::Event::Ignored { what, .. } if *what == LOST_DISK_PROMISED => Seen::OldPromiseLate,
             _ => return,
         };
         self.coverage.see(sight);

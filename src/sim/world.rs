@@ -9,7 +9,7 @@ use crate::sim::checker::{Checker, Observed};
 use crate::sim::clients::{Asked, Client};
 use crate::sim::clock::Clock;
 use crate::sim::coverage::{Coverage, Seen};
-use crate::sim::disk::DoomedLog;
+use crate::sim::disk::{Doom, DoomedLog};
 use crate::sim::network::{Network, Packet, Place, Weather};
 use crate::sim::server::{Outbox, Running, Sent, Server};
 use crate::sim::sights::{Before, Log};
@@ -213,6 +213,19 @@ impl World {
         }
     }
 
+    /// What is on its way on a link waits there from now on, and what is sent.
+    pub fn hold(&mut self, from: Place, to: Place) {
+        self.network.hold(from, to);
+        let parked = &mut self.network.parked;
+        self.queue.retain(|_, event| match event {
+            Event::Arrive { from: a, to: b, packet } if (*a, *b) == (from, to) => {
+                parked.push((from, to, packet.clone()));
+                false
+            }
+            _ => true,
+        });
+    }
+
     /// Lets everything go that was held back, in order; requests of the dead too.
     pub fn release(&mut self) {
         for (from, to, packet) in self.network.release() {
@@ -387,8 +400,9 @@ impl World {
         server.disk.inner.set_time(now.0);
         let before = Before::of(running, &server.disk);
         let mut outbox = Outbox::new(now, sync_us);
-        let mut log = DoomedLog { wal: &mut running.wal, doomed: server.dies_overwriting, struck: false };
+        let mut log = DoomedLog { wal: &mut running.wal, doom: server.overwriting, struck: false };
         let done = drive::turn(local, &mut running.shard, &mut log, inputs, &mut outbox);
+        let loses = log.struck && done.is_ok() && server.overwriting == Doom::WriteIsLost;
         let struck = log.struck && done.is_err();
         let reads = server.disk.reads();
         let misled = server.misled;
@@ -455,6 +469,8 @@ impl World {
             self.coverage.see_if(struck, Seen::DiedOverwriting);
             // Where damage is not found yet, a mark that goes back in time would hide it: S1 promises nothing then.
             if struck && self.servers[&id].ailment.is_none() { self.tear(id) } else { self.crash(id) }
+        } else if loses {
+            self.lose_write(id);
         } else if dies {
             self.coverage.see(Seen::DiedBeforeRelease);
             self.crash(id);
