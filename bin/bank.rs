@@ -13,7 +13,7 @@ use shardpaxosbank::runtime::runner::Options;
 use shardpaxosbank::runtime::session::{self, Exit, NodeArgs, RunArgs};
 use shardpaxosbank::runtime::teller;
 use shardpaxosbank::soak::{self, SimArgs};
-use shardpaxosbank::types::{AccountId, Transfer};
+use shardpaxosbank::types::{AccountId, Transfer, TxnId};
 
 /// A fault-tolerant, sharded bank: Multi-Paxos per shard, two-phase commit across shards.
 #[derive(Parser)]
@@ -231,6 +231,17 @@ enum Wish {
         to: u64,
         #[arg(allow_negative_numbers = true)]
         amount: i64,
+        /// SESSION:SEQUENCE, so that it can be sent again: the same transfer under the same id takes effect once.
+        #[arg(long, value_parser = transaction)]
+        id: Option<TxnId>,
+    },
+    /// Open a session, whose ids transfers may have, and print its name.
+    Session,
+    /// Print what became of the transfer with an id: committed, aborted and why, in doubt, finished, or never seen.
+    Txn {
+        /// SESSION:SEQUENCE
+        #[arg(value_parser = transaction)]
+        id: TxnId,
     },
     /// Print the balance of an account.
     Balance {
@@ -247,12 +258,18 @@ enum Consistency {
     Local,
 }
 
+fn transaction(text: &str) -> Result<TxnId, String> {
+    text.parse().map_err(|()| "an id is SESSION:SEQUENCE as in D1-2:7, with a sequence from 1".to_string())
+}
+
 impl Wish {
     fn wish(self) -> teller::Wish {
         match self {
-            Wish::Transfer { from, to, amount } => {
-                teller::Wish::Transfer(Transfer { from: AccountId(from), to: AccountId(to), amount })
+            Wish::Transfer { from, to, amount, id } => {
+                teller::Wish::Transfer(Transfer { from: AccountId(from), to: AccountId(to), amount }, id)
             }
+            Wish::Session => teller::Wish::Session,
+            Wish::Txn { id } => teller::Wish::Txn(id),
             Wish::Balance { account, consistency: Consistency::Linearizable } => {
                 teller::Wish::Balance(AccountId(account))
             }

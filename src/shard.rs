@@ -14,7 +14,7 @@ use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::{Message, Replica, Standing};
 use crate::txn::message::{Refusal, Request, Response};
 use crate::txn::{self, Coordinator};
-use crate::types::{AccountId, Ballot, ClientId, Cut, NodeId, Reason, ShardId, Slot, Time, TxnId, Value};
+use crate::types::{Ballot, ClientId, Cut, NodeId, Reason, ShardId, Slot, Time, TxnId, Value};
 
 mod admission;
 mod catch_up;
@@ -24,6 +24,7 @@ mod history;
 mod idle;
 mod io;
 mod learners;
+mod reads;
 mod recovery;
 mod space;
 
@@ -36,6 +37,7 @@ use digests::Comparison;
 pub use digests::Divergence;
 pub use history::{History, Run};
 use idle::Idle;
+use reads::{Pending, Question};
 
 /// The client under whose name this server's own recoverer asks its own shard. Drivers number clients from 1.
 const MYSELF: ClientId = ClientId(0);
@@ -55,22 +57,6 @@ struct Batch {
     proposed: Time,
     /// (client, request, number of blocks), in the order of the blocks.
     waiting: Vec<(ClientId, u64, usize)>,
-}
-
-/// A read or probe that waits for its heartbeat round (P5), or for a lock (T6).
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-struct Pending {
-    client: ClientId,
-    request: u64,
-    /// `None` for a probe.
-    account: Option<AccountId>,
-    /// The round that must be confirmed; `None` until the turn in which it arrived ends.
-    round: Option<u64>,
-    /// What was decided at arrival must be applied.
-    slot: Slot,
-    deadline: Time,
-    /// Already reported as waiting for a lock.
-    waits: bool,
 }
 
 /// See the module documentation.
@@ -330,7 +316,7 @@ impl Shard {
             out.replies.push(refuse(why));
             return;
         }
-        let account = match request {
+        let question = match request {
             Request::Submit { blocks, .. } => {
                 if let Err(why) = self.enqueue(client, number, blocks) {
                     if let Refusal::Malformed(what) = &why {
@@ -340,32 +326,13 @@ impl Shard {
                 }
                 return;
             }
-            Request::Read { account, .. } if self.bank.balance(account).is_none() => {
-                let what = format!("account {account} is not in {}", self.shard);
-                out.replies.push(refuse(Refusal::Malformed(what)));
-                return;
-            }
-            Request::Read { account, .. } => Some(account),
-            Request::Probe { .. } => None,
+            Request::Read { account, .. } => Question::Balance(account),
+            Request::Status { id, .. } => Question::Status(id),
+            Request::Probe { .. } => Question::Leading,
         };
-        // Reads may wait long for a lock. Who is to free it must be able to find this leader meanwhile (T6).
-        let most = match account {
-            Some(_) => self.limits.waiting_reads,
-            None => 2 * self.limits.waiting_reads,
-        };
-        if self.reads.len() >= most {
-            out.replies.push(refuse(Refusal::Busy));
-            return;
+        if let Err(why) = self.take_question(now, client, number, question) {
+            out.replies.push(refuse(why));
         }
-        self.reads.push(Pending {
-            client,
-            request: number,
-            account,
-            round: None,
-            slot: self.replica.decided(),
-            deadline: now + self.timeouts.read(),
-            waits: false,
-        });
     }
 
     fn enqueue(&mut self, client: ClientId, request: u64, blocks: Value) -> Result<(), Refusal> {
@@ -433,14 +400,6 @@ impl Shard {
             };
             let slot = self.replica.propose(value, &mut out.paxos);
             self.pending.insert(slot, Batch { proposed: now, waiting });
-        }
-    }
-
-    /// One heartbeat round for all reads and probes of this turn (P5).
-    fn begin_reads(&mut self, out: &mut Output) {
-        if self.replica.is_leader() && self.reads.iter().any(|r| r.round.is_none()) {
-            let round = self.replica.begin_round(&mut out.paxos);
-            self.reads.iter_mut().for_each(|r| _ = r.round.get_or_insert(round));
         }
     }
 
@@ -530,49 +489,6 @@ impl Shard {
             out.events.push(Event::Applied { committed, aborted });
         }
         self.replica.trim();
-    }
-
-    fn answer_reads(&mut self, now: Time, out: &mut Output) {
-        if self.reads.is_empty() {
-            return;
-        }
-        let confirmed = self.replica.confirmed_round();
-        let ready = self.replica.phase1_decided();
-        let silent = self.comparison.is_silent();
-        let applied = self.bank.applied();
-        for mut read in std::mem::take(&mut self.reads) {
-            let request = read.request;
-            let in_force = ready && read.round.is_some_and(|r| r <= confirmed) && read.slot <= applied;
-            let in_force = in_force && (read.account.is_none() || !silent);
-            let lock = read.account.and_then(|a| self.bank.locked_by(a).map(|id| (a, id)));
-            let response = match (in_force, read.account, lock) {
-                (true, None, _) => Response::Leading {
-                    request,
-                    ballot: self.replica.promised(),
-                    decided: self.replica.decided(),
-                },
-                (true, Some(account), None) => {
-                    let balance = self.bank.balance(account).ok_or(Reason::UnknownAccount);
-                    Response::Balance { request, balance }
-                }
-                // T6: never the state before an undecided YES.
-                (true, Some(_), Some(_)) if read.deadline <= now => {
-                    Response::Balance { request, balance: Err(Reason::LockContention) }
-                }
-                (false, ..) if read.deadline <= now => {
-                    Response::Refused { request, why: Refusal::NotLeader(None) }
-                }
-                _ => {
-                    if let (true, Some((account, id)), false) = (in_force, lock, read.waits) {
-                        read.waits = true;
-                        out.events.push(Event::ReadWaits { account, id });
-                    }
-                    self.reads.push(read);
-                    continue;
-                }
-            };
-            self.reply(now, read.client, response, out);
-        }
     }
 }
 

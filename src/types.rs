@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Add;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,6 +122,39 @@ impl Session {
     /// Its number among the sessions of that shard.
     pub fn number(self) -> u64 {
         self.0 & ((1 << 48) - 1)
+    }
+}
+
+/// A whole number in digits alone, which may begin with zeros. (The parser of the standard library takes a plus sign.)
+fn digits<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+/// As it is shown (`D1-2`), or as its plain number. The error is empty: whoever asked knows what it was for.
+impl FromStr for Session {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Session, ()> {
+        let session = match text.strip_prefix('D') {
+            None => digits(text).map(Session),
+            Some(name) => name.split_once('-').and_then(|(shard, number)| {
+                let number = digits(number).filter(|number: &u64| *number < 1 << 48)?;
+                Some(Session::new(ShardId(digits(shard)?), number))
+            }),
+        };
+        // Shards and their sessions count from 1.
+        session.filter(|session| session.shard().0 > 0 && session.number() > 0).ok_or(())
+    }
+}
+
+/// `SESSION:SEQUENCE`, with a sequence from 1.
+impl FromStr for TxnId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<TxnId, ()> {
+        let (session, seq) = text.split_once(':').ok_or(())?;
+        let seq = digits(seq).filter(|seq| *seq > 0).ok_or(())?;
+        Ok(TxnId { session: session.parse()?, seq })
     }
 }
 
@@ -284,10 +318,12 @@ pub enum Reason {
     LockContention = 6,
     /// The sender's balance is below the amount.
     InsufficientBalance = 7,
+    /// The id that a client gave it belongs to another transfer.
+    IdReused = 8,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 7] = [
+    pub const ALL: [Reason; 8] = [
         Reason::InvalidAmount,
         Reason::SameAccount,
         Reason::UnknownAccount,
@@ -295,6 +331,7 @@ impl Reason {
         Reason::StorageFull,
         Reason::LockContention,
         Reason::InsufficientBalance,
+        Reason::IdReused,
     ];
 
     pub fn from_code(code: u8) -> Option<Reason> {
@@ -311,6 +348,7 @@ impl Reason {
             Reason::StorageFull => "storage-full",
             Reason::LockContention => "lock-contention",
             Reason::InsufficientBalance => "insufficient-balance",
+            Reason::IdReused => "id-reused",
         }
     }
 }

@@ -20,6 +20,20 @@ use crate::types::{
 pub struct Hold {
     pub transfer: Transfer,
     pub participants: [ShardId; 2],
+    /// A client named it: see [`Mention`].
+    pub named: bool,
+}
+
+/// A transaction that a decided block mentions.
+///
+/// What a client has named, many coordinators may carry out, one after the other or at once, and a client may give one id to
+/// two transfers. Each of these is a transaction of its own, so that neither happens by half; but only one of them gets the
+/// register of a shard, and the others a NO there, for as long as it is kept (T1).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Mention {
+    pub id: TxnId,
+    /// The transfer, if a client has named it.
+    pub name: Option<Transfer>,
 }
 
 /// A transaction that took effect at this shard, in log order.
@@ -127,6 +141,7 @@ const FLOOR: u64 = 6;
 const CLOSED: u64 = 7;
 const MEMBER: u64 = 8;
 const TRAIL: u64 = 9;
+const NAME: u64 = 10;
 
 /// The share of consecutive accounts, from `first` on.
 pub(super) fn digest_balances(first: u64, balances: impl Iterator<Item = u64>) -> u64 {
@@ -155,6 +170,9 @@ pub(super) fn digest_rest(
         }
         for (seq, register) in state.registers() {
             add(register_share(TxnId { session: *session, seq }, register));
+        }
+        for (seq, name) in state.names() {
+            add(name_share(TxnId { session: *session, seq }, &name));
         }
     }
     digest
@@ -226,8 +244,11 @@ impl Bank {
             }
         }
         let undecided = bank.sessions.values().map(SessionState::undecided).sum::<usize>();
-        let held = |id: &TxnId| bank.sessions.get(&id.session).is_some_and(|s| s.is_undecided(id.seq));
-        if undecided != bank.holds.len() || !bank.holds.keys().all(held) {
+        let held = |(id, hold): (&TxnId, &Hold)| {
+            let name = hold.named.then_some(hold.transfer);
+            bank.sessions.get(&id.session).is_some_and(|s| s.is_undecided(id.seq) && s.name(id.seq) == name)
+        };
+        if undecided != bank.holds.len() || !bank.holds.iter().all(held) {
             return Err("votes of YES and what is held for them do not fit".into());
         }
         bank.digest = bank.digest_anew();
@@ -318,25 +339,27 @@ impl Bank {
                 statuses.push(self.advance_mark(session, mark));
                 Status::Done
             }
-            Command::Transfers { range, records } => {
-                statuses.extend(each(range, records).map(|(id, t)| self.transfer(slot, id, t, effects)));
+            Command::Transfers { range, records, named } => {
+                let all = each(range, named, records);
+                statuses.extend(all.map(|(txn, t)| self.transfer(slot, txn, t, effects)));
                 Status::Committed
             }
-            Command::Prepare { range, participants, records } => {
-                let votes = each(range, records).map(|(id, t)| self.prepare(id, participants, t, effects));
-                statuses.extend(votes);
+            Command::Prepare { range, participants, records, named } => {
+                let all = each(range, named, records);
+                statuses.extend(all.map(|(txn, t)| self.prepare(txn, participants, t, effects)));
                 Status::Yes
             }
-            Command::Outcome { range, commits } => {
+            Command::Outcome { range, commits, .. } => {
                 for (i, seq) in range.seqs().enumerate() {
-                    let id = TxnId { session: range.session, seq };
-                    statuses.push(self.outcome(slot, id, command::bit(commits, i), effects));
+                    let txn = Mention { id: TxnId { session: range.session, seq }, name: command.name(i) };
+                    statuses.push(self.outcome(slot, txn, command::bit(commits, i), effects));
                 }
                 Status::Done
             }
-            Command::Fence { range } => {
-                for seq in range.seqs() {
-                    statuses.push(self.fence(TxnId { session: range.session, seq }, effects));
+            Command::Fence { range, .. } => {
+                for (i, seq) in range.seqs().enumerate() {
+                    let txn = Mention { id: TxnId { session: range.session, seq }, name: command.name(i) };
+                    statuses.push(self.fence(txn, effects));
                 }
                 Status::Yes
             }
@@ -363,23 +386,23 @@ impl Bank {
         history::put(&mut effects.history, &command, &effects.committed[committed..]);
     }
 
-    fn abort(&mut self, id: TxnId, reason: Reason, effects: &mut Effects) -> Status {
-        self.record(id, Register::No(reason));
+    fn abort(&mut self, txn: Mention, reason: Reason, effects: &mut Effects) -> Status {
+        self.record(txn, Register::No(reason));
         effects.aborted.push(Some(reason));
         Status::Aborted(reason)
     }
 
-    fn transfer(&mut self, slot: Slot, id: TxnId, transfer: Transfer, effects: &mut Effects) -> Status {
-        if let Some(status) = self.recorded(id, true) {
+    fn transfer(&mut self, slot: Slot, txn: Mention, transfer: Transfer, effects: &mut Effects) -> Status {
+        if let Some(status) = self.recorded(txn, true) {
             return status;
         }
         match self.execute(&transfer) {
             Ok(()) => {
-                self.record(id, Register::Committed);
-                effects.committed.push(Committed { slot, id, transfer });
+                self.record(txn, Register::Committed);
+                effects.committed.push(Committed { slot, id: txn.id, transfer });
                 Status::Committed
             }
-            Err(reason) => self.abort(id, reason, effects),
+            Err(reason) => self.abort(txn, reason, effects),
         }
     }
 
@@ -401,25 +424,26 @@ impl Bank {
 
     fn prepare(
         &mut self,
-        id: TxnId,
+        txn: Mention,
         participants: [ShardId; 2],
         transfer: Transfer,
         effects: &mut Effects,
     ) -> Status {
-        if let Some(status) = self.recorded(id, true) {
+        if let Some(status) = self.recorded(txn, true) {
             return status;
         }
+        let id = txn.id;
         match self.lockable(&transfer, participants) {
             Ok(account) => {
-                self.record(id, Register::Yes);
-                let hold = Hold { transfer, participants };
+                self.record(txn, Register::Yes);
+                let hold = Hold { transfer, participants, named: txn.name.is_some() };
                 self.digest = self.digest.wrapping_add(hold_share(id, &hold));
                 self.locks.insert(account, id);
                 self.holds.insert(id, hold);
                 effects.prepared.push(id);
                 Status::Yes
             }
-            Err(reason) => self.abort(id, reason, effects),
+            Err(reason) => self.abort(txn, reason, effects),
         }
     }
 
@@ -445,15 +469,15 @@ impl Bank {
         [transfer.from, transfer.to].into_iter().find(|a| self.index(*a).is_some())
     }
 
-    fn outcome(&mut self, slot: Slot, id: TxnId, commit: bool, effects: &mut Effects) -> Status {
-        match (self.recorded(id, false), commit) {
+    fn outcome(&mut self, slot: Slot, txn: Mention, commit: bool, effects: &mut Effects) -> Status {
+        match (self.recorded(txn, false), commit) {
             (None, false) => {
-                self.record(id, Register::No(Reason::NoQuorum));
+                self.record(txn, Register::No(Reason::NoQuorum));
                 effects.aborted.push(None);
                 Status::Done
             }
             (Some(Status::Yes), _) => {
-                self.settle(slot, id, commit, effects);
+                self.settle(slot, txn, commit, effects);
                 if !commit {
                     effects.aborted.push(None);
                 }
@@ -468,7 +492,8 @@ impl Bank {
         }
     }
 
-    fn settle(&mut self, slot: Slot, id: TxnId, commit: bool, effects: &mut Effects) {
+    fn settle(&mut self, slot: Slot, txn: Mention, commit: bool, effects: &mut Effects) {
+        let id = txn.id;
         let hold = self.holds.remove(&id).expect("T5: an undecided YES has its hold");
         let account = self.part(&hold.transfer).expect("T5: a hold names an account of this shard");
         let locked = self.locks.remove(&account);
@@ -485,14 +510,14 @@ impl Bank {
             self.set_balance(index, balance);
             effects.committed.push(Committed { slot, id, transfer: hold.transfer });
         }
-        self.record(id, if commit { Register::YesCommitted } else { Register::YesAborted });
+        self.record(txn, if commit { Register::YesCommitted } else { Register::YesAborted });
         effects.settled.push(id);
     }
 
-    fn fence(&mut self, id: TxnId, effects: &mut Effects) -> Status {
-        match self.recorded(id, false) {
+    fn fence(&mut self, txn: Mention, effects: &mut Effects) -> Status {
+        match self.recorded(txn, false) {
             Some(status) => status,
-            None => self.abort(id, Reason::NoQuorum, effects),
+            None => self.abort(txn, Reason::NoQuorum, effects),
         }
     }
 
@@ -523,7 +548,8 @@ fn hold_share(id: TxnId, hold: &Hold) -> u64 {
     let [a, b] = hold.participants.map(|shard| u64::from(shard.0));
     let whose = share(HOLD, id.session.0, id.seq);
     let what = share(HOLD, from.0, to.0);
-    share(whose, what, share(HOLD, amount.unsigned_abs(), a << 16 | b))
+    let how = u64::from(hold.named) << 32 | a << 16 | b;
+    share(whose, what, share(HOLD, amount.unsigned_abs(), how))
 }
 
 fn member_share(server: NodeId, member: &Rejoined) -> u64 {
@@ -536,8 +562,21 @@ fn register_share(id: TxnId, register: Register) -> u64 {
     share(REGISTER | u64::from(register.code()) << 8, id.session.0, id.seq)
 }
 
-fn each(range: Range, records: &[TransferRecord]) -> impl Iterator<Item = (TxnId, Transfer)> + '_ {
-    range.seqs().zip(records).map(move |(seq, r)| (TxnId { session: range.session, seq }, r.get()))
+fn name_share(id: TxnId, name: &Transfer) -> u64 {
+    let whose = share(NAME, id.session.0, id.seq);
+    share(whose, share(NAME, name.from.0, name.to.0), name.amount as u64)
+}
+
+fn each(
+    range: Range,
+    named: bool,
+    records: &[TransferRecord],
+) -> impl Iterator<Item = (Mention, Transfer)> + '_ {
+    range.seqs().zip(records).map(move |(seq, record)| {
+        let transfer = record.get();
+        let id = TxnId { session: range.session, seq };
+        (Mention { id, name: named.then_some(transfer) }, transfer)
+    })
 }
 
 mod sessions;

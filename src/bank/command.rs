@@ -18,7 +18,8 @@ use crate::types::{AccountId, Ballot, Incarnation, NodeId, Rejoined, Session, Sh
 struct Header {
     bytes: U32,
     kind: u8,
-    zero: u8,
+    /// 1 if the transactions were named by a client, and the block says what for; otherwise 0.
+    named: u8,
     /// Participants of the transactions, 0 where the kind has none.
     participants: [U16; 2],
     zero2: U16,
@@ -83,14 +84,15 @@ pub enum Command<'a> {
     Open,
     /// Everything of the session below `mark` is finished at its client, as far as this shard takes part (T7).
     Mark { session: Session, mark: u64 },
-    /// Transfers inside this shard.
-    Transfers { range: Range, records: &'a [TransferRecord] },
+    /// Transfers inside this shard. What is `named`, here and below, belongs to its transfer as well as to its sequence.
+    Transfers { range: Range, records: &'a [TransferRecord], named: bool },
     /// This shard's vote is asked for on transfers across two shards (T1).
-    Prepare { range: Range, participants: [ShardId; 2], records: &'a [TransferRecord] },
-    /// The decision on prepared transfers; bit i of `commits` belongs to sequence `first + i`.
-    Outcome { range: Range, commits: &'a [u8] },
+    Prepare { range: Range, participants: [ShardId; 2], records: &'a [TransferRecord], named: bool },
+    /// The decision on prepared transfers; bit i of `commits` belongs to sequence `first + i`. `names` are the transfers
+    /// if they are named.
+    Outcome { range: Range, commits: &'a [u8], names: &'a [TransferRecord] },
     /// Sets every vote register of the range that is still empty to NO (T1, T4).
-    Fence { range: Range },
+    Fence { range: Range, names: &'a [TransferRecord] },
     /// From now on whatever of the session has no register here is a NO (T7). Answered with whether anything of it is
     /// still in doubt.
     Close { session: Session },
@@ -108,13 +110,24 @@ impl Command<'_> {
             Command::Transfers { range, .. }
             | Command::Prepare { range, .. }
             | Command::Outcome { range, .. }
-            | Command::Fence { range } => Some(*range),
+            | Command::Fence { range, .. } => Some(*range),
             Command::Open
             | Command::Mark { .. }
             | Command::Close { .. }
             | Command::Expire { .. }
             | Command::Rejoin { .. } => None,
         }
+    }
+
+    /// The transfer that the i-th transaction belongs to, if it is named.
+    pub fn name(&self, i: usize) -> Option<Transfer> {
+        let names: &[TransferRecord] = match self {
+            Command::Transfers { records, named: true, .. }
+            | Command::Prepare { records, named: true, .. } => records,
+            Command::Outcome { names, .. } | Command::Fence { names, .. } => names,
+            _ => &[],
+        };
+        names.get(i).map(TransferRecord::get)
     }
 
     /// The session that it names.
@@ -223,8 +236,12 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
     let raw = header.session.get();
     let session = Session(raw);
     let first = header.first.get();
-    if header.zero != 0 || header.zero2.get() != 0 {
+    if header.named > 1 || header.zero2.get() != 0 {
         return Err("reserved fields are not zero".into());
+    }
+    let named = header.named == 1;
+    if named && !matches!(header.kind, TRANSFERS | PREPARE | OUTCOME | FENCE) {
+        return Err("only transactions can be named".into());
     }
     if header.kind == OPEN {
         let clean = raw == 0 && first == 0 && count == 0 && body.is_empty();
@@ -268,34 +285,50 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
         return Err(format!("sequences {first} + {count} are out of range; a block has 1 to {MAX_COUNT}"));
     }
     let range = Range { session, first, count };
-    let records = || match <[TransferRecord]>::ref_from_bytes(body) {
+    let records = |body: &'a [u8]| match <[TransferRecord]>::ref_from_bytes(body) {
         Ok(records) if records.len() == count as usize => Ok(records),
         _ => Err(format!("{} bytes for {count} transfers", body.len())),
     };
+    let names = |body: &'a [u8]| if named { records(body) } else { Ok(&[][..]) };
     match header.kind {
-        TRANSFERS => Ok(Command::Transfers { range, records: records()? }),
+        TRANSFERS => Ok(Command::Transfers { range, records: records(body)?, named }),
         PREPARE => {
             let participants = header.participants.map(|p| ShardId(p.get()));
             if participants[0].0 == 0 || participants[0] >= participants[1] {
                 return Err(format!("participants {participants:?} are not two ascending shards"));
             }
-            Ok(Command::Prepare { range, participants, records: records()? })
+            Ok(Command::Prepare { range, participants, records: records(body)?, named })
         }
-        OUTCOME if body.len() == (count as usize).div_ceil(8) => {
-            Ok(Command::Outcome { range, commits: body })
+        OUTCOME => {
+            let (commits, rest) = body
+                .split_at_checked((count as usize).div_ceil(8))
+                .filter(|(_, rest)| named || rest.is_empty())
+                .ok_or_else(|| format!("{} bytes for the decisions on {count} transfers", body.len()))?;
+            Ok(Command::Outcome { range, commits, names: names(rest)? })
         }
-        OUTCOME => Err(format!("{} bytes for the decisions on {count} transfers", body.len())),
-        FENCE if body.is_empty() => Ok(Command::Fence { range }),
+        FENCE if body.is_empty() || named => Ok(Command::Fence { range, names: names(body)? }),
         FENCE => Err("a fence has no body".into()),
         kind => Err(format!("unknown kind {kind}")),
     }
 }
 
 fn put(out: &mut Vec<u8>, kind: u8, participants: [ShardId; 2], range: Range, body: &[u8]) {
+    put_parts(out, kind, false, participants, range, [body, &[]]);
+}
+
+fn put_parts(
+    out: &mut Vec<u8>,
+    kind: u8,
+    named: bool,
+    participants: [ShardId; 2],
+    range: Range,
+    body: [&[u8]; 2],
+) {
+    let bytes = HEADER + body[0].len() + body[1].len();
     let header = Header {
-        bytes: U32::new((HEADER + body.len()) as u32),
+        bytes: U32::new(bytes as u32),
         kind,
-        zero: 0,
+        named: u8::from(named),
         participants: participants.map(|p| U16::new(p.0)),
         zero2: U16::ZERO,
         count: U32::new(range.count),
@@ -303,7 +336,7 @@ fn put(out: &mut Vec<u8>, kind: u8, participants: [ShardId; 2], range: Range, bo
         first: U64::new(range.first),
     };
     out.extend_from_slice(header.as_bytes());
-    out.extend_from_slice(body);
+    body.iter().for_each(|part| out.extend_from_slice(part));
 }
 
 const NOBODY: [ShardId; 2] = [ShardId(0), ShardId(0)];
@@ -321,25 +354,18 @@ pub fn put_mark(out: &mut Vec<u8>, session: Session, mark: u64) {
     put(out, MARK, NOBODY, Range { session, first: mark, count: 0 }, &[]);
 }
 
-fn put_records(
-    out: &mut Vec<u8>,
-    kind: u8,
-    participants: [ShardId; 2],
-    range: Range,
-    transfers: &[Transfer],
-) {
+fn records(range: Range, transfers: &[Transfer]) -> Vec<TransferRecord> {
     assert_eq!(transfers.len(), range.count as usize);
-    let records: Vec<TransferRecord> = transfers.iter().map(|t| TransferRecord::from(*t)).collect();
-    put(out, kind, participants, range, records.as_bytes());
+    transfers.iter().map(|t| TransferRecord::from(*t)).collect()
 }
 
 pub fn put_transfers(out: &mut Vec<u8>, range: Range, transfers: &[Transfer]) {
-    put_records(out, TRANSFERS, NOBODY, range, transfers);
+    put(out, TRANSFERS, NOBODY, range, records(range, transfers).as_bytes());
 }
 
 /// `participants` in ascending order.
 pub fn put_prepare(out: &mut Vec<u8>, range: Range, participants: [ShardId; 2], transfers: &[Transfer]) {
-    put_records(out, PREPARE, participants, range, transfers);
+    put(out, PREPARE, participants, range, records(range, transfers).as_bytes());
 }
 
 /// `commits` holds one bit for each sequence of the range.
@@ -349,6 +375,31 @@ pub fn put_outcome(out: &mut Vec<u8>, range: Range, commits: &[u8]) {
 
 pub fn put_fence(out: &mut Vec<u8>, range: Range) {
     put(out, FENCE, NOBODY, range, &[]);
+}
+
+/// The same, of transactions that a client named: each of these blocks says what they are for.
+pub mod named {
+    use super::*;
+
+    fn put(out: &mut Vec<u8>, kind: u8, participants: [ShardId; 2], range: Range, body: [&[u8]; 2]) {
+        put_parts(out, kind, true, participants, range, body);
+    }
+
+    pub fn put_transfers(out: &mut Vec<u8>, range: Range, transfers: &[Transfer]) {
+        put(out, TRANSFERS, NOBODY, range, [records(range, transfers).as_bytes(), &[]]);
+    }
+
+    pub fn put_prepare(out: &mut Vec<u8>, range: Range, participants: [ShardId; 2], transfers: &[Transfer]) {
+        put(out, PREPARE, participants, range, [records(range, transfers).as_bytes(), &[]]);
+    }
+
+    pub fn put_outcome(out: &mut Vec<u8>, range: Range, commits: &[u8], transfers: &[Transfer]) {
+        put(out, OUTCOME, NOBODY, range, [commits, records(range, transfers).as_bytes()]);
+    }
+
+    pub fn put_fence(out: &mut Vec<u8>, range: Range, transfers: &[Transfer]) {
+        put(out, FENCE, NOBODY, range, [records(range, transfers).as_bytes(), &[]]);
+    }
 }
 
 pub fn put_close(out: &mut Vec<u8>, session: Session) {

@@ -44,7 +44,7 @@ pub fn decode(first: Slot, values: &[Value], mut bytes: &[u8]) -> Result<Vec<Com
     for (slot, value) in (first.0..).map(Slot).zip(values) {
         for block in command::blocks(&value.0) {
             let (range, records) = match block? {
-                Command::Transfers { range, records } => (range, Some(records)),
+                Command::Transfers { range, records, .. } => (range, Some(records)),
                 Command::Outcome { range, .. } => (range, None),
                 _ => continue,
             };

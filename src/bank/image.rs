@@ -19,7 +19,7 @@ use crate::bank::balances::Balances;
 use crate::bank::session::SessionState;
 use crate::codec;
 use crate::config::Topology;
-use crate::types::{Cut, NodeId, Rejoined, Session, ShardId, Slot, TxnId, Value};
+use crate::types::{Cut, NodeId, Rejoined, Session, ShardId, Slot, Transfer, TxnId, Value};
 
 /// A consistent cut of one shard's state. It shares the balances with the bank that it was taken from.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -47,6 +47,7 @@ enum Part {
 pub(super) struct SessionImage {
     pub mark: u64,
     pub ring: Value,
+    pub names: Vec<(u64, Transfer)>,
     pub beside: Vec<(u64, u8)>,
     pub closed: bool,
 }

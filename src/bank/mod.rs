@@ -21,4 +21,5 @@ mod status;
 
 pub use apply::{Bank, Committed, Effects, Hold, validate};
 pub use image::{Image, Incoming, Verifier};
+pub use session::named_window;
 pub use status::{BlockResult, Status};

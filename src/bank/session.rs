@@ -8,7 +8,13 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::bank::Status;
 use crate::bank::image::SessionImage;
 use crate::config::limits::SESSION_WINDOW;
-use crate::types::{Reason, Value};
+use crate::types::{Reason, Transfer, Value};
+
+/// How many sequences of a session a client may name, if `window` is that of sessions. They are never forgotten before the
+/// session is: only the client knows which it will repeat.
+pub fn named_window(window: u64) -> u64 {
+    (window / 16).max(4).min(window)
+}
 
 /// A recorded outcome or vote. `Empty` means that no decided entry mentioned the sequence yet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -70,6 +76,8 @@ pub struct SessionState {
     window: u64,
     /// Registers of the sequences from `mark` on; what lies behind its end is empty.
     ring: VecDeque<u8>,
+    /// The transfers of those that a client named. A register is that of its transfer only.
+    names: BTreeMap<u64, Transfer>,
     /// Registers beyond the window, no more than it has: fences and outcomes may set them, transfers and prepares may not.
     beside: BTreeMap<u64, u8>,
     /// What is empty is a NO and stays one (T7).
@@ -78,7 +86,8 @@ pub struct SessionState {
 
 impl SessionState {
     pub fn new(window: u64) -> SessionState {
-        SessionState { mark: 1, window, ring: VecDeque::new(), beside: BTreeMap::new(), closed: false }
+        let (ring, names, beside) = (VecDeque::new(), BTreeMap::new(), BTreeMap::new());
+        SessionState { mark: 1, window, ring, names, beside, closed: false }
     }
 
     pub fn is_closed(&self) -> bool {
@@ -103,6 +112,25 @@ impl SessionState {
     /// Whether a transfer or prepare with this sequence may set a register.
     pub fn in_window(&self, seq: u64) -> bool {
         seq < self.mark + self.window
+    }
+
+    /// The same for one that a client named; these cost more memory.
+    pub fn in_named_window(&self, seq: u64) -> bool {
+        seq < self.mark + named_window(self.window)
+    }
+
+    /// The transfer of a register that was set by its name.
+    pub fn name(&self, seq: u64) -> Option<Transfer> {
+        self.names.get(&seq).copied()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = (u64, Transfer)> + '_ {
+        self.names.iter().map(|(seq, transfer)| (*seq, *transfer))
+    }
+
+    /// Says whose the register of a sequence is.
+    pub fn set_name(&mut self, seq: u64, transfer: Transfer) {
+        self.names.insert(seq, transfer);
     }
 
     /// Whether a fence or an outcome may set the register of this sequence. The client's oldest transaction is always in
@@ -152,12 +180,13 @@ impl SessionState {
     pub(super) fn image(&self) -> SessionImage {
         let ring: Vec<u8> = self.ring.iter().copied().collect();
         let beside = self.beside.iter().map(|(seq, code)| (*seq, *code)).collect();
-        SessionImage { mark: self.mark, ring: Value(ring.into()), beside, closed: self.closed }
+        let names = self.names.iter().map(|(seq, transfer)| (*seq, *transfer)).collect();
+        SessionImage { mark: self.mark, ring: Value(ring.into()), names, beside, closed: self.closed }
     }
 
     /// A session with the usual window. `Err` if no session looks like this.
     pub(super) fn from_image(image: SessionImage) -> Result<SessionState, String> {
-        let SessionImage { mark, ring, beside, closed } = image;
+        let SessionImage { mark, ring, names, beside, closed } = image;
         let known = |code: &u8| Register::try_from_code(*code).is_some();
         let beyond = |seq: &u64| *seq >= mark + ring.len() as u64;
         if mark == 0 || mark > 1 << 63 || !ring.0.iter().all(known) {
@@ -166,20 +195,25 @@ impl SessionState {
         if !beside.iter().all(|(seq, code)| beyond(seq) && known(code)) {
             return Err("no such register beside the ring".into());
         }
-        let ring = ring.0.iter().copied().collect();
-        Ok(SessionState { mark, window: SESSION_WINDOW, ring, beside: beside.into_iter().collect(), closed })
+        let (ring, names, beside) =
+            (ring.0.iter().copied().collect(), names.into_iter().collect(), beside.into_iter().collect());
+        let state = SessionState { mark, window: SESSION_WINDOW, ring, names, beside, closed };
+        if state.names.keys().any(|seq| *seq < mark || state.get(*seq) == Register::Empty) {
+            return Err("a name without a register".into());
+        }
+        Ok(state)
     }
 
     /// Moves the mark up to `mark`, but never past an undecided YES (T7), and hands every forgotten register to
     /// `forget`.
-    pub fn advance(&mut self, mark: u64, mut forget: impl FnMut(u64, Register)) {
+    pub fn advance(&mut self, mark: u64, mut forget: impl FnMut(u64, Register, Option<Transfer>)) {
         while self.mark < mark {
             let Some(code) = self.ring.front() else { break };
             let register = Register::from_code(*code);
             if register == Register::Yes {
                 return;
             }
-            forget(self.mark, register);
+            forget(self.mark, register, self.names.remove(&self.mark));
             self.ring.pop_front();
             self.mark += 1;
             self.refill();
@@ -194,7 +228,7 @@ impl SessionState {
                 }
                 Some((seq, register)) if seq < mark => {
                     self.beside.pop_first();
-                    forget(seq, register);
+                    forget(seq, register, self.names.remove(&seq));
                     self.mark = seq + 1;
                 }
                 _ => self.mark = mark,
@@ -250,12 +284,12 @@ mod tests {
     /// What ARCHITECTURE.md says that an idle session costs.
     #[test]
     fn an_idle_session_takes_little_memory() {
-        assert!(size_of::<(crate::types::Session, SessionState)>() <= 96);
+        assert!(size_of::<(crate::types::Session, SessionState)>() <= 112);
         let mut state = SessionState::new(SESSION_WINDOW);
         for seq in 1..=SESSION_WINDOW {
             state.set(seq, Register::Committed);
         }
-        state.advance(SESSION_WINDOW - 9, |_, _| ());
+        state.advance(SESSION_WINDOW - 9, |_, _, _| ());
         assert!(state.ring.capacity() <= 256, "{}", state.ring.capacity());
         assert_eq!((state.registers().count(), state.get(SESSION_WINDOW)), (10, Register::Committed));
     }
@@ -295,7 +329,7 @@ mod tests {
                     }
                     None => {
                         let mut forgotten = Vec::new();
-                        state.advance(seq, |seq, register| {
+                        state.advance(seq, |seq, register, _| {
                             if register != Register::Empty {
                                 forgotten.push((seq, register));
                             }

@@ -49,7 +49,9 @@ fn one(topology: &Topology, index: u32, operation: &Operation, claims: &mut Clai
                     claims.effects.push(effect(operation.replied.map(|(at, _)| at)));
                 }
                 (
-                    Some(Reply::Aborted(Reason::LockContention | Reason::NoQuorum | Reason::StorageFull)),
+                    Some(Reply::Aborted(
+                        Reason::LockContention | Reason::NoQuorum | Reason::StorageFull | Reason::IdReused,
+                    )),
                     None,
                 ) => {}
                 (Some(Reply::Aborted(Reason::InsufficientBalance)), None) => {

@@ -13,7 +13,7 @@
 //! Numbers are decimal and may begin with zeros. A session is written as the bank shows it (`D1-2`) or as its plain number.
 
 use crate::resp::codec::{MAX_ARG_BYTES, Protocol, Reply, is_word, number};
-use crate::types::{AccountId, Session, ShardId, Transfer, TxnId};
+use crate::types::{AccountId, Transfer, TxnId};
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Command {
@@ -63,9 +63,6 @@ pub enum Client {
     /// The client's library and its version, not kept.
     SetInfo,
 }
-
-/// Sessions are numbered below this in each shard.
-const SESSION_NUMBERS: u64 = 1 << 48;
 
 /// What a request asks for, or an error reply; the connection stays good.
 ///
@@ -174,27 +171,9 @@ fn parse_account(word: &[u8], what: &str) -> Result<AccountId, Reply> {
 }
 
 fn parse_id(word: &[u8]) -> Result<TxnId, Reply> {
-    let parts = || {
-        let (session, seq) = split_at(word, b':')?;
-        let seq = number(seq).filter(|seq| *seq > 0)?;
-        Some(TxnId { session: parse_session(session)?, seq })
-    };
     let shape = "ID must be SESSION:SEQUENCE as in D1-2:7, with a sequence from 1";
-    parts().ok_or_else(|| error(&format!("{shape}, not '{}'", show(word))))
-}
-
-/// Shards and their sessions count from 1: a session of shard 0 would have no home in any table.
-fn parse_session(word: &[u8]) -> Option<Session> {
-    let session = match word.strip_prefix(b"D") {
-        None => Session(number(word)?),
-        Some(name) => {
-            let (shard, session) = split_at(name, b'-')?;
-            let shard = u16::try_from(number(shard)?).ok()?;
-            let session = number(session).filter(|session| *session < SESSION_NUMBERS)?;
-            Session::new(ShardId(shard), session)
-        }
-    };
-    (session.shard().0 > 0 && session.number() > 0).then_some(session)
+    let id = std::str::from_utf8(word).ok().and_then(|text| text.parse().ok());
+    id.ok_or_else(|| error(&format!("{shape}, not '{}'", show(word))))
 }
 
 /// As Redis has it: the name is shown in lists, one client to a line.
@@ -202,11 +181,6 @@ fn parse_name(word: &[u8]) -> Result<String, Reply> {
     let name = String::from_utf8(word.to_vec()).ok();
     name.filter(|name| name.bytes().all(|byte| byte.is_ascii_graphic()))
         .ok_or_else(|| error("Client names cannot contain spaces, newlines or special characters."))
-}
-
-fn split_at(word: &[u8], mark: u8) -> Option<(&[u8], &[u8])> {
-    let at = word.iter().position(|byte| *byte == mark)?;
-    Some((&word[..at], &word[at + 1..]))
 }
 
 fn lower(word: &[u8]) -> String {

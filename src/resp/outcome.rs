@@ -1,7 +1,7 @@
 //! Replies that tell what became of a request. An error says behind its code what to do.
 
 use crate::resp::codec::Reply;
-use crate::types::{Reason, TxnId};
+use crate::types::{Reason, Session, TxnId};
 
 /// It took no effect and never will. A repetition with the same ID gets the same answer, so whoever tries again sends a
 /// new request, with an ID of its own or without one.
@@ -22,6 +22,9 @@ pub fn refused(reason: Reason) -> Reply {
         Reason::InsufficientBalance => {
             "INSUFFICIENT the sender has less than the amount; nothing was done, choose a lower one"
         }
+        Reason::IdReused => {
+            "IDREUSED this ID belongs to another transfer; nothing was done, send this one under an ID of its own"
+        }
     };
     Reply::Error(text.into())
 }
@@ -29,7 +32,9 @@ pub fn refused(reason: Reason) -> Reply {
 /// Nobody can know yet whether it takes effect. To send it again under another ID could move the money twice.
 pub fn unknown(id: Option<TxnId>) -> Reply {
     let advice = match id {
-        Some(id) => format!("ask with TXN {id}, do not send it under another ID"),
+        Some(id) => {
+            format!("send it again with ID {id}, or ask with TXN {id}; never send it under another ID")
+        }
         None => "look at the balances before you send it again".into(),
     };
     Reply::Error(format!("UNKNOWN it may or may not take effect; {advice}"))
@@ -38,6 +43,39 @@ pub fn unknown(id: Option<TxnId>) -> Reply {
 /// A balance. All the money of a bank is no more than fits.
 pub fn balance(units: u64) -> Reply {
     Reply::Integer(i64::try_from(units).unwrap_or(i64::MAX))
+}
+
+/// A session was opened.
+pub fn opened(session: Session) -> Reply {
+    Reply::Bulk(session.to_string().into_bytes())
+}
+
+/// No shard has room for one more session.
+pub fn crowded() -> Reply {
+    Reply::Error(
+        "BUSY as many sessions are open as the bank keeps; use one of yours, or try again later".into(),
+    )
+}
+
+/// The sequence of an ID is higher than those of a session.
+pub fn session_full(most: u64) -> Reply {
+    Reply::Error(format!(
+        "SESSIONFULL a session has the IDs 1 to {most}; nothing was done, open another one with SESSION"
+    ))
+}
+
+/// The session of an ID was closed before its transfer came.
+pub fn closed() -> Reply {
+    Reply::Error("EXPIRED the session is closed; nothing was done, open another one with SESSION".into())
+}
+
+/// The session of an ID is not known.
+pub fn forgotten() -> Reply {
+    Reply::Error(
+        "EXPIRED the session was never opened, or nobody used it for so long that the bank has forgotten it and what \
+         became of its transfers; look at the balances, and open another one with SESSION"
+            .into(),
+    )
 }
 
 /// The server did not take the request, for it has too many under way.

@@ -2,8 +2,8 @@
 //! a client of the bank, under a session of its own.
 //!
 //! A connection is answered in the order of its requests, so replies wait for those in front of them. A request that is under
-//! way when its server dies is lost to its client, as is any that was answered *unknown*: without an id of its own, a repetition
-//! is another transfer.
+//! way when its server dies is lost to its client, as is any that was answered *unknown*: a repetition without an id is another
+//! transfer, one with an id is the same, at whatever server.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -32,12 +32,19 @@ struct Guest {
     leaves: bool,
 }
 
+/// A request that its coordinator sees through.
+struct Asked {
+    /// The connection, and the number of the request on it.
+    asker: (usize, u64),
+    op: Op,
+}
+
 /// The coordinator that a server hosts, and those who use it.
 pub struct Gateway {
     outlet: Outlet,
     guests: HashMap<usize, Guest>,
-    /// Whose request has which tag: the connection, and the number of the request on it.
-    asked: HashMap<u64, (usize, u64)>,
+    /// By tag.
+    asked: HashMap<u64, Asked>,
     next_tag: u64,
     out: Output,
     /// Connections that have something to be sent, or to be closed.
@@ -107,9 +114,12 @@ impl Gateway {
                 Some(e.into())
             }
             Ok(Err(wrong)) => Some(wrong),
-            Ok(Ok(Command::Transfer { transfer, id: None })) => {
-                self.submit(now, (token, number), Op::Transfer(transfer))
+            Ok(Ok(Command::Transfer { transfer, id })) => {
+                let op = id.map_or(Op::Transfer(transfer), |id| Op::Named { id, transfer });
+                self.submit(now, (token, number), op)
             }
+            Ok(Ok(Command::Session)) => self.submit(now, (token, number), Op::Open),
+            Ok(Ok(Command::Txn(id))) => self.submit(now, (token, number), Op::Lookup(id)),
             Ok(Ok(Command::Balance { account, local: false })) => {
                 self.submit(now, (token, number), Op::Read(account))
             }
@@ -128,7 +138,7 @@ impl Gateway {
         }
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.asked.insert(tag, asker);
+        self.asked.insert(tag, Asked { asker, op });
         self.outlet.coordinator.step(now, Input::Submit { tag, op }, &mut self.out);
         None
     }
@@ -160,8 +170,11 @@ impl Gateway {
             }
             for answer in answers {
                 // A second answer tells how what was unknown has ended; the client has its reply.
-                let Some((token, number)) = self.asked.remove(&answer.tag) else { continue };
-                self.answer(token, number, reply_to(answer.outcome));
+                let Some(Asked { asker: (token, number), op }) = self.asked.remove(&answer.tag) else {
+                    continue;
+                };
+                let reply = self.reply_to(op, answer.outcome);
+                self.answer(token, number, reply);
             }
         }
         self.outlet.conns.flush(&mut received);
@@ -169,6 +182,25 @@ impl Gateway {
             self.outlet.take(now, item, &mut self.out);
         }
         self.release(conns)
+    }
+
+    /// What a client hears of the outcome of what it asked for.
+    fn reply_to(&self, op: Op, outcome: Outcome) -> Reply {
+        match outcome {
+            Outcome::Committed | Outcome::Confirmed(_) | Outcome::Settled => Reply::OK,
+            Outcome::Balance(balance) => resp::outcome::balance(balance),
+            Outcome::Aborted(reason) => resp::outcome::refused(reason),
+            Outcome::Unknown => resp::outcome::unknown(match op {
+                Op::Named { id, .. } => Some(id),
+                _ => None,
+            }),
+            Outcome::Opened(session) => resp::outcome::opened(session),
+            Outcome::Crowded => resp::outcome::crowded(),
+            Outcome::SessionFull => resp::outcome::session_full(self.outlet.coordinator.named_max()),
+            Outcome::Closed => resp::outcome::closed(),
+            Outcome::Forgotten => resp::outcome::forgotten(),
+            Outcome::Found(found) => Reply::Simple(found.to_string().into()),
+        }
     }
 
     /// Sends every reply that has none missing in front of it.
@@ -208,16 +240,6 @@ fn local_balance(account: crate::types::AccountId, shard: &Shard) -> Reply {
                 other.0
             )),
         },
-    }
-}
-
-/// What a client hears of the outcome of a transfer or read.
-fn reply_to(outcome: Outcome) -> Reply {
-    match outcome {
-        Outcome::Committed | Outcome::Confirmed(_) | Outcome::Settled => Reply::OK,
-        Outcome::Balance(balance) => resp::outcome::balance(balance),
-        Outcome::Aborted(reason) => resp::outcome::refused(reason),
-        Outcome::Unknown => resp::outcome::unknown(None),
     }
 }
 
@@ -265,7 +287,7 @@ impl Guest {
             Command::Command(_) => Reply::Array(Vec::new()),
             Command::Info(_) => Reply::Bulk(info(shard).into_bytes()),
             Command::Session | Command::Txn(_) | Command::Transfer { .. } | Command::Balance { .. } => {
-                Reply::Error("ERR sessions and ids are not served on this port yet; leave the ID out".into())
+                unreachable!("the coordinator was given these")
             }
         }
     }

@@ -235,7 +235,7 @@ fn blocks(value: &[u8]) -> Vec<String> {
             format!("prepare {} for {a} {b}", range(r))
         }
         Ok(Command::Outcome { range: r, .. }) => format!("outcome {}", range(r)),
-        Ok(Command::Fence { range: r }) => format!("fence {}", range(r)),
+        Ok(Command::Fence { range: r, .. }) => format!("fence {}", range(r)),
         Ok(Command::Close { session }) => format!("close {session}"),
         Ok(Command::Expire { session, .. }) => format!("expire {session}"),
         Ok(Command::Rejoin { server, incarnation, ballot }) => {

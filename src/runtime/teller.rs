@@ -1,4 +1,4 @@
-//! `bank client`: one transfer, or one balance, at servers that run elsewhere.
+//! `bank client`: one request at servers that run elsewhere.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,16 +11,21 @@ use crate::runtime::config_file::{self, ClusterConfig};
 use crate::runtime::order::{Order, Report};
 use crate::runtime::session::Exit;
 use crate::txn::{Op, Outcome};
-use crate::types::{AccountId, NodeId, Transfer};
+use crate::types::{AccountId, NodeId, Transfer, TxnId};
 
 /// Longer than any of the bank's own time-outs together.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a client wants.
 pub enum Wish {
-    Transfer(Transfer),
+    /// With its id, if it has one.
+    Transfer(Transfer, Option<TxnId>),
     /// Linearizable.
     Balance(AccountId),
+    /// A session whose ids transfers may have.
+    Session,
+    /// What became of a transfer.
+    Txn(TxnId),
     /// What each server of the account's cluster has applied, which may be old. It needs `allow_admin`.
     LocalBalances(AccountId),
 }
@@ -28,8 +33,11 @@ pub enum Wish {
 /// Carries it out. Errors have been printed.
 pub fn client(config: &Path, wish: &Wish) -> Exit {
     let done = config_file::load(config).map_err(|what| (Exit::Usage, what)).and_then(|config| match wish {
-        Wish::Transfer(transfer) => ask(&config, Op::Transfer(*transfer)),
+        Wish::Transfer(transfer, None) => ask(&config, Op::Transfer(*transfer)),
+        Wish::Transfer(transfer, Some(id)) => ask(&config, Op::Named { id: *id, transfer: *transfer }),
         Wish::Balance(account) => ask(&config, Op::Read(*account)),
+        Wish::Session => ask(&config, Op::Open),
+        Wish::Txn(id) => ask(&config, Op::Lookup(*id)),
         Wish::LocalBalances(account) => local_balances(&config, *account),
     });
     match done {
@@ -50,18 +58,9 @@ fn ask(config: &ClusterConfig, op: Op) -> Result<String, (Exit, String)> {
     let client = Client::start(config.context.clone(), config.settings.timeouts)
         .map_err(|e| failed(format!("error: no coordinator: {e}")))?;
     client.send(Command::Op(op));
-    loop {
+    let outcome = loop {
         match client.news.recv_timeout(PATIENCE) {
-            Ok(News::Op(Outcome::Committed)) => return Ok("committed".into()),
-            Ok(News::Op(Outcome::Balance(balance))) => return Ok(balance.to_string()),
-            Ok(News::Op(Outcome::Aborted(reason))) => {
-                return Err(failed(format!("aborted: {}", reason.name())));
-            }
-            Ok(News::Op(Outcome::Unknown)) => {
-                let what =
-                    "unknown: it may or may not take effect; look at the balances before you send it again";
-                return Err((Exit::Unknown, what.into()));
-            }
+            Ok(News::Op(outcome)) => break outcome,
             Ok(News::TurnedAway(why)) => return Err((Exit::Usage, format!("error: {why}"))),
             Ok(_) => {}
             Err(RecvTimeoutError::Timeout) => {
@@ -71,6 +70,32 @@ fn ask(config: &ClusterConfig, op: Op) -> Result<String, (Exit, String)> {
                 return Err(failed("error: the coordinator has stopped; see the log above".into()));
             }
         }
+    };
+    match outcome {
+        Outcome::Committed => Ok("committed".into()),
+        Outcome::Balance(balance) => Ok(balance.to_string()),
+        Outcome::Opened(session) => Ok(session.to_string()),
+        Outcome::Found(found) => Ok(found.to_string()),
+        Outcome::Aborted(reason) => Err(failed(format!("aborted: {}", reason.name()))),
+        Outcome::Closed => Err(failed("aborted: the session is closed; open another one".into())),
+        Outcome::SessionFull => {
+            Err(failed("aborted: the session has no ids as high as this one; open another one".into()))
+        }
+        Outcome::Crowded => {
+            Err(failed("error: as many sessions are open as the bank keeps; try again later".into()))
+        }
+        Outcome::Forgotten => Err((
+            Exit::Unknown,
+            "unknown: the session was never opened, or the bank has forgotten it and what became of its transfers".into(),
+        )),
+        Outcome::Unknown => {
+            let advice = match op {
+                Op::Named { id, .. } => format!("send it again under the id {id}, or ask with txn {id}"),
+                _ => "look at the balances before you send it again".into(),
+            };
+            Err((Exit::Unknown, format!("unknown: it may or may not take effect; {advice}")))
+        }
+        Outcome::Confirmed(_) | Outcome::Settled => Err(failed("error: an answer to something else".into())),
     }
 }
 

@@ -18,10 +18,11 @@ impl Shard {
         let due: Vec<TxnId> = self.doubts.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
         for id in due {
             let hold = self.bank.holds().get(&id).expect("T5: only undecided transactions are in doubt");
-            let participants = hold.participants;
+            let (participants, name) = (hold.participants, hold.named.then_some(hold.transfer));
             out.events.push(Event::Recovering { id });
             self.arm(now, id);
-            self.recovery_step(now, txn::Input::Recover { id, participants, home: self.shard }, out);
+            let home = self.shard;
+            self.recovery_step(now, txn::Input::Recover { id, name, participants, home }, out);
         }
     }
 

@@ -7,6 +7,7 @@ use super::*;
 use crate::bank::command::Range;
 use crate::paxos::Message;
 use crate::paxos::message::{Accepted, Heartbeat, HeartbeatReply, PreVoteReply, Promise};
+use crate::types::AccountId;
 use crate::types::{Incarnation, Session, Transfer};
 
 const DISK: Incarnation = Incarnation(0);

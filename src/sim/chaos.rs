@@ -11,11 +11,11 @@ use crate::sim::server::Server;
 use crate::sim::trace::Trace;
 use crate::sim::world::{Options, World};
 use crate::txn::{Op, Outcome};
-use crate::types::{AccountId, NodeId, ShardId, Time, Transfer};
+use crate::types::{AccountId, NodeId, ShardId, Time, Transfer, TxnId};
 
 /// Virtual time within which everything must be at rest once the world has healed.
 const REST_LIMIT_US: u64 = 60_000_000;
-/// Transfers and reads that one coordinator has open at a time.
+/// What one coordinator has open at a time.
 const OPEN_MAX: usize = 40;
 
 /// What one run did and saw.
@@ -53,6 +53,8 @@ pub(super) struct Run {
     pub flapping: Vec<(Place, Place)>,
     pub clogged: Option<Clogged>,
     pub plot: Option<Plot>,
+    /// What clients named, the latest last.
+    pub named: Vec<(TxnId, Transfer)>,
     /// Servers that stay away when everything heals.
     away: BTreeSet<NodeId>,
 }
@@ -85,6 +87,7 @@ pub fn run(seed: u64, trace: Trace) -> Summary {
         flapping: Vec::new(),
         clogged: None,
         plot: None,
+        named: Vec::new(),
         away: BTreeSet::new(),
     };
     run.chaos();
@@ -180,6 +183,9 @@ impl Run {
         let open = self.world.clients[&client].asked.values().filter(|a| !a.is_answered()).count();
         if open >= OPEN_MAX {
             return;
+        }
+        if self.plan.swarm.named > 0 && self.chance(self.plan.swarm.named) {
+            return self.ask_by_name(client);
         }
         let accounts = self.world.options.topology.accounts;
         if self.world.rng.one_in(50) {

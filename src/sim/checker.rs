@@ -15,13 +15,20 @@ use crate::sim::sessions::Sessions;
 use crate::sim::text;
 use crate::txn::Outcome;
 use crate::txn::message::{Request, Response};
-use crate::types::{AccountId, ClientId, NodeId, Session, ShardId, Slot, Transfer, TxnId, Value};
+use crate::types::{AccountId, ClientId, NodeId, Reason, Session, ShardId, Slot, Transfer, TxnId, Value};
 
 /// A transfer as its client knows it: the client's number, and a transfer that this client never repeats.
 type Wish = (u32, (u64, u64, i64));
 
 fn wish(client: u32, t: Transfer) -> Wish {
     (client, (t.from.0, t.to.0, t.amount))
+}
+
+/// A transaction: its id, and its transfer if a client has named it. One id may have been given to several transfers.
+type Key = (TxnId, Option<(u64, u64, i64)>);
+
+fn key(id: TxnId, name: Option<Transfer>) -> Key {
+    (id, name.map(|t| (t.from.0, t.to.0, t.amount)))
 }
 
 /// What the logs and the clients say about one transaction.
@@ -67,7 +74,9 @@ pub struct Checker {
     logs: Vec<ShardLog>,
     compared: BTreeMap<NodeId, Slot>,
     pub acceptances: Acceptances,
-    txns: BTreeMap<TxnId, Txn>,
+    txns: BTreeMap<Key, Txn>,
+    /// Ids that clients gave.
+    named: BTreeSet<TxnId>,
     ids: BTreeMap<Wish, TxnId>,
     /// What got another name, because the session of this one was lost.
     renamed: BTreeSet<TxnId>,
@@ -105,6 +114,7 @@ impl Checker {
             compared: BTreeMap::new(),
             acceptances: Acceptances::new(topology),
             txns: BTreeMap::new(),
+            named: BTreeSet::new(),
             ids: BTreeMap::new(),
             renamed: BTreeSet::new(),
             sessions: Sessions::default(),
@@ -269,13 +279,16 @@ impl Checker {
             }
             Command::Transfers { range, .. } => (range, vec![shard], None),
             Command::Prepare { range, participants, .. } => (range, participants.to_vec(), None),
-            Command::Fence { range } => (range, Vec::new(), None),
-            Command::Outcome { range, commits } => (range, Vec::new(), Some(commits)),
+            Command::Fence { range, .. } => (range, Vec::new(), None),
+            Command::Outcome { range, commits, .. } => (range, Vec::new(), Some(commits)),
         };
         let is_fence = matches!(block, Command::Fence { .. });
         for (i, (seq, status)) in range.seqs().zip(statuses).enumerate() {
             let id = TxnId { session: range.session, seq };
-            let txn = self.txns.entry(id).or_default();
+            let name = block.name(i);
+            self.named.extend(name.map(|_| id));
+            let txn = self.txns.entry(key(id, name)).or_default();
+            self.coverage.see_if(*status == Status::Aborted(Reason::IdReused), Seen::IdReused);
             if txn.participants.is_empty() {
                 txn.participants = participants.clone();
             }
@@ -287,6 +300,7 @@ impl Checker {
             self.coverage
                 .see_if(asks && known == Some(false) && txn.fenced.contains(&shard), Seen::FenceFirst);
             self.coverage.see_if(asks && known.is_some(), Seen::RetryRecorded);
+            self.coverage.see_if(asks && known.is_some() && name.is_some(), Seen::NamedAgain);
             self.coverage.see_if(is_fence && known == Some(true), Seen::FenceAfterYes);
             self.coverage.see_if(*status == Status::Finished, Seen::Finished);
             self.coverage.see_if(*status == Status::Busy, Seen::BeyondWindow);
@@ -327,7 +341,7 @@ impl Checker {
             assert!(last, "T7: {session} expired in {shard}, which issued it, before it did in {other}");
         }
         let id = |seq| TxnId { session, seq };
-        for (id, txn) in self.txns.range(id(0)..=id(u64::MAX)) {
+        for ((id, _), txn) in self.txns.range((id(0), None)..(id(u64::MAX), None)) {
             let over = |part: &ShardId| txn.committed.contains(part) || txn.aborted.contains(part);
             let doubtful = txn.votes.iter().find(|(part, yes)| **yes && !over(part));
             assert!(doubtful.is_none(), "T7: {session} expired in {shard} with {id} in doubt: {txn:?}");
@@ -336,7 +350,7 @@ impl Checker {
 
     /// Whether something of this transfer can never be decided in one of its shards, so that it has no effect anywhere.
     fn is_dead(&self, id: TxnId, transfer: Transfer) -> bool {
-        let votes = self.txns.get(&id).map(|txn| &txn.votes);
+        let votes = self.txns.get(&(id, None)).map(|txn| &txn.votes);
         self.parts(transfer).any(|part| match votes.and_then(|votes| votes.get(&part)) {
             Some(yes) => !yes,
             None => self.sessions.is_closed(part, id.session),
@@ -364,7 +378,9 @@ impl Checker {
             !self.renamed.contains(&id),
             "B3: {id} {transfer} took effect in {shard} and had another name"
         );
-        let txn = self.txns.entry(id).or_default();
+        let named = self.named.contains(&id);
+        // One id in its client's and in a coordinator's hands at once does not happen here.
+        let txn = self.txns.entry(key(id, named.then_some(transfer))).or_default();
         assert!(txn.committed.insert(shard), "B3: {id} {transfer} took effect twice in {shard}");
         assert!(txn.aborted.is_empty(), "T2: {id} {transfer} was aborted elsewhere: {txn:?}");
         assert_ne!(
@@ -394,9 +410,10 @@ impl Checker {
     pub fn sent(&mut self, client: u32, blocks: &Value) {
         for block in command::blocks(&blocks.0) {
             let (range, records) = match block {
-                Ok(Command::Transfers { range, records } | Command::Prepare { range, records, .. }) => {
-                    (range, records)
-                }
+                Ok(
+                    Command::Transfers { range, records, named: false }
+                    | Command::Prepare { range, records, named: false, .. },
+                ) => (range, records),
                 _ => continue,
             };
             for (seq, record) in range.seqs().zip(records) {
@@ -436,7 +453,21 @@ impl Checker {
             }
             _ => return,
         };
-        let txn = self.txns.entry(id).or_default();
+        self.told_of(client, id, None, transfer, commit);
+    }
+
+    /// A client was told how a transfer ended that it has named.
+    pub fn told_named(&mut self, client: u32, id: TxnId, transfer: Transfer, outcome: &Outcome) {
+        let commit = match outcome {
+            Outcome::Committed => true,
+            Outcome::Aborted(_) | Outcome::Closed => false,
+            _ => return,
+        };
+        self.told_of(client, id, Some(transfer), transfer, commit);
+    }
+
+    fn told_of(&mut self, client: u32, id: TxnId, name: Option<Transfer>, transfer: Transfer, commit: bool) {
+        let txn = self.txns.entry(key(id, name)).or_default();
         assert!(txn.told.is_none_or(|t| t == commit), "T2: K{client} was told both about {id}: {txn:?}");
         txn.told = Some(commit);
         if commit {
@@ -454,6 +485,13 @@ impl Checker {
         }
     }
 
+    /// What those who gave this id to a transfer were told for good, if all the same.
+    pub fn told_about(&self, id: TxnId) -> Option<bool> {
+        let mut all = self.txns.range((id, None)..).take_while(|((other, _), _)| *other == id);
+        let (_, first) = all.next()?;
+        first.told.filter(|told| all.all(|(_, txn)| txn.told == Some(*told)))
+    }
+
     /// What an account holds after everything that was decided.
     pub fn balance(&self, account: AccountId) -> u64 {
         let shard = self.topology.shard_of(account).expect("an account of this bank");
@@ -461,7 +499,7 @@ impl Checker {
     }
 
     fn txn_of(&self, client: u32, transfer: Transfer) -> Option<&Txn> {
-        self.txns.get(self.ids.get(&wish(client, transfer))?)
+        self.txns.get(&(*self.ids.get(&wish(client, transfer))?, None))
     }
 
     /// How far a transfer has come that its client still waits for.
@@ -499,7 +537,10 @@ impl Checker {
 
     /// A request reaches a server.
     pub fn arrived(&mut self, server: NodeId, client: ClientId, request: &Request) {
-        if matches!(request, Request::Read { local: false, .. } | Request::Probe { .. }) {
+        if matches!(
+            request,
+            Request::Read { local: false, .. } | Request::Status { .. } | Request::Probe { .. }
+        ) {
             let decided = self.decided(self.topology.shard_of_server(server));
             self.arrivals.insert((server, client, request.number()), decided);
         }
@@ -510,7 +551,10 @@ impl Checker {
     pub fn replied(&mut self, server: &Shard, client: ClientId, response: &Response) {
         let me = server.id();
         let Some(decided) = self.arrivals.remove(&(me, client, response.number())) else { return };
-        if matches!(response, Response::Leading { .. } | Response::Balance { balance: Ok(_), .. }) {
+        if matches!(
+            response,
+            Response::Leading { .. } | Response::Status { .. } | Response::Balance { balance: Ok(_), .. }
+        ) {
             let applied = server.bank().applied();
             assert!(
                 applied >= decided,

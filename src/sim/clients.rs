@@ -8,8 +8,8 @@ use crate::sim::network::{Packet, Place};
 use crate::sim::text;
 use crate::sim::world::{Options, SPIN_LIMIT, World};
 use crate::txn::message::Request;
-use crate::txn::{self, Coordinator, Op, Outcome};
-use crate::types::{NodeId, Reason, Slot, Time};
+use crate::txn::{self, Coordinator, Found, Op, Outcome};
+use crate::types::{NodeId, Reason, Slot, Time, TxnId};
 
 /// What a client asked for and has heard so far.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct Asked {
     pub op: Op,
     /// What was decided in the account's shard when a read began.
     since: Slot,
+    /// What was known of an id, to whoever had named it, when somebody began to ask about it.
+    told: Option<bool>,
     pub outcomes: Vec<Outcome>,
     /// When it was asked, and answered for good: moments of the world's one order.
     pub invoked: u64,
@@ -101,7 +103,10 @@ impl World {
             Op::Transfer(transfer) => self.checker.is_forgotten(id, transfer),
             _ => false,
         };
-        !asked.is_answered() && (!forgotten || asked.outcomes.last() != Some(&Outcome::Unknown))
+        let unknown = asked.outcomes.last() == Some(&Outcome::Unknown);
+        // Whoever named it asks again; what was never sent is not known to be unsent by others.
+        let named = matches!(asked.op, Op::Named { .. }) && unknown;
+        !asked.is_answered() && !named && (!forgotten || !unknown)
     }
 
     pub fn submit(&mut self, id: u32, op: Op) -> u64 {
@@ -109,12 +114,16 @@ impl World {
             Op::Read(account) => self.options.topology.shard_of(account).map(|s| self.checker.decided(s)),
             _ => None,
         };
+        let told = match op {
+            Op::Lookup(id) => self.checker.told_about(id),
+            _ => None,
+        };
         let tag = self.next_tag;
         self.next_tag += 1;
         let client = self.clients.get_mut(&id).expect("only living clients are asked");
         let (since, invoked) = (since.unwrap_or_default(), self.moment);
         self.moment += 1;
-        client.asked.insert(tag, Asked { op, since, outcomes: Vec::new(), invoked, answered: None });
+        client.asked.insert(tag, Asked { op, since, told, outcomes: Vec::new(), invoked, answered: None });
         client.inbox.push(txn::Input::Submit { tag, op });
         self.wake(Place::Client(id), self.now);
         tag
@@ -191,7 +200,7 @@ impl World {
             self.moment += 1;
             self.coverage.see_if(was_unknown, Seen::UnknownResolved);
         }
-        let (op, since) = (asked.op, asked.since);
+        let (op, since, told) = (asked.op, asked.since, asked.told);
         match (&op, &outcome) {
             (_, Outcome::Aborted(Reason::NoQuorum)) => self.coverage.see(Seen::NoQuorum),
             (_, Outcome::Aborted(Reason::StorageFull)) => self.coverage.see(Seen::StorageFull),
@@ -205,13 +214,35 @@ impl World {
         self.note(|| match op {
             Op::Transfer(t) => format!("K{id} {t} {}", outcome_text(&outcome)),
             Op::Read(a) => format!("K{id} ({a}) {}", outcome_text(&outcome)),
+            Op::Named { id: txn, transfer } => format!("K{id} {txn} {transfer} {}", outcome_text(&outcome)),
+            Op::Lookup(txn) => format!("K{id} {txn}? {}", outcome_text(&outcome)),
             _ => format!("K{id} {}", outcome_text(&outcome)),
         });
         match (op, outcome) {
             (Op::Transfer(transfer), outcome) => self.checker.told(id, transfer, &outcome),
+            (Op::Named { id: txn, transfer }, outcome) => {
+                self.checker.told_named(id, txn, transfer, &outcome);
+            }
+            (Op::Lookup(txn), Outcome::Found(found)) => self.found(txn, told, found),
+            (Op::Open, Outcome::Opened(session)) => self.opened.push(session),
             (Op::Read(account), Outcome::Balance(balance)) => self.checker.read(account, balance, since),
             _ => {}
         }
+    }
+}
+
+impl World {
+    /// A client asked what became of an id. When it began to ask, everybody who had named it had been `told` the same, or
+    /// there was no such thing.
+    fn found(&mut self, id: TxnId, told: Option<bool>, found: Found) {
+        self.coverage.see_if(matches!(found, Found::Committed | Found::Aborted(_)), Seen::LookedUp);
+        self.coverage.see_if(found == Found::InDoubt, Seen::LookedUpInDoubt);
+        let agrees = match told {
+            Some(true) => matches!(found, Found::Committed | Found::Finished),
+            Some(false) => found != Found::Committed || self.checker.told_about(id) != told,
+            None => true,
+        };
+        assert!(agrees, "T2: of {id} everybody was told {told:?}, and then it was found {found}");
     }
 }
 
@@ -223,5 +254,8 @@ fn outcome_text(outcome: &Outcome) -> String {
         Outcome::Balance(balance) => format!("balance {balance}"),
         Outcome::Confirmed(_) => "leaders confirmed".into(),
         Outcome::Settled => "settled".into(),
+        Outcome::Opened(session) => format!("opened {session}"),
+        Outcome::Found(found) => found.to_string(),
+        other => format!("{other:?}"),
     }
 }

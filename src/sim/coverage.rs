@@ -152,6 +152,10 @@ sights! {
     ClosedToldLive "a living client heard that its session is closed",
     ExpiredToldLive "a living client heard that its session has expired",
     Renamed "a transaction got another name in a new session",
+    NamedAgain "what a client had named was asked for again",
+    IdReused "a client gave one id to two transfers, and a shard refused the second",
+    LookedUp "a client asked what became of an id, and it was known",
+    LookedUpInDoubt "a client asked what became of an id, and it was in doubt",
     Forgotten "a client asked about a transaction that every shard had forgotten",
     NoRoom "an open found no room for one more session",
 }

@@ -24,6 +24,7 @@ mod disk;
 mod faults;
 mod helix;
 mod listing;
+mod naming;
 mod network;
 mod partition;
 mod plan;

@@ -53,6 +53,8 @@ pub struct Swarm {
     pub pause: u64,
     /// Something broken works again.
     pub mend: u64,
+    /// Of these, how many use a session in which clients name their transfers.
+    pub named: u64,
     /// Somebody asks for something; chances per thousand and attempt.
     pub submit: u64,
 }
@@ -130,6 +132,7 @@ impl Plan {
             damage: if rng.one_in(8) { 20 } else { 0 },
             mislead: 0,
             plot: 0,
+            named: 0,
             death: on(rng, 12),
             pause: on(rng, 10),
             mend: 1 + rng.below(20),
@@ -186,6 +189,11 @@ impl Plan {
         }
         let retention = snapshots(rng, &mut limits);
         swarm.plot = if rng.one_in(2) { 20 } else { 0 };
+        swarm.named = if rng.one_in(4) { 100 + rng.below(700) } else { 0 };
+        if swarm.named > 0 {
+            // Names make a state long, and in a slow network each piece of it takes a round trip.
+            limits.piece_bytes = limits.piece_bytes.max(64);
+        }
         Plan {
             topology,
             timeouts,

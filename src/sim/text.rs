@@ -27,15 +27,15 @@ fn block(command: Command<'_>) -> String {
     match command {
         Command::Open => "open".into(),
         Command::Mark { session, mark } => format!("mark {session}:{mark}"),
-        Command::Transfers { range, records } => format!("transfer {}", list(range, records)),
+        Command::Transfers { range, records, .. } => format!("transfer {}", list(range, records)),
         Command::Prepare { range, records, .. } => format!("prepare {}", list(range, records)),
-        Command::Outcome { range, commits } => {
+        Command::Outcome { range, commits, .. } => {
             let word = |i| if command::bit(commits, i) { "commit" } else { "abort" };
             let words: Vec<&str> = (0..range.count as usize).map(word).collect();
             format!("outcome {} {}", first(range), words.join(" "))
         }
-        Command::Fence { range } if range.count == 1 => format!("fence {}", first(range)),
-        Command::Fence { range } => format!("fence {} to {}", first(range), range.seqs().end - 1),
+        Command::Fence { range, .. } if range.count == 1 => format!("fence {}", first(range)),
+        Command::Fence { range, .. } => format!("fence {} to {}", first(range), range.seqs().end - 1),
         Command::Close { session } => format!("close {session}"),
         Command::Rejoin { server, incarnation, ballot } => {
             format!("rejoin {server} disk {:x} ballot {ballot}", incarnation.0)
@@ -122,6 +122,7 @@ pub fn request(request: &Request) -> String {
         Request::Read { account, local, .. } => {
             format!("Read {account}{}", if *local { " locally" } else { "" })
         }
+        Request::Status { id, .. } => format!("Status {id}"),
         Request::Probe { campaign, .. } => format!("Probe{}", if *campaign { " campaign" } else { "" }),
     }
 }
@@ -149,6 +150,10 @@ pub fn response(response: &Response) -> String {
         }
         Response::Balance { balance: Ok(balance), .. } => format!("Balance {balance}"),
         Response::Balance { balance: Err(reason), .. } => format!("Balance refused: {reason}"),
+        Response::Status { status: code, participants, .. } => {
+            let text = code.and_then(Status::from_code).map_or("nothing".into(), |s| status(&s));
+            format!("Status {text} {participants:?}")
+        }
         Response::Leading { ballot, decided, .. } => format!("Leading {ballot} decided={decided}"),
         Response::Refused { why, .. } => match why {
             Refusal::NotLeader(Some(leader)) => format!("Refused, {leader} leads"),

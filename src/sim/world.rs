@@ -18,7 +18,7 @@ use crate::sim::trace::{Trace, TraceHash, keep_recent};
 use crate::storage::{Identity, Retention, Wal};
 use crate::txn;
 use crate::txn::message::{Refusal, Request, Response};
-use crate::types::{AccountId, ClientId, NodeId, Slot, Time, TxnId};
+use crate::types::{AccountId, ClientId, NodeId, Session, Slot, Time, TxnId};
 use crate::workload::SplitMix64;
 
 /// How long a connection attempt waits for an answer.
@@ -70,6 +70,8 @@ pub struct World {
     pub clients: BTreeMap<u32, Client>,
     /// What coordinators that died had been asked.
     pub departed: Vec<(u32, Asked)>,
+    /// Sessions that were opened for transfers that clients name.
+    pub opened: Vec<Session>,
     pub checker: Checker,
     pub coverage: Coverage,
     pub hash: TraceHash,
@@ -105,6 +107,7 @@ impl World {
             servers: BTreeMap::new(),
             clients: BTreeMap::new(),
             departed: Vec::new(),
+            opened: Vec::new(),
             checker: Checker::new(topology, &limits),
             coverage: Coverage::default(),
             hash: TraceHash::default(),

@@ -10,8 +10,9 @@ use crate::bank::command::Range;
 use crate::bank::{BlockResult, Status, validate};
 use crate::config::{Limits, Timeouts, Topology};
 use crate::txn::group::Group;
-use crate::txn::link::{Link, Reach, Sent, Unit, UnitId, Work};
+use crate::txn::link::{Ask, Link, Reach, Sent, Unit, UnitId, Work};
 use crate::txn::message::{Refusal, Request, Response};
+use crate::txn::named::Lookup;
 use crate::txn::port::{Answer, Event, Input, Op, Outcome, Output};
 use crate::txn::retire::Retirement;
 use crate::types::{NodeId, Reason, Session, ShardId, Time, Transfer, TxnId};
@@ -31,18 +32,24 @@ pub(super) enum Life {
 /// See the module documentation.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Coordinator {
-    topology: Topology,
+    pub(super) topology: Topology,
     pub(super) timeouts: Timeouts,
     pub(super) limits: Limits,
     pub(super) life: Life,
     /// It asks servers for their leader only while it has something for them.
-    lazy: bool,
+    pub(super) lazy: bool,
     pub(super) links: Vec<Link>,
     pub(super) groups: BTreeMap<u64, Group>,
     /// Valid transfers that have no sequence yet.
     pub(super) waiting: Vec<(u64, Transfer, Vec<ShardId>)>,
     confirms: Vec<u64>,
     settles: Vec<u64>,
+    /// By tag: the shards that had no session for a client.
+    pub(super) opening: BTreeMap<u64, BTreeSet<ShardId>>,
+    /// By tag.
+    pub(super) lookups: BTreeMap<u64, Lookup>,
+    /// Sessions of clients that were opened.
+    pub(super) known_sessions: BTreeSet<Session>,
     pub(super) recovering: BTreeSet<TxnId>,
     pub(super) retiring: BTreeMap<Session, Retirement>,
     /// Where to look first for a shard that opens a session, and not before when.
@@ -70,6 +77,9 @@ impl Coordinator {
             waiting: Vec::new(),
             confirms: Vec::new(),
             settles: Vec::new(),
+            opening: BTreeMap::new(),
+            lookups: BTreeMap::new(),
+            known_sessions: BTreeSet::new(),
             recovering: BTreeSet::new(),
             retiring: BTreeMap::new(),
             open_from: 0,
@@ -125,7 +135,9 @@ impl Coordinator {
             Input::Connected(server) => self.link_of(server).connected(server, true),
             Input::Disconnected(server) => self.on_disconnected(now, server, out),
             Input::Hint(server) => self.link_of(server).hint = server,
-            Input::Recover { id, participants, home } => self.recover(now, id, participants, home),
+            Input::Recover { id, name, participants, home } => {
+                self.recover(now, id, name, participants, home);
+            }
             Input::Retire { session, live } => self.retire(now, session, live, out),
             Input::Abandon => self.abandon(out),
             Input::TurnEnd => self.turn_end(now, out),
@@ -155,15 +167,18 @@ impl Coordinator {
                 None => self.answer(tag, Outcome::Aborted(Reason::UnknownAccount), None, out),
                 Some(shard) if self.lazy && self.links[shard.index()].units.is_empty() => {
                     self.search_if_idle(now, shard);
-                    self.add_unit(shard, Work::Read { tag, account });
+                    self.add_unit(shard, Work::Read { tag, ask: Ask::Balance(account) });
                 }
                 Some(shard) if self.links[shard.index()].reach == Reach::NoQuorum => {
                     self.answer(tag, Outcome::Aborted(Reason::NoQuorum), None, out);
                 }
                 Some(shard) => {
-                    self.add_unit(shard, Work::Read { tag, account });
+                    self.add_unit(shard, Work::Read { tag, ask: Ask::Balance(account) });
                 }
             },
+            Op::Open => self.open_for(now, tag, out),
+            Op::Named { id, transfer } => self.submit_named(now, tag, id, transfer, out),
+            Op::Lookup(id) => self.submit_lookup(now, tag, id, out),
             Op::Confirm { anew } => {
                 for link in &mut self.links {
                     if anew || link.reach != Reach::NoQuorum {
@@ -176,13 +191,21 @@ impl Coordinator {
         }
     }
 
-    fn recover(&mut self, now: Time, id: TxnId, participants: [ShardId; 2], home: ShardId) {
+    fn recover(
+        &mut self,
+        now: Time,
+        id: TxnId,
+        name: Option<Transfer>,
+        participants: [ShardId; 2],
+        home: ShardId,
+    ) {
         // Whoever is refused here asks again after its next time-out.
         if self.recovering.len() >= self.limits.recoveries || !self.recovering.insert(id) {
             return;
         }
         let range = Range { session: id.session, first: id.seq, count: 1 };
-        let mut group = Group::new(range, participants.to_vec(), Vec::new(), Vec::new());
+        let mut group = Group::new(range, participants.to_vec(), Vec::from_iter(name), Vec::new());
+        group.named = name.is_some();
         group.home = Some(home);
         group.fencing = true;
         let gid = self.add_group(group);
@@ -287,6 +310,9 @@ impl Coordinator {
             (_, None) => {}
             (Response::Done { results, .. }, Some(sent)) => self.on_done(now, index, sent, results, out),
             (Response::Balance { balance, .. }, Some(sent)) => self.on_balance(index, sent, balance, out),
+            (Response::Status { status, participants, .. }, Some(sent)) => {
+                self.on_status(now, index, sent, status.and_then(Status::from_code), participants, out);
+            }
             (Response::Refused { why, .. }, Some(sent)) => self.on_refused(now, index, sent, why, out),
             (Response::Unsure { .. }, Some(sent)) => {
                 self.give_up(now, index, sent, false, out);
@@ -314,6 +340,9 @@ impl Coordinator {
     fn on_late(&mut self, now: Time, index: usize, late: Sent, response: Response, out: &mut Output) {
         match response {
             Response::Balance { balance, .. } => self.on_balance(index, late, balance, out),
+            Response::Status { status, participants, .. } => {
+                self.on_status(now, index, late, status.and_then(Status::from_code), participants, out);
+            }
             Response::Done { results, .. } if results.len() == late.ahead + late.units.len() => {
                 for (id, result) in late.units.iter().zip(results.into_iter().skip(late.ahead)) {
                     let work = self.links[index].units.get(id).map(|u| u.work);
@@ -332,7 +361,7 @@ impl Coordinator {
     /// Whether a result is all that was asked for.
     fn ends(&self, work: Work, result: &BlockResult) -> bool {
         match work {
-            Work::Open => matches!(result, BlockResult::Opened(_)),
+            Work::Open | Work::OpenFor { .. } => matches!(result, BlockResult::Opened(_)),
             Work::Outcome { .. } | Work::Close { .. } | Work::Expire { .. } => true,
             Work::Fence { group } | Work::Execute { group } => {
                 let count = self.groups.get(&group).map(|g| g.range.count as usize);
@@ -478,6 +507,12 @@ impl Coordinator {
                 return;
             }
             (Work::Open, BlockResult::Statuses { .. }) => return self.no_room(now),
+            (Work::OpenFor { tag }, BlockResult::Opened(session)) => {
+                return self.opened_for(tag, *session, out);
+            }
+            (Work::OpenFor { tag }, BlockResult::Statuses { .. }) => {
+                return self.open_elsewhere(now, tag, shard, out);
+            }
             (Work::Close { session } | Work::Expire { session }, _) => {
                 return self.on_retired(shard, session, work, result, out);
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::bank::Status;
 use crate::txn::coordinator::{Coordinator, Life};
 use crate::txn::group::{Group, Told, Verdict};
-use crate::txn::link::{Reach, Sent, UnitId, Work};
+use crate::txn::link::{Ask, Reach, Sent, UnitId, Work};
 use crate::txn::port::{Event, Outcome, Output};
 use crate::types::{Reason, ShardId, Time, TxnId};
 
@@ -53,7 +53,8 @@ impl Coordinator {
             if self.may_repeat(gid, i) {
                 self.repeat(gid, i);
             } else {
-                self.tell(gid, i, outcome_of(*verdict), out);
+                let outcome = self.outcome_of(gid, i, *verdict);
+                self.tell(gid, i, outcome, out);
             }
         }
         let group = self.groups.get_mut(&gid).expect("it was just read");
@@ -92,8 +93,10 @@ impl Coordinator {
             for (shard, id) in silent {
                 self.links[shard.index()].remove(id);
             }
+            // Of what a client named there may be other copies.
+            let outcome = if group.named { Outcome::Unknown } else { Outcome::Aborted(why) };
             for i in 0..self.groups[&gid].tags.len() {
-                self.tell(gid, i, Outcome::Aborted(why), out);
+                self.tell(gid, i, outcome.clone(), out);
             }
             self.finish(gid);
             return;
@@ -123,7 +126,8 @@ impl Coordinator {
             return;
         }
         for i in 0..group.tags.len() {
-            let outcome = self.groups[&gid].verdict(i).map_or(Outcome::Unknown, outcome_of);
+            let verdict = self.groups[&gid].verdict(i);
+            let outcome = verdict.map_or(Outcome::Unknown, |verdict| self.outcome_of(gid, i, verdict));
             self.tell(gid, i, outcome, out);
         }
     }
@@ -190,12 +194,20 @@ impl Coordinator {
             link.pause = link.full_until;
         }
         // A session can be opened elsewhere.
+        let shard = link.shard;
+        let open_for = |id: &UnitId| match link.units.get(id)?.work {
+            Work::OpenFor { tag } => Some((*id, tag)),
+            _ => None,
+        };
+        let clients: Vec<(UnitId, u64)> = sent.units.iter().filter_map(open_for).collect();
+        clients.iter().for_each(|(id, _)| _ = link.remove(*id));
         let opening = sent.units.iter().find(|id| link.units.get(id).is_some_and(|u| u.work == Work::Open));
         if let Some(id) = opening {
             link.remove(*id);
             self.life = Life::Unopened;
         }
         self.give_up(now, index, sent, true, out);
+        clients.into_iter().for_each(|(_, tag)| self.open_elsewhere(now, tag, shard, out));
         let link = &self.links[index];
         let unsent = |(work, _): &(Work, UnitId)| match work {
             Work::Execute { group } => Some(*group),
@@ -222,6 +234,12 @@ impl Coordinator {
                 Work::Open => {
                     self.links[index].remove(id);
                 }
+                Work::OpenFor { tag } => {
+                    let shard = self.links[index].shard;
+                    self.links[index].remove(id);
+                    self.open_elsewhere(now, tag, shard, out);
+                }
+                Work::Read { tag, ask: Ask::Status(_) } => self.drop_lookup(tag, out),
                 Work::Close { session } | Work::Expire { session } => self.drop_retirement(session, out),
                 Work::Read { tag, .. } => {
                     self.links[index].remove(id);
@@ -262,12 +280,15 @@ impl Coordinator {
         let first_sent = group.first_sent;
         self.answer(tag, outcome, first_sent, out);
     }
-}
 
-fn outcome_of(verdict: Verdict) -> Outcome {
-    match verdict {
-        Verdict::Commit => Outcome::Committed,
-        Verdict::Abort(reason) => Outcome::Aborted(reason),
-        Verdict::Forgotten => Outcome::Unknown,
+    fn outcome_of(&self, gid: u64, i: usize, verdict: Verdict) -> Outcome {
+        let group = &self.groups[&gid];
+        match verdict {
+            Verdict::Commit => Outcome::Committed,
+            Verdict::Abort(_) if group.named && group.is_unborn(i) => Outcome::Closed,
+            Verdict::Abort(reason) => Outcome::Aborted(reason),
+            Verdict::Forgotten if group.named => Outcome::Forgotten,
+            Verdict::Forgotten => Outcome::Unknown,
+        }
     }
 }

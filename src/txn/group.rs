@@ -26,8 +26,10 @@ pub struct Group {
     pub range: Range,
     /// In ascending order; one, or two.
     pub participants: Vec<ShardId>,
-    /// Empty in a group that recovers somebody else's transactions: fences and outcomes do not need them.
+    /// Empty in a group that recovers transactions which nobody named: fences and outcomes do not need them.
     pub transfers: Vec<Transfer>,
+    /// The sequences were named by a client, and are those of these transfers only.
+    pub named: bool,
     pub tags: Vec<u64>,
     pub told: Vec<Told>,
     /// By participant: what its registers hold.
@@ -52,6 +54,7 @@ impl Group {
             range,
             told: vec![Told::Nothing; tags.len()],
             transfers,
+            named: false,
             tags,
             votes: vec![None; parts],
             commits: None,
@@ -78,7 +81,11 @@ impl Group {
             _ => None,
         };
         // With a vote missing, a reason of higher precedence may still come; the abort itself is certain.
-        if let Some(reason) = votes().filter_map(no).min() {
+        let reasons = || votes().filter_map(no);
+        if reasons().any(|reason| reason == Reason::IdReused) {
+            return Some(Verdict::Abort(Reason::IdReused));
+        }
+        if let Some(reason) = reasons().min() {
             let full = self.full && reason == Reason::NoQuorum;
             return Some(Verdict::Abort(if full { Reason::StorageFull } else { reason }));
         }
@@ -117,20 +124,34 @@ impl Group {
 
     /// The block that asks `shard` for its vote.
     pub fn put_execute(&self, out: &mut Vec<u8>) {
-        match self.participants[..] {
-            [a, b] => command::put_prepare(out, self.range, [a, b], &self.transfers),
-            _ => command::put_transfers(out, self.range, &self.transfers),
+        match (self.named, &self.participants[..]) {
+            (false, &[a, b]) => command::put_prepare(out, self.range, [a, b], &self.transfers),
+            (false, _) => command::put_transfers(out, self.range, &self.transfers),
+            (true, &[a, b]) => command::named::put_prepare(out, self.range, [a, b], &self.transfers),
+            (true, _) => command::named::put_transfers(out, self.range, &self.transfers),
+        }
+    }
+
+    pub fn put_fence(&self, out: &mut Vec<u8>) {
+        match self.named {
+            false => command::put_fence(out, self.range),
+            true => command::named::put_fence(out, self.range, &self.transfers),
         }
     }
 
     pub fn put_outcome(&self, out: &mut Vec<u8>) {
         let commits = self.commits.as_ref().expect("T2: an outcome is sent after every vote is known");
-        command::put_outcome(out, self.range, &command::bits(commits.iter().copied()));
+        let commits = command::bits(commits.iter().copied());
+        match self.named {
+            false => command::put_outcome(out, self.range, &commits),
+            true => command::named::put_outcome(out, self.range, &commits, &self.transfers),
+        }
     }
 
     /// Upper bound for the bytes of any block of this group.
     pub fn block_bytes(&self) -> usize {
-        command::transfers_bytes(self.range.count as usize)
+        let count = self.range.count as usize;
+        command::transfers_bytes(count) + count.div_ceil(8)
     }
 }
 

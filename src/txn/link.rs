@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Timeouts;
 use crate::txn::message::Refusal;
-use crate::types::{AccountId, Ballot, NodeId, Session, ShardId, Slot, Time};
+use crate::types::{AccountId, Ballot, NodeId, Session, ShardId, Slot, Time, TxnId};
 
 /// Whether a shard can be reached at present.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -31,20 +31,48 @@ pub struct Unit {
 /// In the order in which it is sent: an outcome goes ahead of whatever might meet its lock (T3).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Work {
-    Outcome { group: u64 },
+    Outcome {
+        group: u64,
+    },
     Open,
-    Fence { group: u64 },
-    Close { session: Session },
-    Expire { session: Session },
-    Execute { group: u64 },
-    Read { tag: u64, account: AccountId },
+    /// A session for a client of this coordinator.
+    OpenFor {
+        tag: u64,
+    },
+    Fence {
+        group: u64,
+    },
+    Close {
+        session: Session,
+    },
+    Expire {
+        session: Session,
+    },
+    Execute {
+        group: u64,
+    },
+    Read {
+        tag: u64,
+        ask: Ask,
+    },
+}
+
+/// What is asked of a shard's state.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Ask {
+    Balance(AccountId),
+    Status(TxnId),
 }
 
 impl Work {
     pub fn group(self) -> Option<u64> {
         match self {
             Work::Outcome { group } | Work::Fence { group } | Work::Execute { group } => Some(group),
-            Work::Open | Work::Close { .. } | Work::Expire { .. } | Work::Read { .. } => None,
+            Work::Open
+            | Work::OpenFor { .. }
+            | Work::Close { .. }
+            | Work::Expire { .. }
+            | Work::Read { .. } => None,
         }
     }
 }
@@ -372,7 +400,7 @@ mod tests {
             match id / 100 {
                 0 => link.add(id, Work::Execute { group }),
                 1 => link.add(id, Work::Outcome { group }),
-                _ => link.add(id, Work::Read { tag: id, account: AccountId(1) }),
+                _ => link.add(id, Work::Read { tag: id, ask: Ask::Balance(AccountId(1)) }),
             }
         }
         link.remove(1);

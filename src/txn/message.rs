@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bank::BlockResult;
-use crate::types::{AccountId, Ballot, NodeId, Reason, Slot, Value};
+use crate::types::{AccountId, Ballot, NodeId, Reason, ShardId, Slot, TxnId, Value};
 
 /// From a client to a server. Requests are numbered by the client, per connection or wider; answers name the number.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -12,6 +12,8 @@ pub enum Request {
     Submit { request: u64, blocks: Value },
     /// The balance of an account.
     Read { request: u64, account: AccountId, local: bool },
+    /// What became of a transaction, as far as this shard knows. Sets nothing, unlike a fence.
+    Status { request: u64, id: TxnId },
     /// "Do you lead, confirmed from now on?" Answered like a read, without one (P5). A server without a leader
     /// campaigns at once if `campaign` is set.
     Probe { request: u64, campaign: bool },
@@ -22,6 +24,7 @@ impl Request {
         match self {
             Request::Submit { request, .. }
             | Request::Read { request, .. }
+            | Request::Status { request, .. }
             | Request::Probe { request, .. } => *request,
         }
     }
@@ -34,6 +37,9 @@ pub enum Response {
     Done { request: u64, results: Vec<BlockResult> },
     /// The answer to a read.
     Balance { request: u64, balance: Result<u64, Reason> },
+    /// The code of what this shard remembers of a transaction ([`crate::bank::Status`]), `None` if nothing ever mentioned
+    /// it here; and its participants while it is in doubt.
+    Status { request: u64, status: Option<u8>, participants: Option<[ShardId; 2]> },
     /// This server leads, and a majority confirmed it after the probe arrived.
     Leading { request: u64, ballot: Ballot, decided: Slot },
     /// Nothing of the request was proposed.
@@ -48,6 +54,7 @@ impl Response {
         match self {
             Response::Done { request, .. }
             | Response::Balance { request, .. }
+            | Response::Status { request, .. }
             | Response::Leading { request, .. }
             | Response::Refused { request, .. }
             | Response::Unsure { request } => *request,

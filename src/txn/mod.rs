@@ -22,13 +22,14 @@ mod decide;
 mod group;
 mod link;
 pub mod message;
+mod named;
 mod port;
 mod retire;
 mod send;
 
 pub use coordinator::Coordinator;
 pub use link::Reach;
-pub use port::{Answer, Event, Input, Op, Outcome, Output};
+pub use port::{Answer, Event, Found, Input, Op, Outcome, Output};
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! What goes into a coordinator and what comes out of it.
 
+use std::fmt;
+
 use crate::txn::link::Reach;
 use crate::txn::message::{Request, Response};
 use crate::types::{AccountId, Ballot, NodeId, Reason, Session, ShardId, Time, Transfer, TxnId};
@@ -10,6 +12,18 @@ pub enum Op {
     Transfer(Transfer),
     /// A linearizable read.
     Read(AccountId),
+    /// Open a session for transfers that the client names.
+    Open,
+    /// A transfer that the client names, so that it may ask for it again, here or elsewhere: the id stands for one
+    /// transfer, which takes effect once or not at all. A sequence is at most [`Coordinator::named_max`].
+    ///
+    /// [`Coordinator::named_max`]: crate::txn::Coordinator::named_max
+    Named {
+        id: TxnId,
+        transfer: Transfer,
+    },
+    /// What became of a transaction.
+    Lookup(TxnId),
     /// Ask every shard whether it has a leader; those without a majority only if `anew` is set.
     Confirm {
         anew: bool,
@@ -38,6 +52,8 @@ pub enum Input {
     /// Finish a transaction that `home`, a participant, has in doubt (T4).
     Recover {
         id: TxnId,
+        /// The transfer, if a client has named it.
+        name: Option<Transfer>,
         participants: [ShardId; 2],
         home: ShardId,
     },
@@ -59,9 +75,46 @@ pub enum Outcome {
     /// Not known at present; a second answer follows when it is.
     Unknown,
     Balance(u64),
+    Opened(Session),
+    /// The bank keeps no more sessions than it has.
+    Crowded,
+    /// A session has no id as high as this one: nothing was done under it.
+    SessionFull,
+    /// The session was closed before this transfer was executed, which it never will be.
+    Closed,
+    /// Nobody knows the session of a named transfer: it was never opened, or nobody will ever know how the transfer ended.
+    Forgotten,
+    Found(Found),
     /// By shard; none is `Searching`.
     Confirmed(Vec<Reach>),
     Settled,
+}
+
+/// What is known of a transaction that somebody asks about.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Found {
+    Committed,
+    /// `None` if it is not known any more who said NO, or if its session was closed before it was ever executed.
+    Aborted(Option<Reason>),
+    /// It is under way, or waits to be recovered (T4).
+    InDoubt,
+    /// The shards that took part have forgotten it.
+    Finished,
+    /// No shard has ever heard of it; it may yet come.
+    NeverSeen,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Found::Committed => f.write_str("committed"),
+            Found::Aborted(Some(reason)) => write!(f, "aborted: {}", reason.name()),
+            Found::Aborted(None) => f.write_str("aborted"),
+            Found::InDoubt => f.write_str("in doubt"),
+            Found::Finished => f.write_str("finished"),
+            Found::NeverSeen => f.write_str("never seen"),
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

@@ -132,7 +132,7 @@ impl Coordinator {
         if group.home.is_some() {
             return votes;
         }
-        let session = group.range.session;
+        let (session, named) = (group.range.session, group.named);
         let expired = votes.contains(&Status::Expired);
         if expired || votes.contains(&Status::Closed) {
             self.leave_session(session, expired, out);
@@ -140,7 +140,7 @@ impl Coordinator {
         if !expired {
             return votes;
         }
-        if matches!(unit.work, Work::Execute { .. }) && unit.copies == 1 {
+        if matches!(unit.work, Work::Execute { .. }) && unit.copies == 1 && !named {
             // T8: the only copy that this shard ever got came too late.
             return vec![Status::Closed; votes.len()];
         }
@@ -171,7 +171,7 @@ impl Coordinator {
     /// otherwise only because its session was lost.
     pub(super) fn may_repeat(&self, gid: u64, i: usize) -> bool {
         let group = &self.groups[&gid];
-        group.is_unborn(i) && !group.fencing && group.told[i] == Told::Nothing
+        group.is_unborn(i) && !group.named && !group.fencing && group.told[i] == Told::Nothing
     }
 
     /// Puts a transaction back into line, for a place in another session.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::bank::command;
 use crate::txn::coordinator::{Coordinator, Life};
-use crate::txn::link::{Sent, UnitId, Work};
+use crate::txn::link::{Ask, Sent, UnitId, Work};
 use crate::txn::message::Request;
 use crate::txn::port::Output;
 use crate::types::{NodeId, Time, Value};
@@ -42,11 +42,15 @@ impl Coordinator {
             }
         }
         for (work, id) in due {
-            if let Work::Read { account, .. } = work {
+            if let Work::Read { ask, .. } = work {
                 // Ordered behind the outcomes on the same connection.
                 self.send_frame(now, index, leader, std::mem::take(&mut frame), out);
                 let request = self.request_number();
-                out.send.push((leader, Request::Read { request, account, local: false }));
+                let question = match ask {
+                    Ask::Balance(account) => Request::Read { request, account, local: false },
+                    Ask::Status(id) => Request::Status { request, id },
+                };
+                out.send.push((leader, question));
                 self.mark_sent(now, index, leader, request, vec![id], 0);
                 let link = &mut self.links[index];
                 if let Some(mut sent) = link.sent.remove(&request) {
@@ -64,8 +68,8 @@ impl Coordinator {
                 self.send_frame(now, index, leader, std::mem::take(&mut frame), out);
             }
             match work {
-                Work::Open => command::put_open(&mut frame.blocks),
-                Work::Fence { group } => command::put_fence(&mut frame.blocks, self.groups[&group].range),
+                Work::Open | Work::OpenFor { .. } => command::put_open(&mut frame.blocks),
+                Work::Fence { group } => self.groups[&group].put_fence(&mut frame.blocks),
                 Work::Outcome { group } => self.groups[&group].put_outcome(&mut frame.blocks),
                 Work::Close { session } => command::put_close(&mut frame.blocks, session),
                 Work::Expire { session } => {

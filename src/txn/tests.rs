@@ -1,6 +1,7 @@
 //! Schedules that once broke the coordinator, told frame by frame.
 
 mod answers;
+mod named;
 mod sessions;
 mod space;
 
@@ -112,7 +113,7 @@ fn txn(seq: u64) -> TxnId {
 
 /// S1 has this transaction in doubt.
 fn recover(seq: u64) -> Input {
-    Input::Recover { id: txn(seq), participants: [ShardId(1), ShardId(2)], home: ShardId(1) }
+    Input::Recover { id: txn(seq), name: None, participants: [ShardId(1), ShardId(2)], home: ShardId(1) }
 }
 
 /// The only frame for `to`, with its number.

@@ -11,6 +11,7 @@ mod failing_disk;
 mod full;
 mod harm;
 mod hostile;
+mod ids;
 mod inspect;
 mod local;
 mod process;

@@ -318,7 +318,7 @@ pub fn note_answer(world: &World, state: &mut State, response: &Response) {
                 state.breaks(Rule::T8, format!("value {request} is refused, but decided"));
             }
         }
-        Response::Balance { .. } => {}
+        Response::Balance { .. } | Response::Status { .. } => {}
     }
 }
 

@@ -46,6 +46,12 @@ impl Bank {
         if id.seq < state.mark() { Some(Status::Finished) } else { state.get(id.seq).status() }
     }
 
+    /// The same, for somebody who asks how it ended: what a closed session has no register of never happens.
+    pub fn lookup(&self, id: TxnId) -> Option<Status> {
+        let closed = self.sessions.get(&id.session).is_some_and(SessionState::is_closed);
+        self.status(id).or(closed.then_some(Status::Closed))
+    }
+
     fn known_of(&self, issuer: ShardId) -> impl Iterator<Item = (&Session, &SessionState)> {
         let last = Session(Session::new(issuer, 0).0 | ((1 << 48) - 1));
         self.sessions.range(Session::new(issuer, 0)..=last)
@@ -97,10 +103,11 @@ impl Bank {
         let state = self.sessions.get_mut(&session).expect("B3: the session was admitted first");
         let before = state.mark();
         let mut digest = self.digest;
-        state.advance(mark, |seq, register| {
+        state.advance(mark, |seq, register, name| {
             if register != Register::Empty {
                 let id = TxnId { session, seq };
                 digest = digest.wrapping_sub(register_share(id, register));
+                digest = name.iter().fold(digest, |d, name| d.wrapping_sub(name_share(id, name)));
             }
         });
         let after = state.mark();
@@ -109,8 +116,9 @@ impl Bank {
         Status::Done
     }
 
-    /// The answer to a mention of `id` that may set its register, if it is not up to this mention to set it.
-    pub(super) fn recorded(&mut self, id: TxnId, within_window: bool) -> Option<Status> {
+    /// The answer to a mention that may set a register, if it is not up to this mention to set it.
+    pub(super) fn recorded(&mut self, txn: Mention, within_window: bool) -> Option<Status> {
+        let id = txn.id;
         if let Err(status) = self.admit(id.session) {
             return Some(status);
         }
@@ -119,20 +127,30 @@ impl Bank {
             return Some(Status::Finished);
         }
         let register = state.get(id.seq).status();
+        if register.is_some() && state.name(id.seq) != txn.name {
+            return Some(Status::Aborted(Reason::IdReused));
+        }
         if state.is_closed() {
             return register.or(Some(Status::Closed));
         }
-        if within_window && !state.in_window(id.seq) {
+        let fits = state.in_window(id.seq) && (txn.name.is_none() || state.in_named_window(id.seq));
+        if within_window && !fits {
             return Some(Status::Busy);
         }
         register.or_else(|| (!state.has_room(id.seq)).then_some(Status::Busy))
     }
 
     /// Sets a register that is empty, or turns an undecided YES into its outcome; nothing else is ever written (T1).
-    pub(super) fn record(&mut self, id: TxnId, register: Register) {
+    pub(super) fn record(&mut self, txn: Mention, register: Register) {
+        let id = txn.id;
         let before = self.state(id.session).set(id.seq, register);
         match (before, register) {
-            (Register::Empty, _) => {}
+            (Register::Empty, _) => {
+                if let Some(name) = txn.name {
+                    self.state(id.session).set_name(id.seq, name);
+                    self.digest = self.digest.wrapping_add(name_share(id, &name));
+                }
+            }
             (Register::Yes, Register::YesCommitted | Register::YesAborted) => {
                 self.digest = self.digest.wrapping_sub(register_share(id, before));
             }
@@ -183,6 +201,9 @@ impl Bank {
         self.swap_share(MARK, session.0, Some(state.mark()), None);
         for (seq, register) in state.registers() {
             self.digest = self.digest.wrapping_sub(register_share(TxnId { session, seq }, register));
+        }
+        for (seq, name) in state.names() {
+            self.digest = self.digest.wrapping_sub(name_share(TxnId { session, seq }, &name));
         }
         Status::Done
     }

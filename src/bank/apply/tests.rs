@@ -1,5 +1,7 @@
 //! Properties of the state machine that need no log around it.
 
+mod named;
+
 use proptest::prelude::*;
 
 use super::*;

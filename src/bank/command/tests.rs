@@ -54,14 +54,23 @@ fn blocks_survive_the_way_to_bytes_and_back() {
     let [Command::Open, Command::Mark { session: SESSION, mark: 9 }, rest @ ..] = &all[..] else {
         panic!("an open and a mark")
     };
-    let [Command::Transfers { range: a, records: moved }, rest @ ..] = rest else { panic!("transfers") };
+    let [Command::Transfers { range: a, records: moved, named: false }, rest @ ..] = rest else {
+        panic!("transfers")
+    };
     assert_eq!((*a, got(moved)), (range(1, 3), transfers(3)));
     assert_eq!(a.seqs(), 1..4);
-    let [Command::Prepare { range: b, participants: BOTH, records: prepared }, rest @ ..] = rest else {
+    let [Command::Prepare { range: b, participants: BOTH, records: prepared, named: false }, rest @ ..] =
+        rest
+    else {
         panic!("a prepare")
     };
     assert_eq!((*b, got(prepared)), (range(4, 2), transfers(2)));
-    let [Command::Outcome { range: c, commits }, Command::Fence { range: d }, rest @ ..] = rest else {
+    let [
+        Command::Outcome { range: c, commits, names: [] },
+        Command::Fence { range: d, names: [] },
+        rest @ ..,
+    ] = rest
+    else {
         panic!("an outcome and a fence")
     };
     let [Command::Close { session: SESSION }, Command::Expire { session: SESSION, live }] = rest else {
@@ -103,7 +112,7 @@ fn each_wrong_field_is_refused() {
     for sample in [&open, &mark, &transfers, &prepare, &outcome, &fence, &close, &expire] {
         assert!(check(&longer(sample)).is_err(), "a longer body of kind {}", sample[KIND]);
         for (at, byte) in
-            [(ZERO, 1), (ZERO2, 1), (ZERO2 + 1, 1), (BYTES, 31), (BYTES + 3, 1), (KIND, 0), (KIND, 9)]
+            [(ZERO, 2), (ZERO2, 1), (ZERO2 + 1, 1), (BYTES, 31), (BYTES + 3, 1), (KIND, 0), (KIND, 9)]
         {
             let mut bytes = sample.clone();
             bytes[at] = byte;
@@ -156,4 +165,37 @@ fn sequences_and_marks_have_the_same_bound() {
         put_fence(&mut fence, Range { session: SESSION, first, count: 1 });
         assert_eq!((check(&mark).is_ok(), check(&fence).is_ok()), (fits, fits), "{first}");
     }
+}
+
+/// What is named says what for, in every block that speaks of it.
+#[test]
+fn named_blocks_carry_their_transfers() {
+    let two = transfers(2);
+    let samples = [
+        block(|out| named::put_transfers(out, range(1, 2), &two)),
+        block(|out| named::put_prepare(out, range(1, 2), BOTH, &two)),
+        block(|out| named::put_outcome(out, range(1, 2), &[0b10], &two)),
+        block(|out| named::put_fence(out, range(1, 2), &two)),
+    ];
+    for sample in &samples {
+        assert_eq!(check(sample).map(|size| (size.blocks, size.sequences)), Ok((1, 2)));
+        let command = blocks(sample).next().expect("a block").expect("what was put");
+        assert_eq!([0, 1, 2].map(|i| command.name(i)), [Some(two[0]), Some(two[1]), None]);
+        for len in 1..sample.len() {
+            assert!(check(&sample[..len]).is_err(), "{len} of {} bytes", sample.len());
+        }
+        let mut longer = [&sample[..], &[0; 8]].concat();
+        longer[BYTES] += 8;
+        assert!(check(&longer).is_err());
+    }
+    let [_, _, outcome, _] = &samples;
+    assert!(matches!(blocks(outcome).next(), Some(Ok(Command::Outcome { commits: [0b10], .. }))));
+    // Nothing else has a name, and what is not named has none.
+    let [open, mark, unnamed, _, outcome, fence, close, expire] = self::samples();
+    for mut sample in [open, mark, outcome, fence, close, expire] {
+        sample[ZERO] = 1;
+        assert!(check(&sample).is_err(), "of kind {}", sample[KIND]);
+    }
+    let command = blocks(&unnamed).next().expect("a block").expect("what was put");
+    assert_eq!(command.name(0), None);
 }

@@ -231,6 +231,6 @@ fn codes_of_outcomes() {
         assert!(text.strip_prefix(code).is_some_and(|rest| rest.starts_with(' ')), "{text}");
         assert!(!text.contains(['\r', '\n']), "{text}");
     }
-    let ask = "UNKNOWN it may or may not take effect; ask with TXN D1-2:7, do not send it under another ID";
+    let ask = "UNKNOWN it may or may not take effect; send it again with ID D1-2:7, or ask with TXN D1-2:7; never send it under another ID";
     assert_eq!(outcome::unknown(Some(ID)), error(ask));
 }

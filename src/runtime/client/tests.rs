@@ -91,7 +91,7 @@ fn an_answer_that_arrives_with_the_end_of_its_connection_counts() {
                 let (ballot, decided) = (Ballot::new(1, S1), Slot(1));
                 answer(&mut stream, &Response::Leading { request, ballot, decided });
             }
-            Request::Read { .. } => panic!("nobody reads"),
+            Request::Read { .. } | Request::Status { .. } => panic!("nobody reads"),
         }
     }
     drop((stream, listener));

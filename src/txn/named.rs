@@ -1,0 +1,241 @@
+//! What clients name themselves: sessions of their own, transfers with an id, and questions about ids.
+//!
+//! Whoever has an id may ask for its transfer again, at any server: the registers of T1 belong to the id and the transfer
+//! together, so that all who carry it out come to the same decision. Nobody but the client knows which copies there are.
+//! Therefore a definite NO comes from a register only (T8), nothing is called by another name, and no mark passes a named
+//! transaction: it is remembered for as long as its session.
+
+use std::collections::BTreeMap;
+
+use crate::bank::command::Range;
+use crate::bank::{Status, named_window, validate};
+use crate::txn::coordinator::Coordinator;
+use crate::txn::group::Group;
+use crate::txn::link::{Ask, Reach, Sent, Work};
+use crate::txn::port::{Found, Outcome, Output};
+use crate::types::{Reason, Session, ShardId, Time, Transfer, TxnId};
+
+/// Sessions of clients that this coordinator remembers to exist. Whoever is forgotten is asked for again.
+const KNOWN_SESSIONS: usize = 4096;
+
+/// A question about an id, on its way to shards.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Lookup {
+    id: TxnId,
+    /// Asked of the shard that issued the session, before this transfer is sent under that id for the first time.
+    then: Option<Transfer>,
+    waits_for: usize,
+    answers: BTreeMap<ShardId, Answer>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Answer {
+    status: Option<Status>,
+    participants: Option<[ShardId; 2]>,
+}
+
+impl Coordinator {
+    /// The highest sequence that a client may name in a session.
+    pub fn named_max(&self) -> u64 {
+        named_window(self.limits.session_window)
+    }
+
+    // ---- sessions of clients ----
+
+    /// Asks a shard for a session: the first that has a leader and has not been asked for this one.
+    pub(super) fn open_for(&mut self, now: Time, tag: u64, out: &mut Output) {
+        let tried = self.opening.entry(tag).or_default();
+        let links = || self.links.iter().filter(|link| !tried.contains(&link.shard));
+        let usable = |link: &&crate::txn::link::Link| {
+            (self.lazy || link.reach != Reach::NoQuorum) && link.full_until <= now
+        };
+        let shard = links()
+            .find(|link| link.leader().is_some() && usable(link))
+            .or_else(|| links().find(usable))
+            .map(|link| link.shard);
+        let Some(shard) = shard else {
+            let crowded = self.opening.remove(&tag).is_some_and(|tried| !tried.is_empty());
+            let outcome = if crowded { Outcome::Crowded } else { Outcome::Aborted(Reason::NoQuorum) };
+            return self.answer(tag, outcome, None, out);
+        };
+        self.search_if_idle(now, shard);
+        self.add_unit(shard, Work::OpenFor { tag });
+    }
+
+    /// A shard has no room for one more session, or cannot be reached: another one may.
+    pub(super) fn open_elsewhere(&mut self, now: Time, tag: u64, shard: ShardId, out: &mut Output) {
+        self.opening.entry(tag).or_default().insert(shard);
+        self.open_for(now, tag, out);
+    }
+
+    pub(super) fn opened_for(&mut self, tag: u64, session: Session, out: &mut Output) {
+        self.opening.remove(&tag);
+        self.remember(session);
+        self.answer(tag, Outcome::Opened(session), None, out);
+    }
+
+    fn remember(&mut self, session: Session) {
+        if self.known_sessions.len() >= KNOWN_SESSIONS {
+            self.known_sessions.pop_first();
+        }
+        self.known_sessions.insert(session);
+    }
+
+    // ---- transfers with an id ----
+
+    pub(super) fn submit_named(
+        &mut self,
+        now: Time,
+        tag: u64,
+        id: TxnId,
+        transfer: Transfer,
+        out: &mut Output,
+    ) {
+        if let Err(reason) = validate(&self.topology, &transfer) {
+            return self.answer(tag, Outcome::Aborted(reason), None, out);
+        }
+        if id.seq == 0 || id.seq > self.named_max() {
+            return self.answer(tag, Outcome::SessionFull, None, out);
+        }
+        if !self.issues(id.session) {
+            return self.answer(tag, Outcome::Forgotten, None, out);
+        }
+        if self.known_sessions.contains(&id.session) {
+            return self.execute_named(now, tag, id, transfer, out);
+        }
+        // A shard takes up any session of another one at its first mention. One that was never opened would stay for ever.
+        self.look_up(now, tag, id, Some(transfer), vec![id.session.shard()], out);
+    }
+
+    fn issues(&self, session: Session) -> bool {
+        (1..=self.topology.clusters).contains(&session.shard().0) && session.number() > 0
+    }
+
+    fn execute_named(&mut self, now: Time, tag: u64, id: TxnId, transfer: Transfer, out: &mut Output) {
+        let (from, to) = validate(&self.topology, &transfer).expect("it was valid when it was submitted");
+        let mut participants = vec![from.min(to), from.max(to)];
+        participants.dedup();
+        let range = Range { session: id.session, first: id.seq, count: 1 };
+        let mut group = Group::new(range, participants.clone(), vec![transfer], vec![tag]);
+        group.named = true;
+        let gid = self.add_group(group);
+        for shard in participants {
+            self.search_if_idle(now, shard);
+            self.add_unit(shard, Work::Execute { group: gid });
+        }
+        if self.obstacle_of(now, &self.groups[&gid]).is_some() {
+            self.evaluate(now, gid, out);
+        }
+    }
+
+    // ---- questions ----
+
+    pub(super) fn submit_lookup(&mut self, now: Time, tag: u64, id: TxnId, out: &mut Output) {
+        if id.seq == 0 || !self.issues(id.session) {
+            return self.answer(tag, Outcome::Found(Found::NeverSeen), None, out);
+        }
+        let shards = self.topology.shards().collect();
+        self.look_up(now, tag, id, None, shards, out);
+    }
+
+    fn look_up(
+        &mut self,
+        now: Time,
+        tag: u64,
+        id: TxnId,
+        then: Option<Transfer>,
+        shards: Vec<ShardId>,
+        out: &mut Output,
+    ) {
+        let lookup = Lookup { id, then, waits_for: shards.len(), answers: BTreeMap::new() };
+        self.lookups.insert(tag, lookup);
+        for shard in &shards {
+            if self.lazy {
+                self.search_if_idle(now, *shard);
+            }
+        }
+        if shards.iter().any(|shard| self.links[shard.index()].reach == Reach::NoQuorum) {
+            return self.drop_lookup(tag, out);
+        }
+        for shard in shards {
+            self.add_unit(shard, Work::Read { tag, ask: Ask::Status(id) });
+        }
+    }
+
+    /// A shard that was asked cannot be reached.
+    pub(super) fn drop_lookup(&mut self, tag: u64, out: &mut Output) {
+        let Some(lookup) = self.lookups.remove(&tag) else { return };
+        for link in &mut self.links {
+            let asks = |work: Work| matches!(work, Work::Read { tag: other, .. } if other == tag);
+            let units: Vec<_> = link.units.iter().filter(|(_, u)| asks(u.work)).map(|(id, _)| *id).collect();
+            units.into_iter().for_each(|id| _ = link.remove(id));
+        }
+        let first_sent = self.first_sent.remove(&tag);
+        let outcome = match lookup.then {
+            Some(_) => Outcome::Unknown,
+            None => Outcome::Aborted(Reason::NoQuorum),
+        };
+        self.answer(tag, outcome, first_sent, out);
+    }
+
+    pub(super) fn on_status(
+        &mut self,
+        now: Time,
+        index: usize,
+        sent: Sent,
+        status: Option<Status>,
+        participants: Option<[ShardId; 2]>,
+        out: &mut Output,
+    ) {
+        let shard = self.links[index].shard;
+        for unit in sent.units {
+            let Some(unit) = self.links[index].remove(unit) else { continue };
+            let Work::Read { tag, .. } = unit.work else { continue };
+            let Some(lookup) = self.lookups.get_mut(&tag) else { continue };
+            lookup.answers.insert(shard, Answer { status, participants });
+            if lookup.answers.len() < lookup.waits_for {
+                continue;
+            }
+            let lookup = self.lookups.remove(&tag).expect("it was just read");
+            let first_sent = self.first_sent.remove(&tag);
+            match lookup.then {
+                None => self.answer(tag, Outcome::Found(lookup.found()), first_sent, out),
+                Some(_) if status == Some(Status::Expired) => {
+                    self.answer(tag, Outcome::Forgotten, first_sent, out);
+                }
+                Some(transfer) => {
+                    self.remember(lookup.id.session);
+                    self.execute_named(now, tag, lookup.id, transfer, out);
+                }
+            }
+        }
+    }
+}
+
+impl Lookup {
+    /// What the answers say together (T2). They are of different moments, but a register keeps what it holds.
+    fn found(&self) -> Found {
+        let statuses = || self.answers.values().filter_map(|answer| answer.status);
+        let votes_yes =
+            |shard: &ShardId| self.answers.get(shard).is_some_and(|a| a.status == Some(Status::Yes));
+        let mut participants = self.answers.values().filter_map(|answer| answer.participants);
+        if statuses().any(|s| matches!(s, Status::Committed | Status::YesCommitted))
+            || participants.any(|all| all.iter().all(votes_yes))
+        {
+            return Found::Committed;
+        }
+        let reason = statuses()
+            .filter_map(|s| if let Status::Aborted(reason) = s { Some(reason) } else { None })
+            .min();
+        if reason.is_some() || statuses().any(|s| s == Status::YesAborted) {
+            return Found::Aborted(reason);
+        }
+        if statuses().any(|s| s == Status::Yes) {
+            return Found::InDoubt;
+        }
+        if statuses().any(|s| matches!(s, Status::Finished | Status::Expired)) {
+            return Found::Finished;
+        }
+        if statuses().any(|s| s == Status::Closed) { Found::Aborted(None) } else { Found::NeverSeen }
+    }
+}

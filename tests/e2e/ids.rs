@@ -1,0 +1,143 @@
+//! Transfers with an id: whichever servers are asked for one, and however often, it takes effect once or not at all.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+
+use crate::common::{LIMIT, eventually, run};
+use crate::process::Processes;
+
+/// A connection that waits for each reply.
+struct Guest(BufReader<TcpStream>);
+
+impl Guest {
+    fn of(all: &Processes, server: usize) -> Guest {
+        let stream = TcpStream::connect(all.client_address(server)).expect("a server");
+        stream.set_read_timeout(Some(LIMIT)).expect("a socket");
+        Guest(BufReader::new(stream))
+    }
+
+    fn send(&mut self, request: &str) {
+        self.0.get_mut().write_all(format!("{request}\r\n").as_bytes()).expect("room");
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("a reply");
+        line.trim_end().to_string()
+    }
+
+    fn ask(&mut self, request: &str) -> String {
+        self.send(request);
+        let line = self.line();
+        // A bulk string: its length, and then itself.
+        if line.starts_with('$') { self.line() } else { line }
+    }
+}
+
+#[test]
+fn a_transfer_with_an_id_takes_effect_once_at_whatever_servers() {
+    let mut all = Processes::start(|text| text);
+    let session = Guest::of(&all, 4).ask("SESSION");
+    let mut guests: Vec<Guest> = (1..=9).map(|server| Guest::of(&all, server)).collect();
+    for guest in &mut guests {
+        assert_eq!(guest.ask(&format!("TRANSFER 1 11 7 ID {session}:1")), "+OK");
+        assert_eq!(guest.ask("BALANCE 11"), ":107");
+        assert_eq!(guest.ask(&format!("TXN {session}:1")), "+committed");
+        let other = guest.ask(&format!("TRANSFER 1 11 8 ID {session}:1"));
+        assert!(other.starts_with("-IDREUSED "), "{other}");
+        assert_eq!(guest.ask(&format!("TXN {session}:2")), "+never seen");
+    }
+    let s5 = &mut guests[4];
+    for (request, part) in [
+        (format!("TRANSFER 1 2 1000 ID {session}:2"), "-INSUFFICIENT "),
+        (format!("TXN {session}:2"), "+aborted: insufficient-balance"),
+        (format!("TRANSFER 1 2 1 ID {session}:4097"), "-SESSIONFULL "),
+        ("TRANSFER 1 2 1 ID D1-999:1".into(), "-EXPIRED "),
+        ("TRANSFER 1 2 1 ID D9-1:1".into(), "-EXPIRED "),
+        ("TXN D1-999:1".into(), "+finished"),
+        (format!("TRANSFER 1 2 1 ID {session}:0"), "-ERR "),
+    ] {
+        let said = s5.ask(&request);
+        assert!(said.starts_with(part), "{request}: {said}");
+    }
+
+    // Without a majority of the sender's cluster nobody can say what becomes of it, and asking again is safe.
+    let third = format!("TRANSFER 3 21 5 ID {session}:3");
+    all.kill(1);
+    all.kill(2);
+    let s9 = &mut guests[8];
+    let said = s9.ask(&third);
+    assert!(said.starts_with("-UNKNOWN ") || said.starts_with("-NOQUORUM "), "{said}");
+    all.launch(1);
+    all.listens(1);
+    let told = eventually("a definite answer", || {
+        let said = guests[4].ask(&third);
+        (!said.starts_with("-UNKNOWN ")).then_some(said)
+    });
+    let moved = match told.as_str() {
+        "+OK" => 5,
+        // An attempt had reached one cluster, and was fenced there.
+        refused if refused.starts_with("-NOQUORUM ") => 0,
+        other => panic!("{other}"),
+    };
+    assert_eq!(guests[8].ask(&third), told, "a definite answer stays");
+    assert_eq!(guests[8].ask("BALANCE 21"), format!(":{}", 100 + moved));
+    assert_eq!(guests[4].ask("BALANCE 3"), format!(":{}", 100 - moved));
+    all.launch(2);
+    all.listens(2);
+    all.agree();
+}
+
+/// Two servers are given the same ids at the same time; for some of them, different transfers.
+#[test]
+fn servers_that_carry_out_the_same_ids_at_once_come_to_the_same_end() {
+    let all = Processes::start(|text| text);
+    let mut one = Guest::of(&all, 1);
+    let mut other = Guest::of(&all, 9);
+    let session = one.ask("SESSION");
+    const ROUNDS: u64 = 60;
+    for seq in 1..=ROUNDS {
+        let (from, to) = (1 + seq % 10, 21 + seq % 10);
+        one.send(&format!("TRANSFER {from} {to} 1 ID {session}:{seq}"));
+        // Every third id is another transfer's there: backwards, or within one cluster.
+        let rival = match seq % 6 {
+            0 => format!("TRANSFER {to} {from} 2 ID {session}:{seq}"),
+            3 => format!("TRANSFER {from} {} 2 ID {session}:{seq}", 11 + seq % 10),
+            _ => format!("TRANSFER {from} {to} 1 ID {session}:{seq}"),
+        };
+        other.send(&rival);
+    }
+    for seq in 1..=ROUNDS {
+        let (mine, theirs) = (one.line(), other.line());
+        if seq % 3 != 0 {
+            assert_eq!(mine, theirs, "{seq}: one transfer, one end");
+        } else {
+            assert!(mine != "+OK" || theirs != "+OK", "{seq}: one id, two transfers");
+        }
+    }
+    let sum: i64 = (1..=30)
+        .map(|account| one.ask(&format!("BALANCE {account}"))[1..].parse::<i64>().expect("a balance"))
+        .sum();
+    assert_eq!(sum, 3_000);
+    all.agree();
+}
+
+#[test]
+fn the_command_line_has_ids_too() {
+    let all = Processes::start(|text| text);
+    let client = |arguments: &[&str]| run(&[&["client", "--config", &all.path], arguments].concat());
+    let session = client(&["session"]).with_code(0).out.trim().to_string();
+    let id = format!("{session}:1");
+    for _ in 0..2 {
+        assert_eq!(client(&["transfer", "1", "21", "7", "--id", &id]).with_code(0).out, "committed\n");
+    }
+    assert_eq!(client(&["balance", "21"]).with_code(0).out, "107\n");
+    assert_eq!(client(&["txn", &id]).with_code(0).out, "committed\n");
+    assert_eq!(client(&["txn", &format!("{session}:2")]).with_code(0).out, "never seen\n");
+    let reused = client(&["transfer", "1", "21", "8", "--id", &id]).with_code(1).err;
+    assert!(reused.contains("aborted: id-reused"), "{reused}");
+    let nobody = client(&["transfer", "1", "21", "8", "--id", "D2-77:1"]).with_code(3).err;
+    assert!(nobody.contains("never opened"), "{nobody}");
+    let bad = client(&["txn", "7"]).with_code(2).err;
+    assert!(bad.contains("SESSION:SEQUENCE"), "{bad}");
+}
