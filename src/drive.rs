@@ -78,8 +78,12 @@ pub fn turn(
         if wrote {
             ports.flush();
             core.records.iter().for_each(|record| wal.append(record));
-            // Afterwards: a header that speaks of slots whose records come behind it would vouch for older votes.
-            wal.set_decided(shard.replica().decided());
+        }
+        // Afterwards: a header that speaks of slots whose records come behind it would vouch for older votes. And also if
+        // nothing was written, for what was decided then has its values in the log: without it, a value that is learned
+        // next would count as a mere vote.
+        wal.set_decided(shard.replica().decided());
+        if wrote {
             let stats = wal.commit()?;
             ports.synced(&stats);
         }

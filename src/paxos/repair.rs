@@ -314,13 +314,11 @@ impl Replica {
         }
     }
 
-    /// A server that waits to be let in, and lacks values that are decided: one of them may say that it votes (S3), and
-    /// without its vote there may be no leader to have them from.
+    /// A server that waits to be let in, and hears of no leader: what was decided while it was away may say that it votes
+    /// (S3), and without its vote there may be no leader to have that from.
     pub(super) fn ask_peers(&self, out: &mut Output) {
-        if self.decided < self.known() {
-            let from = self.decided.next();
-            out.now.extend(self.peers().into_iter().map(|peer| (peer, Message::Fetch(Fetch { from }))));
-        }
+        let from = self.decided.next();
+        out.now.extend(self.peers().into_iter().map(|peer| (peer, Message::Fetch(Fetch { from }))));
     }
 
     /// A campaign ends in vain. If that is for damage, this says where.

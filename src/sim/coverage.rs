@@ -78,6 +78,7 @@ sights! {
     FoundLostWrite "a server found that a write never reached the disk (S2)",
     FoundLostOverwrite "a server found that what it had written over its votes never reached the disk (S2)",
     FoundMisdirected "a server found a write in another place than its own (S2)",
+    FoundAfterPower "a server whose power had gone found a segment gone or cut short (S1, S2)",
     FoundRunning "a server found damage while it ran (S2)",
     Rewritten "a server had a damaged value from others and wrote it again (S2)",
     RenewedBallot "a leader began a new ballot since another server had forgotten votes (S2)",

@@ -39,6 +39,8 @@ const LOG: &[Damage] = &[
     Damage::LostWrite,
     Damage::Misdirected,
 ];
+/// What is told from a torn write even if the power went, and the mark may be older than the log (S1).
+const AFTER_POWER: &[Damage] = &[Damage::Cut, Damage::Gone];
 const ANY: &[Damage] = &[Damage::Bit, Damage::Noise, Damage::Sector, Damage::Cut, Damage::Gone];
 
 impl Damage {
@@ -62,19 +64,20 @@ fn pick<T: Copy>(rng: &mut SplitMix64, all: &[T]) -> T {
 }
 
 impl World {
-    /// A file of these kinds is damaged. Its server's process dies before that, or goes on and may notice when it reads. Never
-    /// after a power cut, when the mark may be older than the log: S1 promises nothing then.
+    /// A file of these kinds is damaged. Its server's process dies before that, or goes on and may notice when it reads. After
+    /// a power cut the mark may be older than the log, and S1 promises less.
     pub fn damage(&mut self, id: NodeId, kinds: &[&str]) {
         let goes_on = kinds.contains(&".seg") && self.rng.one_in(3) && self.servers[&id].is_up();
         if self.servers[&id].running.is_some() && !goes_on {
             self.stop(id, false, false);
         }
         let server = &self.servers[&id];
-        if server.power_lost || server.ailment.is_some() {
+        let power_lost = server.power_lost && server.running.is_none();
+        let disk = server.disk.inner.clone();
+        if server.ailment.is_some() || power_lost && !kinds.contains(&".seg") {
             return;
         }
-        let disk = server.disk.inner.clone();
-        let kinds = if goes_on { &[".seg"] } else { kinds };
+        let kinds = if goes_on || power_lost { &[".seg"] } else { kinds };
         let names = disk.list().expect("a memory disk lists its files");
         let files: Vec<String> =
             names.into_iter().filter(|name| kinds.iter().any(|kind| name.ends_with(kind))).collect();
@@ -82,9 +85,10 @@ impl World {
             return;
         }
         let name = files[self.rng.below(files.len() as u64) as usize].clone();
-        let harms = match (goes_on, name.ends_with(".seg")) {
-            (true, _) => RUNNING,
-            (_, true) => LOG,
+        let harms = match (goes_on, power_lost, name.ends_with(".seg")) {
+            (true, ..) => RUNNING,
+            (_, true, _) => AFTER_POWER,
+            (.., true) => LOG,
             _ => ANY,
         };
         let harm = pick(&mut self.rng, harms);
@@ -92,30 +96,42 @@ impl World {
         let server = self.server(id);
         server.ailment = Some(Ailment::Damaged(harm));
         server.flipped = true;
+        server.harmed_after_power = power_lost;
         self.note(|| format!("{harm:?} in {name} of {id} at {where_to}"));
     }
 
     /// A server has written over votes and said so, and dies. The disk had never written that.
     pub fn lose_write(&mut self, id: NodeId) {
-        if !self.can_spare(id) {
-            return;
+        if self.can_spare(id) {
+            self.stop(id, false, false);
+            self.harm_last(id, Damage::LostOverwrite);
         }
-        self.stop(id, false, false);
+    }
+
+    /// The power of a server goes, and with it what it wrote last, or the file of that.
+    pub fn lose_segment(&mut self, id: NodeId) {
+        if self.can_spare(id) && self.servers[&id].ailment.is_none() {
+            self.stop(id, true, false);
+            let harm = pick(&mut self.rng, AFTER_POWER);
+            self.harm_last(id, harm);
+            self.server(id).harmed_after_power = true;
+        }
+    }
+
+    /// Damage to the last segment with something in it.
+    fn harm_last(&mut self, id: NodeId, harm: Damage) {
         let server = &self.servers[&id];
         let disk = server.disk.inner.clone();
-        let segments =
-            disk.list().expect("a memory disk lists its files").into_iter().filter(|n| n.ends_with(".seg"));
-        let Some(name) = segments.filter(|name| groups(&disk, name).is_some()).max() else { return };
-        let harm = Damage::LostOverwrite;
+        let names = disk.list().expect("a memory disk lists its files").into_iter();
+        let used = |name: &String| name.ends_with(".seg") && groups(&disk, name).is_some();
+        let Some(name) = names.filter(used).max() else { return };
         if server.ailment.is_some() || inflict(&mut self.rng, &disk, &name, harm).is_none() {
             return;
         }
         let server = self.server(id);
         server.ailment = Some(Ailment::Damaged(harm));
         server.flipped = true;
-        self.note(|| {
-            format!("the last group of {name}, which wrote over votes, never reached the disk of {id}")
-        });
+        self.note(|| format!("{harm:?} in {name} of {id}, the last one"));
     }
 
     /// A decided value goes bad on the disk of a server that runs, just when another one lags so far that it will want that

@@ -85,7 +85,7 @@ impl Run {
         {
             self.world.damage(id, &[".snap"]);
         }
-        if self.plan.swarm.damage > 0 && self.chance(200) {
+        if self.plan.swarm.damage > 0 && self.chance(500) {
             self.world.spoil_wanted();
         }
         if self.plan.swarm.damage > 0 && self.chance(self.plan.swarm.damage.div_ceil(4)) {

@@ -129,7 +129,7 @@ impl Plan {
             jump: on(rng, 20),
             full: 0,
             wipe: if rng.one_in(8) { 5 } else { 0 },
-            damage: if rng.one_in(8) { 20 } else { 0 },
+            damage: if rng.one_in(6) { 20 } else { 0 },
             mislead: 0,
             plot: 0,
             named: 0,
@@ -188,7 +188,7 @@ impl Plan {
             };
         }
         let retention = snapshots(rng, &mut limits);
-        swarm.plot = if rng.one_in(2) { 20 } else { 0 };
+        swarm.plot = if rng.one_in(2) { 40 } else { 0 };
         swarm.named = if rng.one_in(4) { 100 + rng.below(700) } else { 0 };
         if swarm.named > 0 {
             // Names make a state long, and in a slow network each piece of it takes a round trip.

@@ -119,9 +119,11 @@ impl Run {
             let j = self.below(i as u64 + 1) as usize;
             others.swap(i, j);
         }
-        match (self.below(4), &others[..]) {
+        match (self.below(6), &others[..]) {
             (0, _) => self.lose_overwrite(),
-            (1 | 2, &[ally, victim, late, candidate]) => {
+            // S1: what it had told is in that segment, and no mark may know of it.
+            (1, _) => self.world.lose_segment(others[0]),
+            (2..4, &[ally, victim, late, candidate]) => {
                 self.begin_old_promise(Cast { leader, ally, victim, late, candidate });
             }
             _ => {

@@ -412,6 +412,9 @@ impl World {
         let ailing = server.ailment.is_some();
         let observed = Observed { restored: false, durable: done.is_ok(), misled, ailing };
         self.checker.observe(&running.shard, observed, |slot| running.value(slot));
+        // S2: the next record says how far slots are decided, or what it brings may count for less than it is.
+        let (said, decided) = (running.wal.decided(), running.shard.replica().decided());
+        assert!(done.is_err() || said >= decided, "S2: the log of {id} says {said} of {decided}");
         // What was misread may have no effect, or only later, as the amount of a prepared transfer has.
         if misled && self.checker.is_wrong(&running.shard) {
             server.wrong_at.get_or_insert(running.shard.bank().applied());

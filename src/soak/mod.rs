@@ -22,7 +22,7 @@ pub use command::{SimArgs, command, describe, parse_range};
 /// Seeds between two looks at the clock, and between two writes of the progress file.
 const BLOCK: u64 = 200;
 /// So many runs must together have met everything there is to meet.
-pub const FULL_COVERAGE: u64 = 300;
+pub const FULL_COVERAGE: u64 = 500;
 
 /// Which seeds, and when to stop.
 #[derive(Clone, Debug)]

@@ -88,7 +88,10 @@ impl<D: Disk> Wal<D> {
             // anybody hears that this server has come so far (P1).
             self.snapshots.clear();
             self.contents.jump(snapshot.cut.slot);
-            self.jump = Jump { slot: snapshot.cut.slot, missed: 0 };
+            // One that is older than what was lost stands for less: the log does not lead up to that one either.
+            if snapshot.cut.slot >= self.jump.slot {
+                self.jump = Jump { slot: snapshot.cut.slot, missed: 0 };
+            }
             self.write_mark()?;
             sync(&mut self.mark)?;
         }

@@ -19,7 +19,7 @@ use crate::types::Slot;
 /// What disks lose at once, at least.
 const SECTOR: usize = 512;
 
-const GONE: &str = "missing, or without its header, where the log goes on: what it held cannot be proved";
+const GONE: &str = "missing, short, or without its header, where the log goes on: it may have held more";
 
 /// A record of the group being read, and whether its payload is whole.
 type Open = (RecordHeader, Kind, Position, bool);
@@ -44,6 +44,8 @@ pub(super) struct Scan<'a, D> {
     broken: BTreeSet<u32>,
     /// Those of which nothing is known.
     gone: BTreeSet<u32>,
+    /// The last segment of which there is a file.
+    made: u32,
     /// The records of the group being read: they count when the last one is there, or when it is known to have been.
     open: Vec<Open>,
     /// The segment being looked at, whole.
@@ -98,6 +100,7 @@ impl<'a, D: Disk> Scan<'a, D> {
             disk,
             identity,
             segments: segments.max(mark.end.segment),
+            made: segments,
             segment_bytes,
             mark,
             mark_lost,
@@ -124,7 +127,7 @@ impl<'a, D: Disk> Scan<'a, D> {
             return Err(damaged_file(MARK, 0, "group 0 does not end at the start of the log"));
         }
         self.contents.reach(start.group);
-        let mut from = start.at;
+        let (mut from, mut skipped_to) = (start.at, None);
         let torn = loop {
             let stop = self.follow(from)?;
             match self.behind(&stop)? {
@@ -133,16 +136,40 @@ impl<'a, D: Disk> Scan<'a, D> {
                 None if self.mark_lost && self.group <= self.mark.group => {
                     return Err(damaged_file(MARK, (self.mark.group + 1) % 2 * MARK_SLOT, UNPROVED));
                 }
-                // It was there before the log in front of it ended, so this is no torn write; and if the power went, the mark
-                // may be older than what stood in it.
-                None if stop.at.offset == BLOCK && self.gone.contains(&stop.at.segment) => {
-                    return Err(damaged_file(&segment_name(stop.at.segment), None, GONE));
+                // Where nobody but this function has led, nothing was ever made to hold what comes there.
+                None if skipped_to != Some(stop.at) || stop.at.segment <= self.made => {
+                    match self.behind_what_is_gone(stop.at)? {
+                        Some(next) => (from, skipped_to) = (next, Some(next)),
+                        None => break self.cut_rest(stop.at, stop.why)?,
+                    }
                 }
                 None => break self.cut_rest(stop.at, stop.why)?,
             }
         };
         self.make_durable(start)?;
         Ok(torn)
+    }
+
+    /// Where the log goes on behind a segment of which the rest is gone, if it ends in one. That segment was whole before the
+    /// log came there, so this is no torn write; and if the power went, the mark may be older than what stood in it. (But not
+    /// than a promise: see [`crate::storage::Wal::commit`].) The segment stays as it is, so that the next start finds the same.
+    fn behind_what_is_gone(&mut self, stop: Position) -> Result<Option<Position>, StorageError> {
+        if !self.gone.contains(&stop.segment) {
+            return Ok(None);
+        }
+        let next = Position::start_of(stop.segment + 1);
+        self.fault(stop, GONE);
+        // What stands behind the last whole group is as good as gone.
+        self.open.clear();
+        let records = (self.bytes_between(self.end, next) / HEADER).max(1);
+        self.contents
+            .lose(records, self.end)
+            .map_err(|what| damaged_file(&segment_name(stop.segment), stop.offset, what))?;
+        // No group that may have stood there has the number of one that comes behind.
+        (self.group, self.end) = (self.group + records, next);
+        self.contents.reach(self.group);
+        self.bound(next);
+        Ok(Some(next))
     }
 
     fn load(&mut self, number: u32) -> Result<(), StorageError> {
@@ -167,6 +194,9 @@ impl<'a, D: Disk> Scan<'a, D> {
                     self.faults.push(e.into());
                 }
                 self.image.fill(0);
+                if short {
+                    self.gone.insert(number);
+                }
                 // Whose records they are is not known where the header is lost.
                 if !short && !is_one_bit_off(self.disk, number, self.identity, self.segment_bytes) {
                     self.gone.insert(number);

@@ -38,6 +38,8 @@ pub struct Wal<D: Disk> {
     /// The files of the segments after it: blank, durable, in order.
     pub(super) ready: VecDeque<D::File>,
     pub(super) mark: D::File,
+    /// The promise that no loss of power takes from the mark any more.
+    marked: Ballot,
     /// The segment in the making.
     pub(super) filling: Option<Filling<D::File>>,
     /// For each segment the first place in it at which one group ends and the next begins.
@@ -206,11 +208,13 @@ impl<D: Disk> Wal<D> {
         contents: Contents,
         tail: Tail<D::File>,
     ) -> Wal<D> {
+        let marked = contents.promised;
         Wal {
             disk,
             identity,
             segment_bytes,
             contents,
+            marked,
             group: tail.group,
             end: tail.end,
             active: tail.active,
@@ -394,9 +398,16 @@ impl<D: Disk> Wal<D> {
             stood: self.contents.stood,
         });
         // S1: before any answer leaves, so that not even a lost page of the log goes unnoticed. Not synced: a mark
-        // that is older than the log only means that less is known to be beyond suspicion.
-        if let Err(e) = self.write_mark() {
+        // that is older than the log only means that less is known to be beyond suspicion. But a promise must be known
+        // whatever becomes of the log (S3), and there is a new one only when there is an election.
+        let promises = self.contents.promised > self.marked;
+        let written = self.write_mark().and_then(|()| if promises { self.mark.sync_data() } else { Ok(()) });
+        if let Err(e) = written {
             return Err(self.poison(format!("{MARK}: group {group}"), e));
+        }
+        if promises {
+            self.marked = self.contents.promised;
+            stats.syncs += 1;
         }
         self.contents.settle();
         Ok(stats)

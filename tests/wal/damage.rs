@@ -558,35 +558,3 @@ fn a_read_takes_no_other_record_for_the_value() {
         assert_eq!(wal.read(Slot(slot), 0).expect("as before").len(), 1);
     }
 }
-
-/// S1: after a power cut the mark may be older than a whole segment. That segment was there before the log in front of it ended,
-/// so a log without it is no torn one, and nobody knows any more what the server promised.
-#[test]
-fn a_lost_segment_behind_an_older_mark_is_refused() {
-    for harm in ["missing", "header", "short"] {
-        let disk = MemDisk::new();
-        let mut wal = format(disk.clone());
-        commit(&mut wal, &[accept(1, 1, 1, 300)]);
-        let old = disk.contents("mark").expect("mark");
-        (2..=6).for_each(|slot| commit(&mut wal, &[accept(slot, 1, 1, 300)]));
-        drop(wal);
-        // The last one was made ahead and holds nothing yet.
-        let files = log_files(&disk);
-        let name = &files[files.len() - 2];
-        disk.overwrite("mark", old);
-        let mut bytes = disk.contents(name).expect("segment");
-        match harm {
-            "missing" => disk.take_away(name),
-            "header" => {
-                bytes[20] ^= 0xff;
-                disk.overwrite(name, bytes);
-            }
-            _ => disk.overwrite(name, bytes[..4000].to_vec()),
-        }
-        for file in &files[files.len() - 1..] {
-            disk.take_away(file);
-        }
-        let text = refusal(disk);
-        assert!(text.starts_with(name) && text.contains("cannot be proved"), "{harm}: {text}");
-    }
-}

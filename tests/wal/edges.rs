@@ -148,11 +148,13 @@ fn a_real_disk_syncs_what_it_is_told_to_and_says_so() {
     disk.remove("b").expect("remove");
     assert!(disk.list().expect("list").is_empty());
     assert!(disk.remove("b").is_err() && disk.rename("b", "c").is_err() && disk.open("b").is_err());
-    // A log on it: one sync each commit.
+    // A log on it: one sync each commit, and one more of the mark for a new promise.
     let mut wal = Wal::format(disk.clone(), identity(), SEGMENT).expect("format");
     let before = disk.syncs();
     commit(&mut wal, &[accept(1, 1, 1, 8)]);
-    assert_eq!(disk.syncs(), before + 1);
+    assert_eq!(disk.syncs(), before + 2);
+    commit(&mut wal, &[accept(2, 1, 1, 8)]);
+    assert_eq!(disk.syncs(), before + 3);
 }
 
 #[test]

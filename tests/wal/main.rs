@@ -4,6 +4,7 @@ mod damage;
 mod edges;
 mod history;
 mod honest;
+mod power_and_damage;
 mod snapshots;
 mod survey;
 

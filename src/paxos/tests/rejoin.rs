@@ -48,7 +48,9 @@ fn a_learner_answers_nothing_that_counts() {
     assert_eq!(sent, [(S2, learner), (S2, Message::Fetch(Fetch { from: Slot(4) }))]);
     for n in 0..20 {
         let now = s1.next_deadline();
-        assert_eq!(step(&mut s1, now, |r, out| r.timer(now, n, out)), [], "it never campaigns");
+        let sent = step(&mut s1, now, |r, out| r.timer(now, n, out));
+        let fetch = |peer| (peer, Message::Fetch(Fetch { from: Slot(4) }));
+        assert_eq!(sent, [fetch(S2), fetch(S3)], "it never campaigns");
     }
 }
 
