@@ -282,7 +282,10 @@ mod tests {
         all.add(&turn);
         let aborted: Vec<(&str, u64)> = all.aborted().collect();
         assert_eq!(aborted.len(), Reason::ALL.len() + 1);
-        assert_eq!(aborted[6..], [("insufficient-balance", 4), ("id-reused", 2), ("other-shard", 2)]);
+        assert_eq!(
+            aborted[6..],
+            [("insufficient-balance", 4), ("id-reused", 2), ("no-session", 2), ("other-shard", 2)]
+        );
         assert!(aborted[..6].iter().all(|(_, count)| *count == 2));
         assert_eq!((all.committed, all.elections_won), (1, 2));
     }

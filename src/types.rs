@@ -320,10 +320,12 @@ pub enum Reason {
     InsufficientBalance = 7,
     /// The id that a client gave it belongs to another transfer.
     IdReused = 8,
+    /// As many sessions are open as the bank keeps, so that the client could open none. Nothing was sent.
+    NoSession = 9,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 8] = [
+    pub const ALL: [Reason; 9] = [
         Reason::InvalidAmount,
         Reason::SameAccount,
         Reason::UnknownAccount,
@@ -332,6 +334,7 @@ impl Reason {
         Reason::LockContention,
         Reason::InsufficientBalance,
         Reason::IdReused,
+        Reason::NoSession,
     ];
 
     pub fn from_code(code: u8) -> Option<Reason> {
@@ -349,6 +352,7 @@ impl Reason {
             Reason::LockContention => "lock-contention",
             Reason::InsufficientBalance => "insufficient-balance",
             Reason::IdReused => "id-reused",
+            Reason::NoSession => "no-session",
         }
     }
 }

@@ -50,7 +50,11 @@ fn one(topology: &Topology, index: u32, operation: &Operation, claims: &mut Clai
                 }
                 (
                     Some(Reply::Aborted(
-                        Reason::LockContention | Reason::NoQuorum | Reason::StorageFull | Reason::IdReused,
+                        Reason::LockContention
+                        | Reason::NoQuorum
+                        | Reason::StorageFull
+                        | Reason::IdReused
+                        | Reason::NoSession,
                     )),
                     None,
                 ) => {}

@@ -25,6 +25,9 @@ pub fn refused(reason: Reason) -> Reply {
         Reason::IdReused => {
             "IDREUSED this ID belongs to another transfer; nothing was done, send this one under an ID of its own"
         }
+        Reason::NoSession => {
+            "BUSY as many sessions are open as the bank keeps; nothing was done, send a new request later"
+        }
     };
     Reply::Error(text.into())
 }
@@ -48,13 +51,6 @@ pub fn balance(units: u64) -> Reply {
 /// A session was opened.
 pub fn opened(session: Session) -> Reply {
     Reply::Bulk(session.to_string().into_bytes())
-}
-
-/// No shard has room for one more session.
-pub fn crowded() -> Reply {
-    Reply::Error(
-        "BUSY as many sessions are open as the bank keeps; use one of yours, or try again later".into(),
-    )
 }
 
 /// The sequence of an ID is higher than those of a session.

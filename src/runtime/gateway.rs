@@ -195,7 +195,6 @@ impl Gateway {
                 _ => None,
             }),
             Outcome::Opened(session) => resp::outcome::opened(session),
-            Outcome::Crowded => resp::outcome::crowded(),
             Outcome::SessionFull => resp::outcome::session_full(self.outlet.coordinator.named_max()),
             Outcome::Closed => resp::outcome::closed(),
             Outcome::Forgotten => resp::outcome::forgotten(),

@@ -204,6 +204,7 @@ impl World {
         match (&op, &outcome) {
             (_, Outcome::Aborted(Reason::NoQuorum)) => self.coverage.see(Seen::NoQuorum),
             (_, Outcome::Aborted(Reason::StorageFull)) => self.coverage.see(Seen::StorageFull),
+            (_, Outcome::Aborted(Reason::NoSession)) => self.coverage.see(Seen::NoSession),
             (Op::Read(_), Outcome::Aborted(Reason::LockContention)) => self.coverage.see(Seen::ReadGaveUp),
             (_, Outcome::Aborted(Reason::LockContention)) => self.coverage.see(Seen::LockContention),
             (_, Outcome::Aborted(Reason::InsufficientBalance)) => {

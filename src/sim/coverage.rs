@@ -158,6 +158,7 @@ sights! {
     LookedUp "a client asked what became of an id, and it was known",
     LookedUpInDoubt "a client asked what became of an id, and it was in doubt",
     Forgotten "a client asked about a transaction that every shard had forgotten",
+    NoSession "a client was told that there is no room for its session",
     NoRoom "an open found no room for one more session",
 }
 

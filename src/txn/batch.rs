@@ -7,7 +7,7 @@ use crate::txn::coordinator::{Coordinator, Life};
 use crate::txn::group::Group;
 use crate::txn::link::{Link, Reach, Work};
 use crate::txn::port::{Event, Outcome, Output};
-use crate::types::{Session, ShardId, Time, Transfer};
+use crate::types::{Reason, Session, ShardId, Time, Transfer};
 
 impl Coordinator {
     /// Gives every waiting transfer its sequence and its place in a block.
@@ -20,6 +20,15 @@ impl Coordinator {
                 Some(why) => self.answer(tag, Outcome::Aborted(why), None, out),
                 None => alive.push((tag, transfer, participants)),
             }
+        }
+        // Patience ends: none of these was ever sent.
+        if self.crowded_since.is_some_and(|since| since + self.timeouts.read() <= now) {
+            for (tag, ..) in alive.drain(..) {
+                self.answer(tag, Outcome::Aborted(Reason::NoSession), None, out);
+            }
+        }
+        if alive.is_empty() {
+            self.crowded_since = None;
         }
         let Life::Open(session) = self.life else {
             if !alive.is_empty() {
@@ -104,6 +113,7 @@ impl Coordinator {
             self.life = Life::Unopened;
             self.open_from = (shard.index() + 1) % self.links.len();
             self.open_after = now + self.timeouts.election();
+            self.crowded_since.get_or_insert(now);
         }
     }
 

@@ -55,6 +55,8 @@ pub struct Coordinator {
     /// Where to look first for a shard that opens a session, and not before when.
     pub(super) open_from: usize,
     pub(super) open_after: Time,
+    /// Since when no shard has had room for a session that is wanted.
+    pub(super) crowded_since: Option<Time>,
     pub(super) first_sent: BTreeMap<u64, Time>,
     pub(super) next_seq: u64,
     next_group: u64,
@@ -84,6 +86,7 @@ impl Coordinator {
             retiring: BTreeMap::new(),
             open_from: 0,
             open_after: Time::default(),
+            crowded_since: None,
             first_sent: BTreeMap::new(),
             next_seq: 1,
             next_group: 1,
@@ -119,7 +122,9 @@ impl Coordinator {
     pub fn next_deadline(&self) -> Option<Time> {
         let opens = self.life == Life::Unopened && !self.waiting.is_empty();
         let links = self.links.iter().filter_map(|l| l.next_deadline(self.is_idle(l)));
-        links.chain(opens.then_some(self.open_after)).min()
+        let crowded =
+            self.crowded_since.filter(|_| !self.waiting.is_empty()).map(|at| at + self.timeouts.read());
+        links.chain(opens.then_some(self.open_after)).chain(crowded).min()
     }
 
     /// Nobody waits for anything that this shard could answer.
@@ -503,6 +508,7 @@ impl Coordinator {
         let gid = match (work, &result) {
             (Work::Open, BlockResult::Opened(session)) => {
                 self.life = Life::Open(*session);
+                self.crowded_since = None;
                 out.events.push(Event::SessionOpened(*session));
                 return;
             }

@@ -55,8 +55,8 @@ impl Coordinator {
             .map(|link| link.shard);
         let Some(shard) = shard else {
             let crowded = self.opening.remove(&tag).is_some_and(|tried| !tried.is_empty());
-            let outcome = if crowded { Outcome::Crowded } else { Outcome::Aborted(Reason::NoQuorum) };
-            return self.answer(tag, outcome, None, out);
+            let why = if crowded { Reason::NoSession } else { Reason::NoQuorum };
+            return self.answer(tag, Outcome::Aborted(why), None, out);
         };
         self.search_if_idle(now, shard);
         self.add_unit(shard, Work::OpenFor { tag });

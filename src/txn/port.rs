@@ -76,8 +76,6 @@ pub enum Outcome {
     Unknown,
     Balance(u64),
     Opened(Session),
-    /// The bank keeps no more sessions than it has.
-    Crowded,
     /// A session has no id as high as this one: nothing was done under it.
     SessionFull,
     /// The session was closed before this transfer was executed, which it never will be.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
-use crate::common::{LIMIT, eventually, run};
+use crate::common::{LIMIT, bank, eventually, put, run};
 use crate::process::Processes;
 
 /// A connection that waits for each reply.
@@ -120,6 +120,39 @@ fn servers_that_carry_out_the_same_ids_at_once_come_to_the_same_end() {
         .sum();
     assert_eq!(sum, 3_000);
     all.agree();
+}
+
+/// Each call of the command line is a client of its own: it must not leave its locks to the next one.
+#[test]
+fn one_call_after_the_other_finds_no_lock_of_the_last() {
+    let all = Processes::start(|text| text);
+    let client = |arguments: &[&str]| run(&[&["client", "--config", &all.path], arguments].concat());
+    for _ in 0..6 {
+        assert_eq!(client(&["transfer", "1", "21", "1"]).with_code(0).out, "committed\n");
+    }
+    assert_eq!(client(&["balance", "21"]).with_code(0).out, "106\n");
+}
+
+/// One server is configured otherwise and turns the client away. The others serve it, and what they say counts.
+#[test]
+fn a_server_that_turns_a_client_away_is_not_the_bank() {
+    let mut all = Processes::start(|text| text);
+    let text = std::fs::read_to_string(&all.path).expect("a file");
+    let other =
+        put(all.dir.path(), "other.toml", &format!("{text}\n[timeouts]\nelection_timeout_ms = 301\n"));
+    let odd = (1..=3).find(|server| *server != all.leader(1..=3)).expect("a follower");
+    all.kill(odd);
+    let data = all.place(odd).display().to_string();
+    let name = format!("n{odd}");
+    all.launch_as(odd, bank(&["node", "--config", &other, "--server", &name, "--data-dir", &data]));
+    all.listens(odd);
+    let client =
+        |config: &str, arguments: &[&str]| run(&[&["client", "--config", config], arguments].concat());
+    for _ in 0..5 {
+        assert_eq!(client(&all.path, &["transfer", "1", "2", "1"]).with_code(0).out, "committed\n");
+    }
+    let said = client(&other, &["transfer", "1", "2", "1"]).with_code(2).err;
+    assert!(said.contains("election_timeout_ms is 301"), "{said}");
 }
 
 #[test]

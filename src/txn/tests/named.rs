@@ -173,5 +173,5 @@ fn a_session_is_opened_where_there_is_room() {
     let out = world.turn([open(2)]);
     let out = world.turn([done(&out.send, S1, vec![full.clone()])]);
     let out = world.turn([done(&out.send, S2, vec![full])]);
-    assert_eq!((outcomes(&out), out.send), (vec![(2, Outcome::Crowded)], vec![]));
+    assert_eq!((outcomes(&out), out.send), (vec![(2, Outcome::Aborted(Reason::NoSession))], vec![]));
 }

@@ -170,3 +170,28 @@ fn a_session_is_looked_for_elsewhere_if_there_is_no_room() {
     let out = world.turn([done(&out.send, S1, vec![opened(3)])]);
     assert_eq!(kinds(&out.send, S1), ["transfers"]);
 }
+
+/// Where no shard ever has room, its transfers waited for ever, and their clients with them.
+#[test]
+fn nobody_waits_for_ever_for_a_session() {
+    let mut world = World::new(Coordinator::new(TOPOLOGY, Timeouts::default(), START));
+    let full = || vec![BlockResult::pack(Status::Done, &[Status::Busy])];
+    let mut out = world.turn([submit(1, 1, 2)]);
+    let mut told = Vec::new();
+    while told.is_empty() && world.now < START + Timeouts::default().read() * 2 {
+        let asked = out.send.iter().find(|(_, request)| matches!(request, Request::Submit { .. }));
+        let answer = asked.map(|(to, _)| done(&out.send, *to, full()));
+        out = match answer {
+            Some(answer) => world.turn([answer]),
+            None => world.later(Timeouts::default().election(), []),
+        };
+        told.extend(out.answers.iter().map(|answer| answer.outcome.clone()));
+    }
+    assert_eq!(told, [Outcome::Aborted(Reason::NoSession)]);
+    assert!(world.now >= START + Timeouts::default().read(), "another client may leave any moment");
+    assert_eq!(world.coordinator.next_deadline(), None);
+    // The next one is tried for anew.
+    let out = world.turn([submit(2, 1, 2)]);
+    let out = if out.send.is_empty() { world.later(Timeouts::default().election(), []) } else { out };
+    assert!(out.send.iter().any(|(to, _)| kinds(&out.send, *to) == ["open"]));
+}
