@@ -92,6 +92,8 @@ pub struct Shard {
     no_transfer_before: Time,
     /// One that is complete, and not durable yet.
     installing: Option<Bank>,
+    /// It is about to stop.
+    leaving: bool,
 }
 
 impl Shard {
@@ -134,6 +136,7 @@ impl Shard {
             let_in: BTreeMap::new(),
             no_transfer_before: Time::default(),
             installing: None,
+            leaving: false,
         }
     }
 
@@ -247,6 +250,7 @@ impl Shard {
             Input::Snapshot(cut) => self.on_snapshot(now, cut, out),
             Input::SnapshotLost => self.on_snapshot_lost(now),
             Input::PieceRead { read, bytes } => self.send_piece(read, bytes, out),
+            Input::Leave => self.leaving = true,
             Input::Resume => {
                 self.comparison.resume();
                 self.replica.resume(now, &mut out.paxos);
@@ -257,6 +261,9 @@ impl Shard {
                 self.recovery_step(now, txn::Input::TurnEnd, out);
                 self.refuse_for_space(now, out);
                 self.propose_queue(now, out);
+                if self.leaving && self.queue.is_empty() {
+                    self.replica.resign(now, &mut out.paxos);
+                }
                 self.begin_reads(out);
                 self.replica.turn_end(now, &mut out.paxos);
                 if self.installing.is_some() {
@@ -301,6 +308,10 @@ impl Shard {
             return;
         }
         let mut standing = self.replica.standing(now);
+        if self.leaving {
+            let leader = if let Standing::Following(leader) = standing { Some(leader) } else { None };
+            return out.replies.push(refuse(Refusal::NotLeader(leader)));
+        }
         let campaign = !matches!(request, Request::Probe { campaign: false, .. });
         if campaign && matches!(standing, Standing::Searching) {
             self.replica.campaign_if_leaderless(now, &mut out.paxos);

@@ -111,9 +111,13 @@ impl Replica {
         let timeout = self.timeouts.election();
         let fresh = grants.values().filter(|at| now.since(**at) <= timeout).count();
         // Its own, and those of others.
-        if 1 + fresh < self.majority() {
-            return;
+        if 1 + fresh >= self.majority() {
+            self.campaign(now, out);
         }
+    }
+
+    /// Begins phase 1.
+    pub(super) fn campaign(&mut self, now: Time, out: &mut Output) {
         if !self.can_promise(out) {
             out.events.push(Event::NoRoom { what: "a promise to itself" });
             return;

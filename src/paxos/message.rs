@@ -34,6 +34,10 @@ pub enum Message {
     },
     Digests(Digests),
     Learner(Learner),
+    /// The leader of this ballot leads no more and is about to stop: whoever hears this may campaign at once.
+    Resign {
+        ballot: Ballot,
+    },
 }
 
 impl Message {
@@ -43,6 +47,7 @@ impl Message {
             Message::Prepare(m) => Some(m.ballot),
             Message::Accept(m) => Some(m.ballot),
             Message::Heartbeat(m) => Some(m.ballot),
+            Message::Resign { ballot } => Some(*ballot),
             _ => None,
         }
     }

@@ -25,6 +25,7 @@
 
 mod election;
 mod entries;
+pub mod handover;
 pub mod leader;
 pub mod log;
 pub mod membership;

@@ -62,6 +62,10 @@ pub enum Event {
         ballot: Ballot,
         why: &'static str,
     },
+    /// The leader left, and this server campaigns at once.
+    Succeeds {
+        from: NodeId,
+    },
     CaughtUp {
         from: NodeId,
         decided: Slot,

@@ -256,6 +256,7 @@ impl Replica {
             Message::Snapshot(_) | Message::GetPiece { .. } | Message::Piece { .. } => {
                 out.events.push(Event::Ignored { from, what: "a snapshot where there is no state" });
             }
+            Message::Resign { .. } => self.on_resign(now, from, out),
             Message::Digests(_) | Message::Learner(_) => {}
         }
     }

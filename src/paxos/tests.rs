@@ -1,6 +1,7 @@
 //! Schedules that once broke the replica, told message by message.
 
 mod alone;
+mod handover;
 mod rejoin;
 mod repair;
 

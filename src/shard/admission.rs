@@ -3,13 +3,21 @@
 
 use crate::bank::command::{self, Command};
 use crate::bank::validate;
+use crate::paxos::Standing;
 use crate::shard::Shard;
-use crate::types::Value;
+use crate::types::{Time, Value};
 
 impl Shard {
     /// Requests of clients that wait for their place in a slot, and the bytes of their blocks. Only a leader has any.
     pub fn queue(&self) -> (usize, usize) {
         (self.queue.len(), self.queue_bytes)
+    }
+
+    /// Whether a server that is about to stop may do so without leaving its cluster without a leader, as far as it knows.
+    pub fn has_left(&self, now: Time) -> bool {
+        let alone = self.topology.servers_per_cluster == 1;
+        let followed = matches!(self.replica.standing(now), Standing::Following(_));
+        self.leaving && (followed || alone && self.queue.is_empty() && self.pending.is_empty())
     }
 
     /// Whether clients are told nothing of its state, since others contradict it (P4).

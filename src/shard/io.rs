@@ -39,6 +39,8 @@ pub enum Input {
     Timer {
         random: u64,
     },
+    /// The server is about to stop: it takes nothing new in, and leaves the lead to another one if it has it.
+    Leave,
     /// The server was cut off and its timers stood still; now it is back.
     Resume,
     /// How many bytes of records are certain to fit into the log; `None` while the disk gives space. Before a turn, and

@@ -260,6 +260,9 @@ impl Run {
                 continue;
             }
             self.world.disarm(id);
+            if self.world.servers[&id].leaves_by.is_some() {
+                self.world.stop(id, false, false);
+            }
             // Where no comparison is due, there may never be one.
             if self.world.servers[&id].misled && !self.world.must_stop(id) {
                 self.world.crash(id);

@@ -24,6 +24,11 @@ impl Run {
             }
         }
         self.harm_sender();
+        if self.plan.swarm.leave > 0 && self.chance(self.plan.swarm.leave) {
+            let id = if self.world.rng.one_in(2) { self.any_leader() } else { self.any_server() };
+            self.world.leave(id);
+        }
+        self.world.stop_leaving();
         if self.chance(self.plan.swarm.fail) {
             let id = self.any_server();
             self.world.fail(id);

@@ -17,6 +17,8 @@ pub struct Swarm {
     pub harm: u64,
     /// A server is made to lose its power when it next writes over votes.
     pub overwrite: u64,
+    /// A server is told to stop.
+    pub leave: u64,
     /// A server that starts is made to die soon again; chances per thousand and start.
     pub relapse: u64,
     /// A server's cable is pulled.
@@ -115,6 +117,7 @@ impl Plan {
             crash: on(rng, 20),
             harm: on(rng, 30),
             overwrite: 0,
+            leave: 0,
             relapse: 100,
             fail: on(rng, 20),
             stall: on(rng, 20),
@@ -190,6 +193,7 @@ impl Plan {
         let retention = snapshots(rng, &mut limits);
         swarm.plot = if rng.one_in(2) { 40 } else { 0 };
         swarm.named = if rng.one_in(4) { 100 + rng.below(700) } else { 0 };
+        swarm.leave = on(rng, 20);
         if swarm.named > 0 {
             // Names make a state long, and in a slow network each piece of it takes a round trip.
             limits.piece_bytes = limits.piece_bytes.max(64);

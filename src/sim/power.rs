@@ -9,7 +9,7 @@ use crate::sim::coverage::Seen;
 use crate::sim::disk::{Doom, MisreadLog, SimDisk};
 use crate::sim::network::{Packet, Place};
 use crate::sim::promises::Told;
-use crate::sim::server::{Ailment, Harm, Running};
+use crate::sim::server::{Ailment, Harm, Running, Server};
 use crate::sim::world::{Connection, Event, Options, World};
 use crate::storage::{Expected, Identity, Kept, StorageError, Unsynced, Wal, survey};
 use crate::types::{ClientId, NodeId, Slot, Time};
@@ -20,6 +20,27 @@ impl World {
         // Once a bit has flipped, a mark that goes back in time would hide it: S1 promises nothing then.
         let power = self.rng.one_in(2) && self.servers[&id].ailment.is_none();
         self.stop(id, power, false);
+    }
+
+    /// A server is told to stop, and takes its time to leave the lead to another one.
+    pub fn leave(&mut self, id: NodeId) {
+        if self.servers[&id].is_up() && self.servers[&id].leaves_by.is_none() {
+            self.note(|| format!("{id} is told to stop"));
+            let by = Time(self.now.0 + 2_000_000);
+            self.server(id).leaves_by = Some(by);
+            self.push(id, Input::Leave);
+        }
+    }
+
+    /// Stops those that were told to and have left, or whose time is up.
+    pub fn stop_leaving(&mut self) {
+        let now = self.now;
+        let done = |server: &&Server| {
+            let left = server.running.as_ref().is_some_and(|r| r.shard.has_left(server.clock.local(now)));
+            server.leaves_by.is_some_and(|by| left && server.inbox.is_empty() || by <= now)
+        };
+        let all: Vec<NodeId> = self.servers.values().filter(done).map(|s| s.id).collect();
+        all.into_iter().for_each(|id| self.stop(id, false, false));
     }
 
     /// The power goes in the middle of a write: a part of it is kept.
@@ -45,6 +66,7 @@ impl World {
         let writing = server.running.as_ref().is_some_and(|running| running.wal.has_work());
         self.coverage.see_if(writing, Seen::DiedWritingSnapshot);
         server.running = None;
+        server.leaves_by = None;
         server.failed = false;
         server.dies_before_release = false;
         server.overwriting = Doom::Spared;

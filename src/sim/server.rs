@@ -100,6 +100,8 @@ pub struct Server {
     pub wrong_at: Option<Slot>,
     /// Whether it ever misread its log.
     pub ever_misled: bool,
+    /// It was told to stop, and does so when it has left the lead, or at this time.
+    pub leaves_by: Option<Time>,
     /// Turns in a row that nothing but a deadline in the past brought about.
     pub spinning: u32,
 }
@@ -136,6 +138,7 @@ impl Server {
             disks: 0,
             was_sent_snapshot: false,
             installed: false,
+            leaves_by: None,
             spinning: 0,
         }
     }

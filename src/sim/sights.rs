@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::paxos::handover::LEAVES;
 use crate::paxos::membership::{LOST_DISK_PROMISED, LOST_DISK_VOUCHED};
 use crate::paxos::replica::RENEWS;
 use crate::paxos::{self, Message};
@@ -119,6 +120,8 @@ impl World {
             paxos::Event::LostLeadership { why, .. } if why.contains("those of a majority have") => {
                 Seen::HandedOver
             }
+            paxos::Event::LostLeadership { why, .. } if *why == LEAVES => Seen::Resigned,
+            paxos::Event::Succeeds { .. } => Seen::Succeeded,
             paxos::Event::LostLeadership { why, .. } if *why == RENEWS => Seen::RenewedBallot,
             paxos::Event::Rewritten { .. } => Seen::Rewritten,
             paxos::Event::NoRoom { what: "a proposal" } => Seen::NotAccepted,

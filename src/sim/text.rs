@@ -95,6 +95,7 @@ pub fn message(message: &Message) -> String {
         Message::Learner(m) => {
             format!("Learner {} disk {:x} decided={}", m.ballot, m.incarnation.0, m.decided)
         }
+        Message::Resign { ballot } => format!("Resign {ballot}"),
         Message::Fetch(m) => format!("Fetch from {}", m.from),
         Message::Snapshot(cut) => format!("Snapshot(slot {}, {} pieces)", cut.slot, cut.pieces()),
         Message::GetPiece { slot, n } => format!("GetPiece({slot}, {n})"),

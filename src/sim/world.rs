@@ -298,7 +298,7 @@ impl World {
         }
     }
 
-    fn push(&mut self, id: NodeId, input: Input) {
+    pub(super) fn push(&mut self, id: NodeId, input: Input) {
         let server = self.server(id);
         server.inbox.push(input);
         let at = server.busy_until;
