@@ -128,10 +128,14 @@ impl Connection {
 
     /// Reads what has arrived, up to the budget. An error concerns this connection alone: close it.
     pub fn fill(&mut self) -> io::Result<ReadStatus> {
+        self.fill_up_to(Self::READ_BUDGET)
+    }
+
+    /// The same with another budget.
+    pub fn fill_up_to(&mut self, mut budget: usize) -> io::Result<ReadStatus> {
         if !self.finish_connect()? {
             return Ok(ReadStatus::Drained);
         }
-        let mut budget = Self::READ_BUDGET;
         while budget > 0 {
             let space = self.received.space(self.limits.frame_bytes);
             if space.is_empty() {
@@ -255,6 +259,16 @@ impl Connection {
     /// Memory that both buffers hold.
     pub fn buffer_bytes(&self) -> usize {
         self.received.capacity() + self.outgoing.capacity()
+    }
+
+    /// Gives back the memory that the buffers do not need at the moment: for a connection that has fallen silent.
+    pub fn release(&mut self) {
+        self.received.release();
+        if self.written > 0 {
+            self.outgoing.drain(..self.written);
+            self.written = 0;
+        }
+        self.outgoing.shrink_to_fit();
     }
 
     /// Bytes read since the connection was made, headers included.

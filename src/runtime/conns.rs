@@ -13,10 +13,10 @@ use serde::Serialize;
 
 use crate::codec::{self, Hello, Opener, kind};
 use crate::config::{Timeouts, Topology, limits};
-use crate::net::{Address, Connection, Frame, Limits, ReadStatus, Resolver};
+use crate::net::{Address, Connection, Limits, Resolver};
 use crate::paxos::Message;
+use crate::resp::ProtocolError;
 use crate::resp::codec::Args;
-use crate::resp::{self, ProtocolError};
 use crate::runtime::order::{Order, Report};
 use crate::txn::message::{Request, Response};
 use crate::types::{NodeId, Time};
@@ -31,6 +31,17 @@ const GREETING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Requests of one connection that speaks RESP under way at once; more are not read.
 const PIPELINE: usize = 4096;
+
+/// What clients may make a loop do in one turn, all together: requests taken, and bytes read. Whoever is left out comes first
+/// in the next turn. A turn that took whatever thousands of clients have sent would keep consensus waiting for seconds.
+const TURN_REQUESTS: usize = 4096;
+const TURN_BYTES: usize = 4 * 1024 * 1024;
+/// The least that one of them gets in its turn, however many there are.
+const SHARE_REQUESTS: usize = 64;
+const SHARE_BYTES: usize = 16 * 1024;
+
+/// Connections without traffic for this long give the memory of their buffers back.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Enough for a hello or a rejection, and too little to hurt.
 const GREETING: Limits = Limits { frame_bytes: 4096, send_bytes: 64 * 1024 };
@@ -120,6 +131,17 @@ pub struct Item {
     pub received: Received,
 }
 
+/// What may be taken from one connection in one turn.
+#[derive(Clone, Copy)]
+struct Share {
+    requests: usize,
+    bytes: usize,
+}
+
+impl Share {
+    const WHOLE: Share = Share { requests: usize::MAX, bytes: Connection::READ_BUDGET };
+}
+
 struct Conn {
     connection: Connection,
     role: Role,
@@ -129,6 +151,8 @@ struct Conn {
     unanswered: usize,
     /// Whether a whole request came of who speaks RESP.
     spoke: bool,
+    /// Bytes received and sent when it was last looked at for being quiet.
+    moved: u64,
     /// It sends no more, and waits for its last replies.
     ended: bool,
 }
@@ -152,8 +176,12 @@ pub struct Conns {
     dials: BTreeMap<NodeId, Dial>,
     /// Connections that may have more to read than was read so far.
     ready: BTreeSet<usize>,
+    /// The client with which the next turn begins.
+    first_client: usize,
     /// Connections with something to write.
     dirty: BTreeSet<usize>,
+    /// When quiet connections are looked for again.
+    quiet_at: Time,
     /// Accepted connections in the order of their arrival, greeted or not.
     strangers: VecDeque<(Time, usize)>,
     /// Connections that were found broken while nothing could be closed.
@@ -174,6 +202,8 @@ impl Conns {
             next_token: first_token,
             dials: BTreeMap::new(),
             ready: BTreeSet::new(),
+            first_client: 0,
+            quiet_at: Time::default(),
             dirty: BTreeSet::new(),
             strangers: VecDeque::new(),
             broken: Vec::new(),
@@ -239,6 +269,7 @@ impl Conns {
                 door,
                 unanswered: 0,
                 spoke: false,
+                moved: 0,
                 ended: false,
             },
         );
@@ -364,16 +395,62 @@ impl Conns {
         !self.ready.is_empty()
     }
 
-    /// Reads whatever is there, up to a budget for each connection, and decodes it.
+    /// Reads what is there and decodes it: of servers and operators all, up to a budget for each connection, and of clients
+    /// what fits into one turn, each in its turn.
     pub fn receive(&mut self, received: &mut Vec<Item>) {
-        for token in std::mem::take(&mut self.ready) {
-            let Some(conn) = self.conns.get_mut(&token) else { continue };
-            // Back-pressure: who does not read its answers is not read either. It comes back when its buffer drains.
-            if matches!(conn.role, Role::Client | Role::Resp) && conn.connection.is_full() {
-                continue;
-            }
-            if let Err(why) = read_one(conn, token, received, &mut self.ready) {
-                self.close(token, &why, received);
+        let is_client = |conn: &Conn| matches!(conn.role, Role::Client | Role::Resp);
+        let (clients, others): (BTreeSet<usize>, BTreeSet<usize>) = std::mem::take(&mut self.ready)
+            .into_iter()
+            .partition(|token| self.conns.get(token).is_some_and(is_client));
+        for token in others {
+            self.receive_from(token, Share::WHOLE, received);
+        }
+        let many = clients.len().max(1);
+        let share = Share {
+            requests: (TURN_REQUESTS / many).max(SHARE_REQUESTS),
+            bytes: (TURN_BYTES / many).clamp(SHARE_BYTES, Connection::READ_BUDGET),
+        };
+        let (mut requests, mut bytes) = (TURN_REQUESTS, TURN_BYTES as u64);
+        let first = self.first_client;
+        let mut waiting = clients.range(first..).chain(clients.range(..first)).copied();
+        while requests > 0 && bytes > 0 {
+            let Some(token) = waiting.next() else { break };
+            let before = (received.len(), self.bytes_in(token));
+            self.receive_from(token, share, received);
+            requests = requests.saturating_sub(received.len() - before.0);
+            bytes = bytes.saturating_sub(self.bytes_in(token).saturating_sub(before.1));
+            self.first_client = token + 1;
+        }
+        self.ready.extend(waiting);
+    }
+
+    fn bytes_in(&self, token: usize) -> u64 {
+        self.conns.get(&token).map_or(0, |conn| conn.connection.bytes_in())
+    }
+
+    fn receive_from(&mut self, token: usize, share: Share, received: &mut Vec<Item>) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        // Back-pressure: who does not read its answers is not read either. It comes back when its buffer drains.
+        if matches!(conn.role, Role::Client | Role::Resp) && conn.connection.is_full() {
+            return;
+        }
+        match read::read(conn, token, share, received) {
+            Ok(true) => _ = self.ready.insert(token),
+            Ok(false) => {}
+            Err(why) => self.close(token, &why, received),
+        }
+    }
+
+    /// Takes memory back from connections on which nothing moves, once in a while: most have nothing to say most of the time.
+    pub fn tend(&mut self, now: Time) {
+        if now < self.quiet_at {
+            return;
+        }
+        self.quiet_at = now + QUIET;
+        for conn in self.conns.values_mut() {
+            let moved = conn.connection.bytes_in() + conn.connection.bytes_out();
+            if std::mem::replace(&mut conn.moved, moved) == moved {
+                conn.connection.release();
             }
         }
     }
@@ -442,124 +519,6 @@ impl Conns {
     }
 }
 
-fn read_one(
-    conn: &mut Conn,
-    token: usize,
-    received: &mut Vec<Item>,
-    ready: &mut BTreeSet<usize>,
-) -> Result<(), String> {
-    if !conn.established {
-        match conn.connection.finish_connect() {
-            Ok(true) => {
-                conn.established = true;
-                if let Role::Dialled(server) = conn.role {
-                    received.push(Item { token, role: conn.role, received: Received::Established(server) });
-                }
-            }
-            Ok(false) => return Ok(()),
-            Err(e) => return Err(e.to_string()),
-        }
-    }
-    let status = conn.connection.fill();
-    if conn.role == Role::Stranger && conn.door != Door::Peers && speaks_resp(conn.connection.pending()) {
-        conn.role = Role::Resp;
-        conn.connection.set_limits(Limits {
-            frame_bytes: resp::codec::MAX_REQUEST_BYTES,
-            send_bytes: limits::CLIENT_BUFFER_BYTES,
-        });
-    }
-    if conn.role == Role::Resp && !read_requests(conn, token, received) {
-        // What is left is read when there are fewer to be answered.
-        return Ok(());
-    }
-    while conn.role != Role::Resp {
-        match conn.connection.next_frame() {
-            Ok(Some(frame)) => {
-                let decoded = decode(conn.role, frame)?;
-                received.push(Item { token, role: conn.role, received: decoded });
-            }
-            Ok(None) => break,
-            Err(e) => {
-                log::warn!("closing the connection with {:?}: {e}", conn.role);
-                return Err(e.to_string());
-            }
-        }
-        // A stranger says one thing; what follows, the end of the stream included, is read again with the limits of who
-        // it turns out to be.
-        if conn.role == Role::Stranger {
-            ready.insert(token);
-            return Ok(());
-        }
-    }
-    match status {
-        Ok(ReadStatus::Drained) => Ok(()),
-        Ok(ReadStatus::More) => {
-            ready.insert(token);
-            Ok(())
-        }
-        Ok(ReadStatus::Eof) if conn.unanswered > 0 => {
-            conn.ended = true;
-            Ok(())
-        }
-        Ok(ReadStatus::Eof) => match conn.connection.unfinished_bytes() {
-            0 => Err("closed by the other end".into()),
-            cut => {
-                log::warn!("{:?} closed the connection in the middle of a frame ({cut} bytes)", conn.role);
-                Err(format!("closed in the middle of a frame, after {cut} bytes"))
-            }
-        },
-        Err(e) => Err(e.to_string()),
-    }
-}
-
-/// Whether the first bytes are no frame: those of a hello begin with a length far below 65,536, and text has no zeros.
-fn speaks_resp(first: &[u8]) -> bool {
-    matches!(first, [_, _, third, fourth, ..] if third | fourth != 0)
-}
-
-/// Takes whole requests; `false` if too many have no reply yet.
-fn read_requests(conn: &mut Conn, token: usize, received: &mut Vec<Item>) -> bool {
-    while conn.unanswered < PIPELINE {
-        let request = match resp::decode(conn.connection.pending()) {
-            Ok(None) => return true,
-            Ok(Some((args, bytes))) => {
-                conn.connection.consume(bytes);
-                if args.is_empty() {
-                    continue;
-                }
-                Ok(args)
-            }
-            Err(e) => {
-                log::warn!("closing the connection with {:?}: {e}", conn.role);
-                conn.connection.consume(usize::MAX);
-                Err(e)
-            }
-        };
-        conn.unanswered += 1;
-        conn.spoke = true;
-        let role = conn.role;
-        let stop = request.is_err();
-        received.push(Item { token, role, received: Received::Resp(request) });
-        if stop {
-            return true;
-        }
-    }
-    false
-}
-
-fn decode(role: Role, frame: Frame<'_>) -> Result<Received, String> {
-    let decoded = match (role, frame.kind) {
-        (Role::Stranger, kind::HELLO) => codec::decode(frame.payload).map(Received::Hello),
-        (Role::Peer(_), kind::PEER) => codec::decode(frame.payload).map(Received::Peer),
-        (Role::Client, kind::REQUEST) => codec::decode(frame.payload).map(Received::Request),
-        (Role::Admin, kind::ADMIN) => codec::decode(frame.payload).map(Received::Order),
-        (Role::Dialled(_), kind::RESPONSE) => codec::decode(frame.payload).map(Received::Response),
-        (Role::Dialled(_), kind::REPORT) => codec::decode(frame.payload).map(Received::Report),
-        (Role::Dialled(_), kind::REJECT) => codec::decode(frame.payload).map(Received::Reject),
-        (_, kind) => Err(format!("a frame of kind {kind} has no place here")),
-    };
-    decoded.inspect_err(|e| log::warn!("closing the connection with {role:?}: {e}"))
-}
-
+mod read;
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,9 @@ use crate::types::{Reason, Time};
 /// Transfers and reads under way for all connections together; more are answered with `BUSY`.
 const IN_FLIGHT: usize = 16 * 1024;
 
+/// A connection that had more requests than this under way keeps no memory for as many.
+const BURST: usize = 256;
+
 /// One connection.
 #[derive(Default)]
 struct Guest {
@@ -220,6 +223,9 @@ impl Gateway {
             guest.answered += count as u64;
             if count > 0 {
                 conns.reply(token, count, &bytes);
+            }
+            if guest.replies.is_empty() && guest.replies.capacity() > BURST {
+                guest.replies.shrink_to_fit();
             }
             if guest.leaves && guest.replies.is_empty() {
                 self.guests.remove(&token);

@@ -1,6 +1,6 @@
 //! Connections on real sockets, driven by a poll until a condition holds; the clock is the test's own.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream as StdStream};
 use std::time::Instant;
 
@@ -108,4 +108,70 @@ fn who_says_no_hello_for_five_seconds_is_closed() {
     end.conns.expire_strangers(START + Duration::from_secs(60), &mut received);
     assert_eq!(received.iter().map(|i| i.token).collect::<Vec<_>>(), [silent, late]);
     assert_eq!(end.conns.role(greeted), Some(Role::Client));
+}
+
+/// A thousand connections sent as much as they could, each got its whole budget in one turn, and the turn took so long that
+/// its leader was given up for dead.
+#[test]
+fn what_clients_do_to_one_turn_is_bounded_and_each_has_its_turn() {
+    let mut end = End::new(&[]);
+    let flood = b"PING\r\n".repeat(3000);
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let (token, mut other) = end.accept(START);
+        other.set_nonblocking(true).expect("a socket");
+        assert!(other.write(&flood).expect("room") > 6 * 1000);
+        clients.push((token, other));
+    }
+    let (quiet, mut other) = end.accept(START);
+    other.write_all(b"ECHO me\r\n").expect("room");
+    let (peer, mut sends) = end.accept(START);
+    end.conns.greet(peer, Role::Peer(S2));
+    let mut bytes = Vec::new();
+    let message = Message::GetPiece { slot: crate::types::Slot(64), n: 0 };
+    crate::net::encode(kind::PEER, &mut bytes, |out| codec::encode(&message, out));
+    sends.write_all(&bytes).expect("room");
+
+    let mut seen: BTreeMap<usize, usize> = BTreeMap::new();
+    for turn in 0.. {
+        let mut received = Vec::new();
+        end.conns.receive(&mut received);
+        let requests = received.iter().filter(|item| item.role == Role::Resp).count();
+        assert!(requests <= TURN_REQUESTS + SHARE_REQUESTS, "{requests} in one turn");
+        received.iter().for_each(|item| *seen.entry(item.token).or_default() += 1);
+        if turn == 4 {
+            assert_eq!(seen.get(&peer), Some(&1), "a server waits for no client");
+            assert_eq!(seen.get(&quiet), Some(&1), "nor does who sends little for who sends much");
+            assert!(clients.iter().all(|(token, _)| seen.contains_key(token)), "{seen:?}");
+            return;
+        }
+        assert!(end.conns.has_more(), "the rest is not forgotten");
+    }
+}
+
+/// Ten thousand idle connections kept what a burst had made of their buffers.
+#[test]
+fn a_connection_that_falls_silent_gives_its_memory_back() {
+    let mut end = End::new(&[]);
+    let (token, mut other) = end.accept(START);
+    other.write_all(&b"PING\r\n".repeat(2000)).expect("room");
+    let mut taken = 0;
+    while taken < 2000 {
+        let mut received = Vec::new();
+        end.conns.receive(&mut received);
+        taken += received.len();
+        end.conns.reply(token, received.len(), &b"+PONG\r\n".repeat(received.len()));
+        end.conns.flush(&mut received);
+    }
+    let held = |end: &End| end.conns.conns[&token].connection.buffer_bytes();
+    assert!(held(&end) >= 64 * 1024);
+    end.conns.tend(START);
+    end.conns.tend(START + Duration::from_secs(2));
+    assert_eq!(held(&end), 0);
+    other.write_all(b"PING\r\n").expect("room");
+    let mut received = Vec::new();
+    while received.is_empty() {
+        end.conns.wake(token);
+        end.conns.receive(&mut received);
+    }
 }
