@@ -4,6 +4,7 @@
 //! connection, and a full send buffer loses messages to a peer: the protocol bears both.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -161,9 +162,21 @@ struct Conn {
 struct Dial {
     token: Option<usize>,
     retry_at: Time,
+    /// Up to as many as matter for the pause.
     failures: u32,
+    /// Attempts since a connection lasted: which of the addresses of a name comes next.
+    attempts: usize,
     /// Who wanted the connection, while the server's name is being looked up for it.
     waits: Option<Opener>,
+}
+
+impl Dial {
+    /// The address to try: all in turns, the first one first, which whoever knows names prefers.
+    fn next_of(&mut self, found: &[SocketAddr]) -> SocketAddr {
+        let address = found[self.attempts % found.len()];
+        self.attempts = self.attempts.wrapping_add(1);
+        address
+    }
 }
 
 /// The connections of one event loop.
@@ -180,6 +193,8 @@ pub struct Conns {
     first_client: usize,
     /// Connections with something to write.
     dirty: BTreeSet<usize>,
+    /// When the last turn began.
+    now: Time,
     /// When quiet connections are looked for again.
     quiet_at: Time,
     /// Accepted connections in the order of their arrival, greeted or not.
@@ -203,6 +218,7 @@ impl Conns {
             dials: BTreeMap::new(),
             ready: BTreeSet::new(),
             first_client: 0,
+            now: Time::default(),
             quiet_at: Time::default(),
             dirty: BTreeSet::new(),
             strangers: VecDeque::new(),
@@ -290,14 +306,10 @@ impl Conns {
             return None;
         };
         dial.waits = None;
-        // A connection that lasted longer than any pause was a good one.
-        if now.since(dial.retry_at) > LONGEST_REDIAL_PAUSE {
-            dial.failures = 0;
-        }
         dial.retry_at = now + (REDIAL_PAUSE * (1 << dial.failures)).min(LONGEST_REDIAL_PAUSE);
         dial.failures = (dial.failures + 1).min(8);
         let found = match found {
-            Ok(found) => found[dial.failures as usize % found.len()],
+            Ok(found) => dial.next_of(&found),
             Err(e) => {
                 log::debug!("cannot dial {server}: {e}");
                 return None;
@@ -397,7 +409,8 @@ impl Conns {
 
     /// Reads what is there and decodes it: of servers and operators all, up to a budget for each connection, and of clients
     /// what fits into one turn, each in its turn.
-    pub fn receive(&mut self, received: &mut Vec<Item>) {
+    pub fn receive(&mut self, now: Time, received: &mut Vec<Item>) {
+        self.now = now;
         let is_client = |conn: &Conn| matches!(conn.role, Role::Client | Role::Resp);
         let (clients, others): (BTreeSet<usize>, BTreeSet<usize>) = std::mem::take(&mut self.ready)
             .into_iter()
@@ -496,7 +509,12 @@ impl Conns {
         self.dirty.remove(&token);
         match conn.role {
             Role::Dialled(server) => {
-                self.dials.entry(server).or_default().token = None;
+                let dial = self.dials.entry(server).or_default();
+                dial.token = None;
+                // One that stood for longer than any pause was a good one.
+                if conn.established && self.now.since(dial.retry_at) > LONGEST_REDIAL_PAUSE {
+                    (dial.failures, dial.attempts) = (0, 0);
+                }
                 log::debug!("connection to {server} closed: {why}");
             }
             role => log::debug!("connection from {role:?} closed: {why}"),

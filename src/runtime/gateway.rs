@@ -160,7 +160,7 @@ impl Gateway {
     pub fn turn(&mut self, now: Time, conns: &mut Conns) -> Vec<usize> {
         let mut received: Vec<Item> = Vec::new();
         self.outlet.conns.dial_resolved(now);
-        self.outlet.conns.receive(&mut received);
+        self.outlet.conns.receive(now, &mut received);
         for item in received.drain(..) {
             if let Some(why) = self.outlet.take(now, item, &mut self.out) {
                 log::error!("gateway: {why}");

@@ -184,7 +184,7 @@ impl<D: Disk> Node<D> {
                 }
             }
             self.gates.accept(self.me, now, &mut self.conns);
-            self.conns.receive(&mut received);
+            self.conns.receive(now, &mut received);
             self.conns.expire_strangers(now, &mut received);
             self.conns.tend(now);
             for item in std::mem::take(&mut received) {

@@ -52,7 +52,7 @@ impl End {
     fn until_closed(&mut self) -> Vec<Item> {
         let (start, mut events, mut received) = (Instant::now(), Events::with_capacity(16), Vec::new());
         loop {
-            self.conns.receive(&mut received);
+            self.conns.receive(START, &mut received);
             if received.iter().any(|i| matches!(i.received, Received::Closed)) {
                 return received;
             }
@@ -135,7 +135,7 @@ fn what_clients_do_to_one_turn_is_bounded_and_each_has_its_turn() {
     let mut seen: BTreeMap<usize, usize> = BTreeMap::new();
     for turn in 0.. {
         let mut received = Vec::new();
-        end.conns.receive(&mut received);
+        end.conns.receive(START, &mut received);
         let requests = received.iter().filter(|item| item.role == Role::Resp).count();
         assert!(requests <= TURN_REQUESTS + SHARE_REQUESTS, "{requests} in one turn");
         received.iter().for_each(|item| *seen.entry(item.token).or_default() += 1);
@@ -158,7 +158,7 @@ fn a_connection_that_falls_silent_gives_its_memory_back() {
     let mut taken = 0;
     while taken < 2000 {
         let mut received = Vec::new();
-        end.conns.receive(&mut received);
+        end.conns.receive(START, &mut received);
         taken += received.len();
         end.conns.reply(token, received.len(), &b"+PONG\r\n".repeat(received.len()));
         end.conns.flush(&mut received);
@@ -172,6 +172,17 @@ fn a_connection_that_falls_silent_gives_its_memory_back() {
     let mut received = Vec::new();
     while received.is_empty() {
         end.conns.wake(token);
-        end.conns.receive(&mut received);
+        end.conns.receive(START, &mut received);
     }
+}
+
+/// Failures were counted up to eight, and the count chose the address: from then on it was always the same one.
+#[test]
+fn all_addresses_of_a_name_are_tried_in_turns_the_preferred_one_first() {
+    let found: Vec<SocketAddr> = (1..=3).map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect();
+    let mut dial = Dial { attempts: usize::MAX - 1, ..Dial::default() };
+    // Where the count starts over, one may be passed over.
+    (0..2).for_each(|_| _ = dial.next_of(&found));
+    let tried: Vec<SocketAddr> = (0..30).map(|_| dial.next_of(&found)).collect();
+    assert!(tried.chunks(3).all(|three| three == found), "{tried:?}");
 }
