@@ -12,7 +12,7 @@ use mio::net::TcpStream;
 use mio::{Registry, Token, Waker};
 use serde::Serialize;
 
-use crate::codec::{self, Hello, Opener, kind};
+use crate::codec::{self, Hello, Opener};
 use crate::config::{Timeouts, Topology, limits};
 use crate::net::{Address, Connection, Limits, Resolver};
 use crate::paxos::Message;
@@ -21,11 +21,6 @@ use crate::resp::codec::Args;
 use crate::runtime::order::{Order, Report};
 use crate::txn::message::{Request, Response};
 use crate::types::{NodeId, Time};
-
-/// Pause before a connection that failed is tried again; it doubles with each failure up to the longest, and starts
-/// over once a connection has lasted.
-const REDIAL_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_REDIAL_PAUSE: Duration = Duration::from_millis(80);
 
 /// How long an accepted connection may take to say who it is.
 const GREETING_PATIENCE: Duration = Duration::from_secs(5);
@@ -152,31 +147,12 @@ struct Conn {
     unanswered: usize,
     /// Whether a whole request came of who speaks RESP.
     spoke: bool,
-    /// Bytes received and sent when it was last looked at for being quiet.
-    moved: u64,
+    /// Where it comes from, or goes to.
+    remote: SocketAddr,
+    /// When something last came or went.
+    active: Time,
     /// It sends no more, and waits for its last replies.
     ended: bool,
-}
-
-#[derive(Default)]
-struct Dial {
-    token: Option<usize>,
-    retry_at: Time,
-    /// Up to as many as matter for the pause.
-    failures: u32,
-    /// Attempts since a connection lasted: which of the addresses of a name comes next.
-    attempts: usize,
-    /// Who wanted the connection, while the server's name is being looked up for it.
-    waits: Option<Opener>,
-}
-
-impl Dial {
-    /// The address to try: all in turns, the first one first, which whoever knows names prefers.
-    fn next_of(&mut self, found: &[SocketAddr]) -> SocketAddr {
-        let address = found[self.attempts % found.len()];
-        self.attempts = self.attempts.wrapping_add(1);
-        address
-    }
 }
 
 /// The connections of one event loop.
@@ -186,7 +162,7 @@ pub struct Conns {
     resolver: Resolver,
     conns: HashMap<usize, Conn>,
     next_token: usize,
-    dials: BTreeMap<NodeId, Dial>,
+    dials: BTreeMap<NodeId, dials::Dial>,
     /// Connections that may have more to read than was read so far.
     ready: BTreeSet<usize>,
     /// The client with which the next turn begins.
@@ -202,6 +178,7 @@ pub struct Conns {
     /// Connections that were found broken while nothing could be closed.
     broken: Vec<(usize, std::io::Error)>,
     bytes_closed: (u64, u64),
+    crowd: crowd::Crowd,
     pub dropped: u64,
 }
 
@@ -224,6 +201,7 @@ impl Conns {
             strangers: VecDeque::new(),
             broken: Vec::new(),
             bytes_closed: (0, 0),
+            crowd: crowd::Crowd::default(),
             dropped: 0,
         }
     }
@@ -245,10 +223,20 @@ impl Conns {
     }
 
     /// Takes in a connection that was accepted.
-    pub fn accepted(&mut self, now: Time, stream: TcpStream, door: Door) {
+    pub fn accepted(
+        &mut self,
+        now: Time,
+        (stream, remote): (TcpStream, SocketAddr),
+        door: Door,
+        received: &mut Vec<Item>,
+    ) {
+        self.now = now;
+        if !self.has_room(door, received) {
+            return self.refuse(stream);
+        }
         match Connection::accepted(stream, GREETING) {
             Ok(connection) => {
-                let token = self.insert(connection, Role::Stranger, door);
+                let token = self.insert(connection, Role::Stranger, remote, door);
                 self.strangers.extend(token.map(|t| (now, t)));
             }
             Err(e) => log::warn!("a connection broke while it was accepted: {e}"),
@@ -269,7 +257,13 @@ impl Conns {
         }
     }
 
-    fn insert(&mut self, mut connection: Connection, role: Role, door: Door) -> Option<usize> {
+    fn insert(
+        &mut self,
+        mut connection: Connection,
+        role: Role,
+        remote: SocketAddr,
+        door: Door,
+    ) -> Option<usize> {
         let token = self.next_token;
         self.next_token += 1;
         if let Err(e) = connection.register(&self.registry, Token(token)) {
@@ -285,73 +279,13 @@ impl Conns {
                 door,
                 unanswered: 0,
                 spoke: false,
-                moved: 0,
+                remote,
+                active: self.now,
                 ended: false,
             },
         );
         self.ready.insert(token);
         Some(token)
-    }
-
-    /// The connection to `server`, dialled if there is none and the last failure is not too fresh. Frames may be queued
-    /// on it at once.
-    pub fn dial(&mut self, now: Time, server: NodeId, opener: Opener) -> Option<usize> {
-        let dial = self.dials.entry(server).or_default();
-        if dial.token.is_some() || dial.retry_at > now {
-            return dial.token;
-        }
-        let address = self.context.address(server, &opener)?;
-        let Some(found) = self.resolver.resolve(address) else {
-            dial.waits = Some(opener);
-            return None;
-        };
-        dial.waits = None;
-        dial.retry_at = now + (REDIAL_PAUSE * (1 << dial.failures)).min(LONGEST_REDIAL_PAUSE);
-        dial.failures = (dial.failures + 1).min(8);
-        let found = match found {
-            Ok(found) => dial.next_of(&found),
-            Err(e) => {
-                log::debug!("cannot dial {server}: {e}");
-                return None;
-            }
-        };
-        let limits = match opener {
-            Opener::Peer { .. } => {
-                Limits { frame_bytes: GREETING.frame_bytes, send_bytes: limits::PEER_BUFFER_BYTES }
-            }
-            _ => Limits { frame_bytes: limits::CLIENT_FRAME_BYTES, send_bytes: limits::CLIENT_BUFFER_BYTES },
-        };
-        let connection = match Connection::connect(found, limits) {
-            Ok(connection) => connection,
-            Err(e) => {
-                log::debug!("cannot dial {server} at {address} ({found}): {e}");
-                return None;
-            }
-        };
-        let token = self.insert(connection, Role::Dialled(server), Door::Anybody)?;
-        self.dials.entry(server).or_default().token = Some(token);
-        let hello = self.context.hello(server, opener);
-        self.send(token, kind::HELLO, &hello);
-        Some(token)
-    }
-
-    /// Dials servers whose names have been looked up.
-    pub fn dial_resolved(&mut self, now: Time) {
-        let waiting = self.dials.iter().filter_map(|(server, dial)| Some((*server, dial.waits?)));
-        for (server, opener) in waiting.collect::<Vec<_>>() {
-            self.dial(now, server, opener);
-        }
-    }
-
-    /// Whether a dialled connection to `server` stands.
-    pub fn dialled(&self, server: NodeId) -> Option<usize> {
-        self.dials.get(&server)?.token
-    }
-
-    /// When the next failed dial to one of `servers` may be tried again. Others are dialled when somebody asks for them.
-    pub fn redial_due(&self, servers: &[NodeId]) -> Option<Time> {
-        let dials = servers.iter().filter_map(|s| self.dials.get(s));
-        dials.filter(|d| d.token.is_none() && d.waits.is_none()).map(|d| d.retry_at).min()
     }
 
     /// Gives a stranger its role, and with it its limits.
@@ -447,7 +381,12 @@ impl Conns {
         if matches!(conn.role, Role::Client | Role::Resp) && conn.connection.is_full() {
             return;
         }
-        match read::read(conn, token, share, received) {
+        let before = conn.connection.bytes_in();
+        let read = read::read(conn, token, share, received);
+        if conn.connection.bytes_in() != before {
+            conn.active = self.now;
+        }
+        match read {
             Ok(true) => _ = self.ready.insert(token),
             Ok(false) => {}
             Err(why) => self.close(token, &why, received),
@@ -460,12 +399,10 @@ impl Conns {
             return;
         }
         self.quiet_at = now + QUIET;
-        for conn in self.conns.values_mut() {
-            let moved = conn.connection.bytes_in() + conn.connection.bytes_out();
-            if std::mem::replace(&mut conn.moved, moved) == moved {
-                conn.connection.release();
-            }
+        for conn in self.conns.values_mut().filter(|conn| now.since(conn.active) >= QUIET) {
+            conn.connection.release();
         }
+        self.tell_of_crowd();
     }
 
     /// Writes what is queued, as far as the sockets take it. The rest goes when a socket reports that it is writable.
@@ -488,8 +425,12 @@ impl Conns {
         let mut broken = Vec::new();
         for token in std::mem::take(&mut self.dirty) {
             let Some(conn) = self.conns.get_mut(&token) else { continue };
-            let was_full = conn.connection.is_full();
-            match conn.connection.flush() {
+            let (was_full, before) = (conn.connection.is_full(), conn.connection.bytes_out());
+            let flushed = conn.connection.flush();
+            if conn.connection.bytes_out() != before {
+                conn.active = self.now;
+            }
+            match flushed {
                 Ok(_) if was_full && !conn.connection.is_full() => _ = self.ready.insert(token),
                 Ok(_) => {}
                 Err(e) => broken.push((token, e)),
@@ -509,15 +450,10 @@ impl Conns {
         self.dirty.remove(&token);
         match conn.role {
             Role::Dialled(server) => {
-                let dial = self.dials.entry(server).or_default();
-                dial.token = None;
-                // One that stood for longer than any pause was a good one.
-                if conn.established && self.now.since(dial.retry_at) > LONGEST_REDIAL_PAUSE {
-                    (dial.failures, dial.attempts) = (0, 0);
-                }
+                self.dials.entry(server).or_default().lost(self.now, conn.established);
                 log::debug!("connection to {server} closed: {why}");
             }
-            role => log::debug!("connection from {role:?} closed: {why}"),
+            role => log::debug!("connection from {role:?} at {} closed: {why}", conn.remote),
         }
         received.push(Item { token, role: conn.role, received: Received::Closed });
     }
@@ -537,6 +473,8 @@ impl Conns {
     }
 }
 
+mod crowd;
+mod dials;
 mod read;
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,7 @@ use crate::runtime::cluster::{
 };
 use crate::runtime::config_file;
 use crate::runtime::conns::{Door, Endpoints};
+use crate::runtime::gates::affordable;
 use crate::runtime::http::{self, Http, Pages};
 use crate::runtime::node::{self, Control, poll_and_waker};
 use crate::runtime::runner::{Factory, Options, Runner, Stop};
@@ -451,7 +452,9 @@ fn start_node(args: NodeArgs) -> Result<io::Result<()>, String> {
         admin: config.allow_admin,
     };
     let (status, clock) = (around.status.clone(), Clock::start());
-    let setup = prepare(server, config.context, config.settings, clock, log, around)?;
+    let connections = affordable(config.settings.connections, 1, &topology);
+    let settings = Settings { connections, ..config.settings };
+    let setup = prepare(server, config.context, settings, clock, log, around)?;
     // Until the end of this function.
     let _http = serve_pages(endpoints.admin.as_ref(), args.listen.as_deref(), status, &topology, clock)
         .map_err(|e| format!("{server}: {e}"))?;

@@ -40,12 +40,18 @@ impl End {
     fn accept(&mut self, now: Time) -> (usize, StdStream) {
         let other =
             StdStream::connect(self.listener.local_addr().expect("an address")).expect("a connection");
-        let (stream, _) = self.listener.accept().expect("the connection");
-        stream.set_nonblocking(true).expect("a socket");
-        let token = self.conns.next_token;
-        self.conns.accepted(now, TcpStream::from_std(stream), Door::Anybody);
+        let (token, _) = (self.conns.next_token, self.take_in(now));
         assert_eq!(self.conns.role(token), Some(Role::Stranger));
         (token, other)
+    }
+
+    /// What was closed to make room for it.
+    fn take_in(&mut self, now: Time) -> Vec<usize> {
+        let (stream, remote) = self.listener.accept().expect("the connection");
+        stream.set_nonblocking(true).expect("a socket");
+        let mut received = Vec::new();
+        self.conns.accepted(now, (TcpStream::from_std(stream), remote), Door::Anybody, &mut received);
+        received.into_iter().map(|item| item.token).collect()
     }
 
     /// Reads until something is closed; returns everything that came until then.
@@ -129,7 +135,7 @@ fn what_clients_do_to_one_turn_is_bounded_and_each_has_its_turn() {
     end.conns.greet(peer, Role::Peer(S2));
     let mut bytes = Vec::new();
     let message = Message::GetPiece { slot: crate::types::Slot(64), n: 0 };
-    crate::net::encode(kind::PEER, &mut bytes, |out| codec::encode(&message, out));
+    crate::net::encode(crate::codec::kind::PEER, &mut bytes, |out| codec::encode(&message, out));
     sends.write_all(&bytes).expect("room");
 
     let mut seen: BTreeMap<usize, usize> = BTreeMap::new();
@@ -180,9 +186,48 @@ fn a_connection_that_falls_silent_gives_its_memory_back() {
 #[test]
 fn all_addresses_of_a_name_are_tried_in_turns_the_preferred_one_first() {
     let found: Vec<SocketAddr> = (1..=3).map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect();
-    let mut dial = Dial { attempts: usize::MAX - 1, ..Dial::default() };
+    let mut dial = dials::Dial { attempts: usize::MAX - 1, ..dials::Dial::default() };
     // Where the count starts over, one may be passed over.
     (0..2).for_each(|_| _ = dial.next_of(&found));
     let tried: Vec<SocketAddr> = (0..30).map(|_| dial.next_of(&found)).collect();
     assert!(tried.chunks(3).all(|three| three == found), "{tried:?}");
+}
+
+/// A server took in whoever came until it had no descriptor left; then it could not write its log any more, and stopped for good.
+#[test]
+fn the_longest_idle_connection_makes_room_and_none_that_waits_for_an_answer() {
+    let mut end = End::new(&[]);
+    end.conns.admit_at_most(4);
+    let second = Duration::from_secs(1);
+    let (waits, _one) = end.accept(START);
+    (
+        end.conns.conns.get_mut(&waits).expect("it is there").role,
+        end.conns.conns.get_mut(&waits).expect("so").unanswered,
+    ) = (Role::Resp, 1);
+    let (operator, _two) = end.accept(START);
+    end.conns.greet(operator, Role::Admin);
+    let (oldest, _three) = end.accept(START + second);
+    end.conns.greet(oldest, Role::Client);
+    let (peer, _four) = end.accept(START);
+    end.conns.greet(peer, Role::Peer(S2));
+    let (newer, _five) = end.accept(START + 2 * second);
+    end.conns.greet(newer, Role::Client);
+
+    let newcomer =
+        |end: &End| StdStream::connect(end.listener.local_addr().expect("an address")).expect("so");
+    let later = START + 60 * second;
+    let _six = newcomer(&end);
+    assert_eq!(end.take_in(later), [oldest]);
+    let _seven = newcomer(&end);
+    assert_eq!(end.take_in(later), [newer]);
+    // Those that came last are strangers, the older of which goes first; then there is nobody who may be closed.
+    for conn in end.conns.conns.values_mut().filter(|conn| conn.role == Role::Stranger) {
+        conn.role = Role::Admin;
+    }
+    let mut refused = newcomer(&end);
+    assert!(end.take_in(later).is_empty());
+    let mut said = String::new();
+    refused.read_to_string(&mut said).expect("the end of the connection");
+    assert!(said.starts_with("-ERR max number of clients"), "{said}");
+    assert!([waits, operator, peer].iter().all(|token| end.conns.role(*token).is_some()));
 }
