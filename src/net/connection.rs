@@ -14,9 +14,12 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+use rustix::net::sockopt;
 
 use super::Slack;
 use super::frame::{self, Frame, FrameError, FrameReader};
@@ -92,6 +95,17 @@ impl Connection {
     /// Once per connection, before the first `fill` or `flush`. Dropping the connection ends the registration.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// Lets the system find out when the other end is gone without a word, as after a loss of power: within about this time, it
+    /// ends the connection if nothing that is sent is confirmed or taken, and asks whether anybody is there if nothing is sent.
+    pub fn give_up_after(&self, patience: Duration) -> io::Result<()> {
+        let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        let socket = self.stream.as_fd();
+        sockopt::set_tcp_user_timeout(socket, millis)?;
+        sockopt::set_tcp_keepidle(socket, (patience / 2).max(Duration::from_secs(1)))?;
+        sockopt::set_tcp_keepintvl(socket, (patience / 4).max(Duration::from_secs(1)))?;
+        Ok(sockopt::set_socket_keepalive(socket, true)?)
     }
 
     /// Replaces the limits, once it is known who the peer is.

@@ -12,7 +12,7 @@ use mio::net::TcpStream;
 use mio::{Registry, Token, Waker};
 use serde::Serialize;
 
-use crate::codec::{self, Hello, Opener};
+use crate::codec::{self, Hello, Opener, kind};
 use crate::config::{Timeouts, Topology, limits};
 use crate::net::{Address, Connection, Limits, Resolver};
 use crate::paxos::Message;
@@ -24,6 +24,9 @@ use crate::types::{NodeId, Time};
 
 /// How long an accepted connection may take to say who it is.
 const GREETING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A connection whose other end confirms nothing is given up after four time-outs for unreachable servers, but not before this.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Requests of one connection that speaks RESP under way at once; more are not read.
 const PIPELINE: usize = 4096;
@@ -266,7 +269,9 @@ impl Conns {
     ) -> Option<usize> {
         let token = self.next_token;
         self.next_token += 1;
-        if let Err(e) = connection.register(&self.registry, Token(token)) {
+        let patience = (4 * self.context.timeouts.unreachable()).max(SHORTEST_PATIENCE);
+        let watched = connection.give_up_after(patience);
+        if let Err(e) = watched.and_then(|()| connection.register(&self.registry, Token(token))) {
             log::warn!("a connection could not be watched: {e}");
             return None;
         }
@@ -306,6 +311,9 @@ impl Conns {
         let queued = conn.connection.queue(kind, |out| codec::encode(message, out));
         if queued {
             self.dirty.insert(token);
+            if let (Role::Dialled(server), kind::PEER) = (conn.role, kind) {
+                self.dials.entry(server).or_default().sent(self.now);
+            }
         } else {
             self.dropped += 1;
         }
@@ -385,6 +393,9 @@ impl Conns {
         let read = read::read(conn, token, share, received);
         if conn.connection.bytes_in() != before {
             conn.active = self.now;
+            if let Role::Peer(server) = conn.role {
+                self.dials.entry(server).or_default().unheard = None;
+            }
         }
         match read {
             Ok(true) => _ = self.ready.insert(token),

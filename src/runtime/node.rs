@@ -203,6 +203,7 @@ impl<D: Disk> Node<D> {
                 for token in self.gateway.turn(now, &mut self.conns) {
                     self.conns.close(token, "it asked for that", &mut received);
                 }
+                self.conns.give_up_silent(now, &self.peers, &mut received);
                 self.turn(now, &mut inputs)?;
             }
             self.finish_turn(now)?;

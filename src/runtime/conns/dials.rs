@@ -6,13 +6,18 @@ use std::time::Duration;
 use crate::codec::{Opener, kind};
 use crate::config::limits;
 use crate::net::{Connection, Limits};
-use crate::runtime::conns::{Conns, Door, GREETING, Role};
+use crate::runtime::conns::{Conns, Door, GREETING, Item, Role};
 use crate::types::{NodeId, Time};
 
 /// Pause before a connection that failed is tried again; it doubles with each failure up to the longest, and starts
 /// over once a connection has lasted.
 const REDIAL_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_REDIAL_PAUSE: Duration = Duration::from_millis(80);
+
+/// After so many election time-outs, and so many messages to it, a peer that sends nothing is dialled anew. One that only has
+/// nothing to say was sent few.
+const SILENT_ELECTIONS: u32 = 8;
+const SILENT_MESSAGES: u32 = 8;
 
 #[derive(Default)]
 pub(super) struct Dial {
@@ -22,6 +27,8 @@ pub(super) struct Dial {
     pub(super) failures: u32,
     /// Attempts since a connection lasted: which of the addresses of a name comes next.
     pub(super) attempts: usize,
+    /// When the first message was sent that no message of this peer came after, and how many such there are.
+    pub(super) unheard: Option<(Time, u32)>,
     /// Who wanted the connection, while the server's name is being looked up for it.
     pub(super) waits: Option<Opener>,
 }
@@ -32,6 +39,11 @@ impl Dial {
         let address = found[self.attempts % found.len()];
         self.attempts = self.attempts.wrapping_add(1);
         address
+    }
+
+    /// A message went to this peer.
+    pub(super) fn sent(&mut self, now: Time) {
+        self.unheard.get_or_insert((now, 0)).1 += 1;
     }
 
     /// Its connection is gone, which stood until `now` if it ever did.
@@ -81,10 +93,25 @@ impl Conns {
             }
         };
         let token = self.insert(connection, Role::Dialled(server), found, Door::Anybody)?;
-        self.dials.entry(server).or_default().token = Some(token);
+        let dial = self.dials.entry(server).or_default();
+        (dial.token, dial.unheard) = (Some(token), None);
         let hello = self.context.hello(server, opener);
         self.send(token, kind::HELLO, &hello);
         Some(token)
+    }
+
+    /// Closes connections to those of these peers that were sent messages for several election time-outs and sent none: what lies
+    /// between may have lost the connection without telling either end. They are dialled again.
+    pub fn give_up_silent(&mut self, now: Time, peers: &[NodeId], received: &mut Vec<Item>) {
+        let patience = SILENT_ELECTIONS * self.context.timeouts.election();
+        let silent = |dial: &Dial| {
+            let waited = |(since, sent): (Time, u32)| sent >= SILENT_MESSAGES && now.since(since) > patience;
+            dial.token.filter(|_| dial.unheard.is_some_and(waited))
+        };
+        let silent: Vec<usize> = peers.iter().filter_map(|peer| silent(self.dials.get(peer)?)).collect();
+        for token in silent {
+            self.close(token, "its other end has been silent for long", received);
+        }
     }
 
     /// Dials servers whose names have been looked up.

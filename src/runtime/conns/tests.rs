@@ -231,3 +231,36 @@ fn the_longest_idle_connection_makes_room_and_none_that_waits_for_an_answer() {
     assert!(said.starts_with("-ERR max number of clients"), "{said}");
     assert!([waits, operator, peer].iter().all(|token| end.conns.role(*token).is_some()));
 }
+
+/// A firewall that had forgotten a connection swallowed what was sent on it for a quarter of an hour, until the system gave up.
+#[test]
+fn a_peer_that_sends_nothing_is_dialled_anew_and_dead_ends_are_found_by_the_system() {
+    let mut end = End::new(&[S2, S3]);
+    let opener = Opener::Peer { server: NodeId(1), incarnation: 1 };
+    let message = Message::GetPiece { slot: crate::types::Slot(64), n: 0 };
+    let [to_silent, to_talking] = [S2, S3].map(|s| end.conns.dial(START, s, opener).expect("it listens"));
+    let (other, _second) = (end.listener.accept().expect("a dial"), end.listener.accept().expect("a dial"));
+    let socket = end.conns.conns[&to_silent].connection.stream();
+    assert!(rustix::net::sockopt::socket_keepalive(socket).expect("a socket"));
+    assert_eq!(rustix::net::sockopt::tcp_user_timeout(socket).expect("a socket"), 6000);
+    let (from_talking, mut talks) = end.accept(START);
+    end.conns.greet(from_talking, Role::Peer(S3));
+    let mut bytes = Vec::new();
+    crate::net::encode(kind::PEER, &mut bytes, |out| codec::encode(&message, out));
+    let mut received = Vec::new();
+    for round in 0..60 {
+        let now = START + round * Duration::from_millis(50);
+        talks.write_all(&bytes).expect("room");
+        end.conns.wake(from_talking);
+        end.conns.receive(now, &mut received);
+        assert!(end.conns.send(to_silent, kind::PEER, &message));
+        assert!(end.conns.send(to_talking, kind::PEER, &message));
+        end.conns.give_up_silent(now, &[S2, S3], &mut received);
+        if end.conns.dialled(S2) != Some(to_silent) {
+            assert!(round > 40, "only after a while: {round}");
+            assert_eq!(end.conns.dialled(S3), Some(to_talking));
+            return drop(other);
+        }
+    }
+    panic!("it still talks into the void");
+}
