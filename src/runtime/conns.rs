@@ -154,8 +154,23 @@ struct Conn {
     remote: SocketAddr,
     /// When something last came or went.
     active: Time,
-    /// It sends no more, and waits for its last replies.
+    /// It sends no more, or nothing that makes sense, and waits for its last replies.
     ended: bool,
+}
+
+impl Conn {
+    /// Who it is with, for logs.
+    fn name(&self) -> String {
+        name(self.role, self.remote)
+    }
+}
+
+fn name(role: Role, remote: SocketAddr) -> String {
+    match role {
+        Role::Dialled(server) => format!("{server} at {remote}"),
+        Role::Peer(server) => format!("{server} at {remote} (a peer)"),
+        role => format!("{role:?} at {remote}"),
+    }
 }
 
 /// The connections of one event loop.
@@ -178,6 +193,8 @@ pub struct Conns {
     quiet_at: Time,
     /// Accepted connections in the order of their arrival, greeted or not.
     strangers: VecDeque<(Time, usize)>,
+    /// Connections that nobody but this module knows any more, until what is queued has left.
+    leaving: BTreeMap<usize, leaving::Leaving>,
     /// Connections that were found broken while nothing could be closed.
     broken: Vec<(usize, std::io::Error)>,
     bytes_closed: (u64, u64),
@@ -202,6 +219,7 @@ impl Conns {
             quiet_at: Time::default(),
             dirty: BTreeSet::new(),
             strangers: VecDeque::new(),
+            leaving: BTreeMap::new(),
             broken: Vec::new(),
             bytes_closed: (0, 0),
             crowd: crowd::Crowd::default(),
@@ -218,6 +236,11 @@ impl Conns {
 
     pub fn role(&self, token: usize) -> Option<Role> {
         self.conns.get(&token).map(|c| c.role)
+    }
+
+    /// Who a connection is with, for logs.
+    pub fn name(&self, token: usize) -> String {
+        self.conns.get(&token).map_or_else(|| "somebody".into(), Conn::name)
     }
 
     /// Through which door a connection came in.
@@ -338,6 +361,7 @@ impl Conns {
 
     /// An event arrived for this token.
     pub fn wake(&mut self, token: usize) {
+        self.step_leaving(token);
         if self.conns.contains_key(&token) {
             self.ready.insert(token);
             self.dirty.insert(token);
@@ -385,6 +409,13 @@ impl Conns {
 
     fn receive_from(&mut self, token: usize, share: Share, received: &mut Vec<Item>) {
         let Some(conn) = self.conns.get_mut(&token) else { return };
+        if conn.ended {
+            // It comes back here when all is answered.
+            if conn.unanswered == 0 {
+                self.leave(token, "it sends no more", received);
+            }
+            return;
+        }
         // Back-pressure: who does not read its answers is not read either. It comes back when its buffer drains.
         if matches!(conn.role, Role::Client | Role::Resp) && conn.connection.is_full() {
             return;
@@ -400,12 +431,14 @@ impl Conns {
         match read {
             Ok(true) => _ = self.ready.insert(token),
             Ok(false) => {}
+            Err(why) if matches!(conn.role, Role::Client | Role::Resp) => self.leave(token, &why, received),
             Err(why) => self.close(token, &why, received),
         }
     }
 
     /// Takes memory back from connections on which nothing moves, once in a while: most have nothing to say most of the time.
     pub fn tend(&mut self, now: Time) {
+        self.expire_leaving(now);
         if now < self.quiet_at {
             return;
         }
@@ -452,9 +485,13 @@ impl Conns {
 
     /// Closes one connection and reports it.
     pub fn close(&mut self, token: usize, why: &str, received: &mut Vec<Item>) {
-        let Some(mut conn) = self.conns.remove(&token) else { return };
-        // What is queued may be a rejection that explains the closing; whether it arrives is up to the network.
+        let Some(mut conn) = self.forget(token, why, received) else { return };
         let _ = conn.connection.flush();
+    }
+
+    /// Takes a connection out of everything, and reports that it is closed.
+    fn forget(&mut self, token: usize, why: &str, received: &mut Vec<Item>) -> Option<Conn> {
+        let conn = self.conns.remove(&token)?;
         self.bytes_closed.0 += conn.connection.bytes_in();
         self.bytes_closed.1 += conn.connection.bytes_out();
         self.ready.remove(&token);
@@ -464,14 +501,16 @@ impl Conns {
                 self.dials.entry(server).or_default().lost(self.now, conn.established);
                 log::debug!("connection to {server} closed: {why}");
             }
-            role => log::debug!("connection from {role:?} at {} closed: {why}", conn.remote),
+            _ => log::debug!("the connection with {} is closed: {why}", conn.name()),
         }
         received.push(Item { token, role: conn.role, received: Received::Closed });
+        Some(conn)
     }
 
     /// Closes everything but the operators' connections at once; nothing that was queued is sent. An operator who pulls
     /// the cable that the servers share still has to hear that it is done.
     pub fn close_all(&mut self, received: &mut Vec<Item>) {
+        self.leaving.clear();
         let closed: Vec<_> = self.conns.extract_if(|_, conn| conn.role != Role::Admin).collect();
         for (token, conn) in closed {
             self.bytes_closed.0 += conn.connection.bytes_in();
@@ -486,6 +525,7 @@ impl Conns {
 
 mod crowd;
 mod dials;
+mod leaving;
 mod read;
 #[cfg(test)]
 mod tests;

@@ -201,7 +201,7 @@ impl<D: Disk> Node<D> {
                 inputs.clear();
             } else {
                 for token in self.gateway.turn(now, &mut self.conns) {
-                    self.conns.close(token, "it asked for that", &mut received);
+                    self.conns.leave(token, "it asked for that", &mut received);
                 }
                 self.conns.give_up_silent(now, &self.peers, &mut received);
                 self.turn(now, &mut inputs)?;
@@ -311,9 +311,9 @@ impl<D: Disk> Node<D> {
         let role = match self.doorman.admit(now, &self.conns.context, door, &hello) {
             Ok(role) => role,
             Err(why) => {
-                log::warn!("{}: a connection is turned away: {why}", self.me);
+                log::warn!("{}: {} is turned away: {why}", self.me, self.conns.name(token));
                 self.conns.send(token, kind::REJECT, &format!("{} turned it away: {why}", self.me));
-                return self.conns.close(token, &why, &mut Vec::new());
+                return self.conns.leave(token, &why, &mut Vec::new());
             }
         };
         if self.failed && role != Role::Admin {

@@ -44,7 +44,10 @@ impl Conns {
             Role::Peer(_) => door == Door::Peers && conn.door == door,
             _ => (conn.door == Door::Peers) == (door == Door::Peers),
         };
-        if self.conns.len() < most || self.conns.values().filter(|conn| counts(conn)).count() < most {
+        let leaving = self.leaving.len();
+        if self.conns.len() + leaving < most
+            || self.conns.values().filter(|conn| counts(conn)).count() + leaving < most
+        {
             return true;
         }
         // A client that misses an answer asks again after this time.

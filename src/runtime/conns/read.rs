@@ -4,7 +4,7 @@ use crate::codec::{self, kind};
 use crate::config::limits;
 use crate::net::{Frame, Limits, ReadStatus};
 use crate::resp;
-use crate::runtime::conns::{Conn, Door, Item, PIPELINE, Received, Role, Share};
+use crate::runtime::conns::{Conn, Door, Item, PIPELINE, Received, Role, Share, name};
 
 /// Why no more is taken from what has been read.
 enum Taken {
@@ -60,7 +60,7 @@ pub(super) fn read(
         Ok(ReadStatus::Eof) => match conn.connection.unfinished_bytes() {
             0 => Err("closed by the other end".into()),
             cut => {
-                log::warn!("{:?} closed the connection in the middle of a frame ({cut} bytes)", conn.role);
+                log::warn!("{} closed the connection in the middle of a frame ({cut} bytes)", conn.name());
                 Err(format!("closed in the middle of a frame, after {cut} bytes"))
             }
         },
@@ -85,13 +85,15 @@ fn take(conn: &mut Conn, token: usize, left: &mut usize, received: &mut Vec<Item
     while *left > 0 {
         match conn.connection.next_frame() {
             Ok(Some(frame)) => {
-                let decoded = decode(conn.role, frame)?;
+                let decoded = decode(conn.role, frame).inspect_err(|e| {
+                    log::warn!("closing the connection with {}: {e}", name(conn.role, conn.remote))
+                })?;
                 received.push(Item { token, role: conn.role, received: decoded });
                 *left -= 1;
             }
             Ok(None) => return Ok(Taken::All),
             Err(e) => {
-                log::warn!("closing the connection with {:?}: {e}", conn.role);
+                log::warn!("closing the connection with {}: {e}", conn.name());
                 return Err(e.to_string());
             }
         }
@@ -124,8 +126,9 @@ fn take_requests(conn: &mut Conn, token: usize, left: &mut usize, received: &mut
                 Ok(args)
             }
             Err(e) => {
-                log::warn!("closing the connection with {:?}: {e}", conn.role);
-                conn.connection.consume(usize::MAX);
+                log::warn!("closing the connection with {}: {e}", conn.name());
+                // Whatever follows has no beginning.
+                conn.ended = true;
                 Err(e)
             }
         };
@@ -133,17 +136,16 @@ fn take_requests(conn: &mut Conn, token: usize, left: &mut usize, received: &mut
         conn.spoke = true;
         *left -= 1;
         let role = conn.role;
-        let stop = request.is_err();
         received.push(Item { token, role, received: Received::Resp(request) });
-        if stop {
-            return Taken::All;
+        if conn.ended {
+            return Taken::Full;
         }
     }
     Taken::Full
 }
 
 fn decode(role: Role, frame: Frame<'_>) -> Result<Received, String> {
-    let decoded = match (role, frame.kind) {
+    match (role, frame.kind) {
         (Role::Stranger, kind::HELLO) => codec::decode(frame.payload).map(Received::Hello),
         (Role::Peer(_), kind::PEER) => codec::decode(frame.payload).map(Received::Peer),
         (Role::Client, kind::REQUEST) => codec::decode(frame.payload).map(Received::Request),
@@ -152,6 +154,5 @@ fn decode(role: Role, frame: Frame<'_>) -> Result<Received, String> {
         (Role::Dialled(_), kind::REPORT) => codec::decode(frame.payload).map(Received::Report),
         (Role::Dialled(_), kind::REJECT) => codec::decode(frame.payload).map(Received::Reject),
         (_, kind) => Err(format!("a frame of kind {kind} has no place here")),
-    };
-    decoded.inspect_err(|e| log::warn!("closing the connection with {role:?}: {e}"))
+    }
 }

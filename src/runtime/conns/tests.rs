@@ -264,3 +264,80 @@ fn a_peer_that_sends_nothing_is_dialled_anew_and_dead_ends_are_found_by_the_syst
     }
     panic!("it still talks into the void");
 }
+
+/// `QUIT` closed the connection with what the socket had no room for yet; so did the end of what a client sends. Replies to
+/// transfers that were committed were among it.
+#[test]
+fn what_is_queued_leaves_before_a_connection_ends() {
+    let reply = vec![b'x'; 1 << 20];
+    for half_closed in [false, true] {
+        let mut end = End::new(&[]);
+        let (token, mut other) = end.accept(START);
+        other.write_all(b"PING\r\nQUIT\r\nPING\r\n").expect("room");
+        if half_closed {
+            other.shutdown(std::net::Shutdown::Write).expect("a socket");
+        }
+        let mut received = Vec::new();
+        while received.len() < 3 {
+            end.conns.wake(token);
+            end.conns.receive(START, &mut received);
+        }
+        for _ in 0..3 {
+            end.conns.reply(token, 1, &reply);
+        }
+        if half_closed {
+            end.conns.wake(token);
+            end.conns.receive(START, &mut received);
+        } else {
+            end.conns.leave(token, "it asked for that", &mut received);
+        }
+        assert!(
+            matches!(received.last(), Some(Item { received: Received::Closed, .. })),
+            "its owner is told"
+        );
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            other.read_to_end(&mut all).map(|_| all.len())
+        });
+        let (start, mut events) = (Instant::now(), Events::with_capacity(16));
+        while !reader.is_finished() {
+            assert!(start.elapsed() < PATIENCE, "the end does not come");
+            end.poll.poll(&mut events, Some(Duration::from_millis(20))).expect("a poll");
+            events.iter().for_each(|event| end.conns.wake(event.token().0));
+        }
+        assert_eq!(reader.join().expect("no panic").expect("the end of the stream"), 3 << 20);
+        end.conns.tend(START + Duration::from_secs(10));
+        assert!(end.conns.leaving.is_empty());
+    }
+}
+
+/// Who reads nothing holds what is queued for a while, and no longer.
+#[test]
+fn a_connection_that_is_to_end_does_so_in_time() {
+    let mut end = End::new(&[]);
+    let (token, _other) = end.accept(START);
+    end.conns.greet(token, Role::Resp);
+    (0..4).for_each(|_| end.conns.reply(token, 0, &vec![0; 4 << 20]));
+    end.conns.leave(token, "it asked for that", &mut Vec::new());
+    end.conns.tend(START + Duration::from_secs(4));
+    assert_eq!(end.conns.leaving.len(), 1);
+    end.conns.tend(START + Duration::from_secs(6));
+    assert!(end.conns.leaving.is_empty());
+}
+
+/// Thousands of lines of garbage brought as many warnings, one for each that was read after the first.
+#[test]
+fn behind_a_protocol_error_nothing_is_read() {
+    let mut end = End::new(&[]);
+    let (token, mut other) = end.accept(START);
+    let mut received = Vec::new();
+    for _ in 0..20 {
+        other.write_all(&b"*99999\r\n".repeat(1000)).expect("room");
+        end.conns.wake(token);
+        end.conns.receive(START, &mut received);
+    }
+    assert_eq!(received.len(), 1);
+    assert!(matches!(received[0].received, Received::Resp(Err(_))));
+    let said = end.conns.name(token);
+    assert_eq!(said, format!("Resp at {}", other.local_addr().expect("an address")));
+}
