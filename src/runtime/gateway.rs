@@ -5,16 +5,16 @@
 //! way when its server dies is lost to its client, as is any that was answered *unknown*: a repetition without an id is another
 //! transfer, one with an id is the same, at whatever server.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::config::{Timeouts, Topology};
 use crate::resp::codec::Args;
 use crate::resp::{self, Command, Protocol, ProtocolError, Reply};
-use crate::runtime::conns::{Conns, Item};
+use crate::runtime::conns::{Conns, Item, Role};
 use crate::runtime::outlet::Outlet;
 use crate::shard::Shard;
 use crate::txn::{Coordinator, Input, Op, Outcome, Output};
-use crate::types::{Reason, Time};
+use crate::types::{NodeId, Reason, Time};
 
 /// Transfers and reads under way for all connections together; more are answered with `BUSY`.
 const IN_FLIGHT: usize = 16 * 1024;
@@ -52,6 +52,8 @@ pub struct Gateway {
     out: Output,
     /// Connections that have something to be sent, or to be closed.
     ready: Vec<usize>,
+    /// Why servers turned it away, as last said.
+    turned_away: BTreeMap<NodeId, String>,
 }
 
 impl Gateway {
@@ -64,6 +66,7 @@ impl Gateway {
             next_tag: 1,
             out: Output::default(),
             ready: Vec::new(),
+            turned_away: BTreeMap::new(),
         }
     }
 
@@ -162,7 +165,12 @@ impl Gateway {
         self.outlet.conns.dial_resolved(now);
         self.outlet.conns.receive(now, &mut received);
         for item in received.drain(..) {
-            if let Some(why) = self.outlet.take(now, item, &mut self.out) {
+            let role = item.role;
+            // It goes on trying, and is told the same each time.
+            if let Some(why) = self.outlet.take(now, item, &mut self.out)
+                && let Role::Dialled(from) = role
+                && self.turned_away.insert(from, why.clone()).is_none_or(|before| before != why)
+            {
                 log::error!("gateway: {why}");
             }
         }
