@@ -16,8 +16,16 @@ use crate::shard::Shard;
 use crate::txn::{Coordinator, Input, Op, Outcome, Output};
 use crate::types::{NodeId, Reason, Time};
 
-/// Transfers and reads under way for all connections together; more are answered with `BUSY`.
+/// Transfers and reads under way for all connections together; more are answered with `BUSY`, but for a few of each.
 const IN_FLIGHT: usize = 16 * 1024;
+/// So many one connection may have under way whatever the others do.
+const GRANTED: usize = 16;
+
+/// Whether a connection with `own` under way may have one more, while there are `all` of all connections: as long as it has
+/// fewer than are still free, so that those who want much leave room for each other.
+fn admits(own: usize, all: usize) -> bool {
+    own < GRANTED || own < IN_FLIGHT.saturating_sub(all)
+}
 
 /// A connection that had more requests than this under way keeps no memory for as many.
 const BURST: usize = 256;
@@ -31,6 +39,8 @@ struct Guest {
     replies: VecDeque<Option<Reply>>,
     /// How many requests were answered before these.
     answered: u64,
+    /// How many of them the coordinator has.
+    under_way: usize,
     /// After the last of these replies the connection is closed.
     leaves: bool,
 }
@@ -139,9 +149,11 @@ impl Gateway {
 
     /// Gives it to the coordinator, or says why not.
     fn submit(&mut self, now: Time, asker: (usize, u64), op: Op) -> Option<Reply> {
-        if self.asked.len() >= IN_FLIGHT {
+        let guest = self.guests.entry(asker.0).or_default();
+        if !admits(guest.under_way, self.asked.len()) {
             return Some(resp::outcome::overloaded());
         }
+        guest.under_way += 1;
         let tag = self.next_tag;
         self.next_tag += 1;
         self.asked.insert(tag, Asked { asker, op });
@@ -184,6 +196,9 @@ impl Gateway {
                 let Some(Asked { asker: (token, number), op }) = self.asked.remove(&answer.tag) else {
                     continue;
                 };
+                if let Some(guest) = self.guests.get_mut(&token) {
+                    guest.under_way -= 1;
+                }
                 let reply = self.reply_to(op, answer.outcome);
                 self.answer(token, number, reply);
             }
@@ -325,4 +340,29 @@ fn info(shard: &Shard) -> String {
         bank.digest(),
         bank.holds().len()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four connections that asked for as much as they could kept everybody else out.
+    #[test]
+    fn a_connection_gets_in_whatever_the_others_ask_for() {
+        let mut under_way = [0_usize; 200];
+        for _ in 0..IN_FLIGHT {
+            for i in 0..100 {
+                let all = under_way.iter().sum();
+                under_way[i] += usize::from(admits(under_way[i], all));
+            }
+            if under_way[..100].iter().all(|own| !admits(*own, under_way.iter().sum())) {
+                break;
+            }
+        }
+        assert!(under_way[..100].iter().all(|own| (GRANTED..=IN_FLIGHT / 50).contains(own)), "{under_way:?}");
+        let all: usize = under_way.iter().sum();
+        assert!(all <= IN_FLIGHT + 100 * GRANTED, "{all}");
+        assert!(admits(GRANTED - 1, IN_FLIGHT) && admits(0, 10 * IN_FLIGHT), "for those who come later");
+        assert!(admits(4095, 4095) && !admits(GRANTED, IN_FLIGHT));
+    }
 }
