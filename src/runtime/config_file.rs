@@ -80,7 +80,13 @@ pub fn parse_server(name: &str, topology: &Topology) -> Result<NodeId, String> {
 pub fn load(path: &Path) -> Result<ClusterConfig, String> {
     let name = path.display();
     let text = std::fs::read_to_string(path).map_err(|e| format!("{name}: cannot be read: {e}"))?;
-    parse(&text).map_err(|(line, what)| match line {
+    check(path, &text)
+}
+
+/// Checks what stands in such a file, or will.
+pub fn check(path: &Path, text: &str) -> Result<ClusterConfig, String> {
+    let name = path.display();
+    parse(text).map_err(|(line, what)| match line {
         Some(line) => format!("{name}:{line}: {what}"),
         None => format!("{name}: {what}"),
     })

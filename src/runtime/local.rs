@@ -46,6 +46,8 @@ pub fn init(args: &InitArgs) -> Result<String, String> {
     let text = example(args, cluster_id)?;
     let path = args.dir.join("cluster.toml");
     let shown = path.display();
+    // What is refused leaves nothing behind.
+    config_file::check(&path, &text)?;
     fs::create_dir_all(&args.dir).map_err(|e| format!("{}: cannot be made: {e}", args.dir.display()))?;
     let there = |server: &NodeId| server_dir(&args.dir, *server).exists();
     if let Some(server) = args.topology.servers().find(there) {
@@ -53,7 +55,6 @@ pub fn init(args: &InitArgs) -> Result<String, String> {
     }
     let mut file = File::create_new(&path).map_err(|e| format!("{shown}: cannot be made: {e}"))?;
     io::Write::write_all(&mut file, text.as_bytes()).map_err(|e| format!("{shown}: {e}"))?;
-    config_file::load(&path)?;
     let servers = args.topology.servers();
     if args.config_only {
         return Ok(format!(
