@@ -193,6 +193,9 @@ struct Node {
     /// Listen on this host instead of the one in the configuration, such as 0.0.0.0 inside a container; the ports stay.
     #[arg(long, value_name = "HOST")]
     listen: Option<String>,
+    /// Write the number of this process here once it listens.
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -401,6 +404,7 @@ fn main() -> ExitCode {
             format: node.format,
             rejoin: node.rejoin,
             listen: node.listen,
+            pid_file: node.pid_file,
         }),
         Command::Init(init) => {
             let topology = Topology {

@@ -261,10 +261,19 @@ impl Keep {
 }
 
 /// What may be chosen for a bank besides its topology, and changed when its servers start again.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Settings {
     pub timeouts: Timeouts,
     pub keep: Keep,
+    /// Connections of clients and operators that one server has at most, 16 to 1,000,000.
+    pub connections: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        let (timeouts, keep) = (Timeouts::default(), Keep::default());
+        Settings { timeouts, keep, connections: limits::CONNECTIONS }
+    }
 }
 
 impl From<Timeouts> for Settings {
@@ -362,6 +371,12 @@ pub mod limits {
     pub const PEER_BUFFER_BYTES: usize = PEER_FRAME_BYTES;
     /// Bytes waiting to be written to one client before it is no longer read.
     pub const CLIENT_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+    /// Connections of clients and operators at one server, unless configured otherwise.
+    pub const CONNECTIONS: u32 = 4096;
+    /// The fewest that may be configured.
+    pub const CONNECTIONS_LEAST: u32 = 16;
+    /// The most that may be configured.
+    pub const CONNECTIONS_MOST: u32 = 1_000_000;
     /// Slots from one comparison of digests to the next: as many as a leader has in flight, so that they cost next to
     /// nothing under load.
     pub const DIGEST_SLOTS: u64 = 64;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam::channel::{Sender, unbounded};
 use mio::Waker;
 use parking_lot::Mutex;
-use shardpaxosbank::config::{Limits, Timeouts, Topology};
+use shardpaxosbank::config::{Limits, Timeouts, Topology, limits};
 use shardpaxosbank::drive;
 use shardpaxosbank::net::{Address, listen, listen_at};
 use shardpaxosbank::runtime::client::{Client, Command, News, Row};
@@ -99,6 +99,7 @@ impl Bank {
             poll,
             waker: waker.clone(),
             doors,
+            connections: limits::CONNECTIONS,
             control: orders,
             status,
             admin: false,

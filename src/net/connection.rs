@@ -14,9 +14,12 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+use rustix::net::sockopt;
 
 use super::Slack;
 use super::frame::{self, Frame, FrameError, FrameReader};
@@ -94,6 +97,17 @@ impl Connection {
         registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)
     }
 
+    /// Lets the system find out when the other end is gone without a word, as after a loss of power: within about this time, it
+    /// ends the connection if nothing that is sent is confirmed or taken, and asks whether anybody is there if nothing is sent.
+    pub fn give_up_after(&self, patience: Duration) -> io::Result<()> {
+        let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        let socket = self.stream.as_fd();
+        sockopt::set_tcp_user_timeout(socket, millis)?;
+        sockopt::set_tcp_keepidle(socket, (patience / 2).max(Duration::from_secs(1)))?;
+        sockopt::set_tcp_keepintvl(socket, (patience / 4).max(Duration::from_secs(1)))?;
+        Ok(sockopt::set_socket_keepalive(socket, true)?)
+    }
+
     /// Replaces the limits, once it is known who the peer is.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
@@ -128,10 +142,14 @@ impl Connection {
 
     /// Reads what has arrived, up to the budget. An error concerns this connection alone: close it.
     pub fn fill(&mut self) -> io::Result<ReadStatus> {
+        self.fill_up_to(Self::READ_BUDGET)
+    }
+
+    /// The same with another budget.
+    pub fn fill_up_to(&mut self, mut budget: usize) -> io::Result<ReadStatus> {
         if !self.finish_connect()? {
             return Ok(ReadStatus::Drained);
         }
-        let mut budget = Self::READ_BUDGET;
         while budget > 0 {
             let space = self.received.space(self.limits.frame_bytes);
             if space.is_empty() {
@@ -255,6 +273,16 @@ impl Connection {
     /// Memory that both buffers hold.
     pub fn buffer_bytes(&self) -> usize {
         self.received.capacity() + self.outgoing.capacity()
+    }
+
+    /// Gives back the memory that the buffers do not need at the moment: for a connection that has fallen silent.
+    pub fn release(&mut self) {
+        self.received.release();
+        if self.written > 0 {
+            self.outgoing.drain(..self.written);
+            self.written = 0;
+        }
+        self.outgoing.shrink_to_fit();
     }
 
     /// Bytes read since the connection was made, headers included.

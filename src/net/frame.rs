@@ -151,6 +151,13 @@ impl FrameReader {
         self.bytes.capacity()
     }
 
+    /// Keeps no more memory than what arrived and was not taken needs.
+    pub fn release(&mut self) {
+        self.move_to_front();
+        self.bytes.truncate(self.end);
+        self.bytes.shrink_to_fit();
+    }
+
     /// All whole frames are taken: brings what is left to the front, and gives memory back that is not needed.
     fn settle(&mut self) {
         let left = self.pending_bytes();

@@ -158,7 +158,7 @@ impl Worker {
         }
         let mut out = Output::default();
         self.outlet.conns.dial_resolved(now);
-        self.outlet.conns.receive(received);
+        self.outlet.conns.receive(now, received);
         for item in std::mem::take(received) {
             if let Some(why) = self.outlet.take(now, item, &mut out) {
                 self.tell(News::TurnedAway(why));

@@ -25,6 +25,7 @@ use crate::runtime::admin::{self, AskError};
 use crate::runtime::clock::Clock;
 use crate::runtime::config_file::ClusterConfig;
 use crate::runtime::conns::{Context, Door, Endpoints};
+use crate::runtime::gates::affordable;
 use crate::runtime::node::{self, Control, Setup, poll_and_waker};
 use crate::runtime::order::{Order, Report};
 use crate::runtime::status::Status;
@@ -160,6 +161,8 @@ impl Cluster {
     /// other all servers must be there and belong together.
     pub fn start(topology: Topology, settings: Settings, data: DataDir) -> Result<Cluster, String> {
         topology.validate()?;
+        let connections = affordable(settings.connections, topology.server_count(), &topology);
+        let settings = Settings { connections, ..settings };
         let mut logs = open_logs(topology, data.path())?;
         let cluster_id = logs.values().next().map_or(0, |(wal, _)| wal.identity().cluster_id);
         let mut listeners = BTreeMap::new();
@@ -280,7 +283,7 @@ pub fn prepare<D: Disk>(
         ),
     }
     let now = clock.now();
-    let Settings { timeouts, keep } = settings;
+    let Settings { timeouts, keep, connections } = settings;
     let limits = Limits { snapshot_bytes: keep.snapshot_bytes(), ..Limits::default() };
     let shard = drive::restore(
         server,
@@ -295,7 +298,7 @@ pub fn prepare<D: Disk>(
     let retention = Retention { audit_bytes: keep.audit_bytes(), audit_age: keep.audit_age() };
     let wal = wal.with_retention(retention).map_err(|e| format!("{server}: {e}"))?;
     let Threading { poll, waker, doors, control, status, admin } = around;
-    Ok(Setup { context, shard, wal, clock, poll, waker, doors, control, status, admin })
+    Ok(Setup { context, shard, wal, clock, poll, waker, doors, connections, control, status, admin })
 }
 
 type Logs = BTreeMap<NodeId, (Wal<FileDisk>, crate::storage::Recovered)>;

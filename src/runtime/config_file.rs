@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Keep, Settings, Timeouts, Topology};
+use crate::config::{Keep, Settings, Timeouts, Topology, limits};
 use crate::net::Address;
 use crate::runtime::conns::{Context, Endpoints};
 use crate::types::NodeId;
@@ -28,6 +28,8 @@ struct File {
     timeouts: TimeoutsTable,
     #[serde(default)]
     keep: KeepTable,
+    #[serde(default)]
+    limits: LimitsTable,
     servers: BTreeMap<String, toml::Value>,
 }
 
@@ -48,6 +50,12 @@ struct KeepTable {
     snapshot_mib: Option<u32>,
     audit_mib: Option<u32>,
     audit_days: Option<u32>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitsTable {
+    connections: Option<u32>,
 }
 
 /// A configuration that was read and found sound.
@@ -72,7 +80,13 @@ pub fn parse_server(name: &str, topology: &Topology) -> Result<NodeId, String> {
 pub fn load(path: &Path) -> Result<ClusterConfig, String> {
     let name = path.display();
     let text = std::fs::read_to_string(path).map_err(|e| format!("{name}: cannot be read: {e}"))?;
-    parse(&text).map_err(|(line, what)| match line {
+    check(path, &text)
+}
+
+/// Checks what stands in such a file, or will.
+pub fn check(path: &Path, text: &str) -> Result<ClusterConfig, String> {
+    let name = path.display();
+    parse(text).map_err(|(line, what)| match line {
         Some(line) => format!("{name}:{line}: {what}"),
         None => format!("{name}: {what}"),
     })
@@ -127,6 +141,11 @@ fn parse(text: &str) -> Result<ClusterConfig, (Option<usize>, String)> {
         audit_days: file.keep.audit_days.unwrap_or(usual.audit_days),
     };
     keep.validate().map_err(|e| whole(format!("[keep] {e}")))?;
+    let connections = file.limits.connections.unwrap_or(limits::CONNECTIONS);
+    let (least, most) = (limits::CONNECTIONS_LEAST, limits::CONNECTIONS_MOST);
+    if !(least..=most).contains(&connections) {
+        return Err(whole(format!("[limits] connections {connections}: must be {least} to {most}")));
+    }
     let cluster_id = u128::from_str_radix(&file.cluster_id, 16)
         .ok()
         .filter(|_| file.cluster_id.len() == 32)
@@ -151,7 +170,11 @@ fn parse(text: &str) -> Result<ClusterConfig, (Option<usize>, String)> {
         return Err(whole(format!("[servers] has no address for {missing}")));
     }
     let context = Context { cluster_id, topology, timeouts, addresses };
-    Ok(ClusterConfig { context, settings: Settings { timeouts, keep }, allow_admin: file.allow_admin })
+    Ok(ClusterConfig {
+        context,
+        settings: Settings { timeouts, keep, connections },
+        allow_admin: file.allow_admin,
+    })
 }
 
 #[cfg(test)]
@@ -205,6 +228,12 @@ mod tests {
                 "[keep]\naudit_days = 40000\n[servers]",
                 None,
                 "[keep] audit_days 40000: must be 0 to",
+            ),
+            (
+                "[servers]",
+                "[limits]\nconnections = 3\n[servers]",
+                None,
+                "[limits] connections 3: must be 16 to",
             ),
             ("[servers]", "[keep]\naudit_mib = -1\n[servers]", Some(7), "invalid value"),
             ("[servers]", "[timeouts]\nsession_idle_timeout_ms = 9\n[servers]", None, "or 0 (sessions never"),

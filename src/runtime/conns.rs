@@ -4,6 +4,7 @@
 //! connection, and a full send buffer loses messages to a peer: the protocol bears both.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,24 +14,33 @@ use serde::Serialize;
 
 use crate::codec::{self, Hello, Opener, kind};
 use crate::config::{Timeouts, Topology, limits};
-use crate::net::{Address, Connection, Frame, Limits, ReadStatus, Resolver};
+use crate::net::{Address, Connection, Limits, Resolver};
 use crate::paxos::Message;
+use crate::resp::ProtocolError;
 use crate::resp::codec::Args;
-use crate::resp::{self, ProtocolError};
 use crate::runtime::order::{Order, Report};
 use crate::txn::message::{Request, Response};
 use crate::types::{NodeId, Time};
 
-/// Pause before a connection that failed is tried again; it doubles with each failure up to the longest, and starts
-/// over once a connection has lasted.
-const REDIAL_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_REDIAL_PAUSE: Duration = Duration::from_millis(80);
-
 /// How long an accepted connection may take to say who it is.
 const GREETING_PATIENCE: Duration = Duration::from_secs(5);
 
+/// A connection whose other end confirms nothing is given up after four time-outs for unreachable servers, but not before this.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Requests of one connection that speaks RESP under way at once; more are not read.
 const PIPELINE: usize = 4096;
+
+/// What clients may make a loop do in one turn, all together: requests taken, and bytes read. Whoever is left out comes first
+/// in the next turn. A turn that took whatever thousands of clients have sent would keep consensus waiting for seconds.
+const TURN_REQUESTS: usize = 4096;
+const TURN_BYTES: usize = 4 * 1024 * 1024;
+/// The least that one of them gets in its turn, however many there are.
+const SHARE_REQUESTS: usize = 64;
+const SHARE_BYTES: usize = 16 * 1024;
+
+/// Connections without traffic for this long give the memory of their buffers back.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Enough for a hello or a rejection, and too little to hurt.
 const GREETING: Limits = Limits { frame_bytes: 4096, send_bytes: 64 * 1024 };
@@ -120,6 +130,17 @@ pub struct Item {
     pub received: Received,
 }
 
+/// What may be taken from one connection in one turn.
+#[derive(Clone, Copy)]
+struct Share {
+    requests: usize,
+    bytes: usize,
+}
+
+impl Share {
+    const WHOLE: Share = Share { requests: usize::MAX, bytes: Connection::READ_BUDGET };
+}
+
 struct Conn {
     connection: Connection,
     role: Role,
@@ -129,17 +150,27 @@ struct Conn {
     unanswered: usize,
     /// Whether a whole request came of who speaks RESP.
     spoke: bool,
-    /// It sends no more, and waits for its last replies.
+    /// Where it comes from, or goes to.
+    remote: SocketAddr,
+    /// When something last came or went.
+    active: Time,
+    /// It sends no more, or nothing that makes sense, and waits for its last replies.
     ended: bool,
 }
 
-#[derive(Default)]
-struct Dial {
-    token: Option<usize>,
-    retry_at: Time,
-    failures: u32,
-    /// Who wanted the connection, while the server's name is being looked up for it.
-    waits: Option<Opener>,
+impl Conn {
+    /// Who it is with, for logs.
+    fn name(&self) -> String {
+        name(self.role, self.remote)
+    }
+}
+
+fn name(role: Role, remote: SocketAddr) -> String {
+    match role {
+        Role::Dialled(server) => format!("{server} at {remote}"),
+        Role::Peer(server) => format!("{server} at {remote} (a peer)"),
+        role => format!("{role:?} at {remote}"),
+    }
 }
 
 /// The connections of one event loop.
@@ -149,16 +180,25 @@ pub struct Conns {
     resolver: Resolver,
     conns: HashMap<usize, Conn>,
     next_token: usize,
-    dials: BTreeMap<NodeId, Dial>,
+    dials: BTreeMap<NodeId, dials::Dial>,
     /// Connections that may have more to read than was read so far.
     ready: BTreeSet<usize>,
+    /// The client with which the next turn begins.
+    first_client: usize,
     /// Connections with something to write.
     dirty: BTreeSet<usize>,
+    /// When the last turn began.
+    now: Time,
+    /// When quiet connections are looked for again.
+    quiet_at: Time,
     /// Accepted connections in the order of their arrival, greeted or not.
     strangers: VecDeque<(Time, usize)>,
+    /// Connections that nobody but this module knows any more, until what is queued has left.
+    leaving: BTreeMap<usize, leaving::Leaving>,
     /// Connections that were found broken while nothing could be closed.
     broken: Vec<(usize, std::io::Error)>,
     bytes_closed: (u64, u64),
+    crowd: crowd::Crowd,
     pub dropped: u64,
 }
 
@@ -174,10 +214,15 @@ impl Conns {
             next_token: first_token,
             dials: BTreeMap::new(),
             ready: BTreeSet::new(),
+            first_client: 0,
+            now: Time::default(),
+            quiet_at: Time::default(),
             dirty: BTreeSet::new(),
             strangers: VecDeque::new(),
+            leaving: BTreeMap::new(),
             broken: Vec::new(),
             bytes_closed: (0, 0),
+            crowd: crowd::Crowd::default(),
             dropped: 0,
         }
     }
@@ -193,16 +238,31 @@ impl Conns {
         self.conns.get(&token).map(|c| c.role)
     }
 
+    /// Who a connection is with, for logs.
+    pub fn name(&self, token: usize) -> String {
+        self.conns.get(&token).map_or_else(|| "somebody".into(), Conn::name)
+    }
+
     /// Through which door a connection came in.
     pub fn door(&self, token: usize) -> Option<Door> {
         self.conns.get(&token).map(|c| c.door)
     }
 
     /// Takes in a connection that was accepted.
-    pub fn accepted(&mut self, now: Time, stream: TcpStream, door: Door) {
+    pub fn accepted(
+        &mut self,
+        now: Time,
+        (stream, remote): (TcpStream, SocketAddr),
+        door: Door,
+        received: &mut Vec<Item>,
+    ) {
+        self.now = now;
+        if !self.has_room(door, received) {
+            return self.refuse(stream);
+        }
         match Connection::accepted(stream, GREETING) {
             Ok(connection) => {
-                let token = self.insert(connection, Role::Stranger, door);
+                let token = self.insert(connection, Role::Stranger, remote, door);
                 self.strangers.extend(token.map(|t| (now, t)));
             }
             Err(e) => log::warn!("a connection broke while it was accepted: {e}"),
@@ -223,10 +283,18 @@ impl Conns {
         }
     }
 
-    fn insert(&mut self, mut connection: Connection, role: Role, door: Door) -> Option<usize> {
+    fn insert(
+        &mut self,
+        mut connection: Connection,
+        role: Role,
+        remote: SocketAddr,
+        door: Door,
+    ) -> Option<usize> {
         let token = self.next_token;
         self.next_token += 1;
-        if let Err(e) = connection.register(&self.registry, Token(token)) {
+        let patience = (4 * self.context.timeouts.unreachable()).max(SHORTEST_PATIENCE);
+        let watched = connection.give_up_after(patience);
+        if let Err(e) = watched.and_then(|()| connection.register(&self.registry, Token(token))) {
             log::warn!("a connection could not be watched: {e}");
             return None;
         }
@@ -239,76 +307,13 @@ impl Conns {
                 door,
                 unanswered: 0,
                 spoke: false,
+                remote,
+                active: self.now,
                 ended: false,
             },
         );
         self.ready.insert(token);
         Some(token)
-    }
-
-    /// The connection to `server`, dialled if there is none and the last failure is not too fresh. Frames may be queued
-    /// on it at once.
-    pub fn dial(&mut self, now: Time, server: NodeId, opener: Opener) -> Option<usize> {
-        let dial = self.dials.entry(server).or_default();
-        if dial.token.is_some() || dial.retry_at > now {
-            return dial.token;
-        }
-        let address = self.context.address(server, &opener)?;
-        let Some(found) = self.resolver.resolve(address) else {
-            dial.waits = Some(opener);
-            return None;
-        };
-        dial.waits = None;
-        // A connection that lasted longer than any pause was a good one.
-        if now.since(dial.retry_at) > LONGEST_REDIAL_PAUSE {
-            dial.failures = 0;
-        }
-        dial.retry_at = now + (REDIAL_PAUSE * (1 << dial.failures)).min(LONGEST_REDIAL_PAUSE);
-        dial.failures = (dial.failures + 1).min(8);
-        let found = match found {
-            Ok(found) => found[dial.failures as usize % found.len()],
-            Err(e) => {
-                log::debug!("cannot dial {server}: {e}");
-                return None;
-            }
-        };
-        let limits = match opener {
-            Opener::Peer { .. } => {
-                Limits { frame_bytes: GREETING.frame_bytes, send_bytes: limits::PEER_BUFFER_BYTES }
-            }
-            _ => Limits { frame_bytes: limits::CLIENT_FRAME_BYTES, send_bytes: limits::CLIENT_BUFFER_BYTES },
-        };
-        let connection = match Connection::connect(found, limits) {
-            Ok(connection) => connection,
-            Err(e) => {
-                log::debug!("cannot dial {server} at {address} ({found}): {e}");
-                return None;
-            }
-        };
-        let token = self.insert(connection, Role::Dialled(server), Door::Anybody)?;
-        self.dials.entry(server).or_default().token = Some(token);
-        let hello = self.context.hello(server, opener);
-        self.send(token, kind::HELLO, &hello);
-        Some(token)
-    }
-
-    /// Dials servers whose names have been looked up.
-    pub fn dial_resolved(&mut self, now: Time) {
-        let waiting = self.dials.iter().filter_map(|(server, dial)| Some((*server, dial.waits?)));
-        for (server, opener) in waiting.collect::<Vec<_>>() {
-            self.dial(now, server, opener);
-        }
-    }
-
-    /// Whether a dialled connection to `server` stands.
-    pub fn dialled(&self, server: NodeId) -> Option<usize> {
-        self.dials.get(&server)?.token
-    }
-
-    /// When the next failed dial to one of `servers` may be tried again. Others are dialled when somebody asks for them.
-    pub fn redial_due(&self, servers: &[NodeId]) -> Option<Time> {
-        let dials = servers.iter().filter_map(|s| self.dials.get(s));
-        dials.filter(|d| d.token.is_none() && d.waits.is_none()).map(|d| d.retry_at).min()
     }
 
     /// Gives a stranger its role, and with it its limits.
@@ -329,6 +334,9 @@ impl Conns {
         let queued = conn.connection.queue(kind, |out| codec::encode(message, out));
         if queued {
             self.dirty.insert(token);
+            if let (Role::Dialled(server), kind::PEER) = (conn.role, kind) {
+                self.dials.entry(server).or_default().sent(self.now);
+            }
         } else {
             self.dropped += 1;
         }
@@ -353,6 +361,7 @@ impl Conns {
 
     /// An event arrived for this token.
     pub fn wake(&mut self, token: usize) {
+        self.step_leaving(token);
         if self.conns.contains_key(&token) {
             self.ready.insert(token);
             self.dirty.insert(token);
@@ -364,18 +373,80 @@ impl Conns {
         !self.ready.is_empty()
     }
 
-    /// Reads whatever is there, up to a budget for each connection, and decodes it.
-    pub fn receive(&mut self, received: &mut Vec<Item>) {
-        for token in std::mem::take(&mut self.ready) {
-            let Some(conn) = self.conns.get_mut(&token) else { continue };
-            // Back-pressure: who does not read its answers is not read either. It comes back when its buffer drains.
-            if matches!(conn.role, Role::Client | Role::Resp) && conn.connection.is_full() {
-                continue;
+    /// Reads what is there and decodes it: of servers and operators all, up to a budget for each connection, and of clients
+    /// what fits into one turn, each in its turn.
+    pub fn receive(&mut self, now: Time, received: &mut Vec<Item>) {
+        self.now = now;
+        let is_client = |conn: &Conn| matches!(conn.role, Role::Client | Role::Resp);
+        let (clients, others): (BTreeSet<usize>, BTreeSet<usize>) = std::mem::take(&mut self.ready)
+            .into_iter()
+            .partition(|token| self.conns.get(token).is_some_and(is_client));
+        for token in others {
+            self.receive_from(token, Share::WHOLE, received);
+        }
+        let many = clients.len().max(1);
+        let share = Share {
+            requests: (TURN_REQUESTS / many).max(SHARE_REQUESTS),
+            bytes: (TURN_BYTES / many).clamp(SHARE_BYTES, Connection::READ_BUDGET),
+        };
+        let (mut requests, mut bytes) = (TURN_REQUESTS, TURN_BYTES as u64);
+        let first = self.first_client;
+        let mut waiting = clients.range(first..).chain(clients.range(..first)).copied();
+        while requests > 0 && bytes > 0 {
+            let Some(token) = waiting.next() else { break };
+            let before = (received.len(), self.bytes_in(token));
+            self.receive_from(token, share, received);
+            requests = requests.saturating_sub(received.len() - before.0);
+            bytes = bytes.saturating_sub(self.bytes_in(token).saturating_sub(before.1));
+            self.first_client = token + 1;
+        }
+        self.ready.extend(waiting);
+    }
+
+    fn bytes_in(&self, token: usize) -> u64 {
+        self.conns.get(&token).map_or(0, |conn| conn.connection.bytes_in())
+    }
+
+    fn receive_from(&mut self, token: usize, share: Share, received: &mut Vec<Item>) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        if conn.ended {
+            // It comes back here when all is answered.
+            if conn.unanswered == 0 {
+                self.leave(token, "it sends no more", received);
             }
-            if let Err(why) = read_one(conn, token, received, &mut self.ready) {
-                self.close(token, &why, received);
+            return;
+        }
+        // Back-pressure: who does not read its answers is not read either. It comes back when its buffer drains.
+        if matches!(conn.role, Role::Client | Role::Resp) && conn.connection.is_full() {
+            return;
+        }
+        let before = conn.connection.bytes_in();
+        let read = read::read(conn, token, share, received);
+        if conn.connection.bytes_in() != before {
+            conn.active = self.now;
+            if let Role::Peer(server) = conn.role {
+                self.dials.entry(server).or_default().unheard = None;
             }
         }
+        match read {
+            Ok(true) => _ = self.ready.insert(token),
+            Ok(false) => {}
+            Err(why) if matches!(conn.role, Role::Client | Role::Resp) => self.leave(token, &why, received),
+            Err(why) => self.close(token, &why, received),
+        }
+    }
+
+    /// Takes memory back from connections on which nothing moves, once in a while: most have nothing to say most of the time.
+    pub fn tend(&mut self, now: Time) {
+        self.expire_leaving(now);
+        if now < self.quiet_at {
+            return;
+        }
+        self.quiet_at = now + QUIET;
+        for conn in self.conns.values_mut().filter(|conn| now.since(conn.active) >= QUIET) {
+            conn.connection.release();
+        }
+        self.tell_of_crowd();
     }
 
     /// Writes what is queued, as far as the sockets take it. The rest goes when a socket reports that it is writable.
@@ -398,8 +469,12 @@ impl Conns {
         let mut broken = Vec::new();
         for token in std::mem::take(&mut self.dirty) {
             let Some(conn) = self.conns.get_mut(&token) else { continue };
-            let was_full = conn.connection.is_full();
-            match conn.connection.flush() {
+            let (was_full, before) = (conn.connection.is_full(), conn.connection.bytes_out());
+            let flushed = conn.connection.flush();
+            if conn.connection.bytes_out() != before {
+                conn.active = self.now;
+            }
+            match flushed {
                 Ok(_) if was_full && !conn.connection.is_full() => _ = self.ready.insert(token),
                 Ok(_) => {}
                 Err(e) => broken.push((token, e)),
@@ -410,26 +485,32 @@ impl Conns {
 
     /// Closes one connection and reports it.
     pub fn close(&mut self, token: usize, why: &str, received: &mut Vec<Item>) {
-        let Some(mut conn) = self.conns.remove(&token) else { return };
-        // What is queued may be a rejection that explains the closing; whether it arrives is up to the network.
+        let Some(mut conn) = self.forget(token, why, received) else { return };
         let _ = conn.connection.flush();
+    }
+
+    /// Takes a connection out of everything, and reports that it is closed.
+    fn forget(&mut self, token: usize, why: &str, received: &mut Vec<Item>) -> Option<Conn> {
+        let conn = self.conns.remove(&token)?;
         self.bytes_closed.0 += conn.connection.bytes_in();
         self.bytes_closed.1 += conn.connection.bytes_out();
         self.ready.remove(&token);
         self.dirty.remove(&token);
         match conn.role {
             Role::Dialled(server) => {
-                self.dials.entry(server).or_default().token = None;
+                self.dials.entry(server).or_default().lost(self.now, conn.established);
                 log::debug!("connection to {server} closed: {why}");
             }
-            role => log::debug!("connection from {role:?} closed: {why}"),
+            _ => log::debug!("the connection with {} is closed: {why}", conn.name()),
         }
         received.push(Item { token, role: conn.role, received: Received::Closed });
+        Some(conn)
     }
 
     /// Closes everything but the operators' connections at once; nothing that was queued is sent. An operator who pulls
     /// the cable that the servers share still has to hear that it is done.
     pub fn close_all(&mut self, received: &mut Vec<Item>) {
+        self.leaving.clear();
         let closed: Vec<_> = self.conns.extract_if(|_, conn| conn.role != Role::Admin).collect();
         for (token, conn) in closed {
             self.bytes_closed.0 += conn.connection.bytes_in();
@@ -442,124 +523,9 @@ impl Conns {
     }
 }
 
-fn read_one(
-    conn: &mut Conn,
-    token: usize,
-    received: &mut Vec<Item>,
-    ready: &mut BTreeSet<usize>,
-) -> Result<(), String> {
-    if !conn.established {
-        match conn.connection.finish_connect() {
-            Ok(true) => {
-                conn.established = true;
-                if let Role::Dialled(server) = conn.role {
-                    received.push(Item { token, role: conn.role, received: Received::Established(server) });
-                }
-            }
-            Ok(false) => return Ok(()),
-            Err(e) => return Err(e.to_string()),
-        }
-    }
-    let status = conn.connection.fill();
-    if conn.role == Role::Stranger && conn.door != Door::Peers && speaks_resp(conn.connection.pending()) {
-        conn.role = Role::Resp;
-        conn.connection.set_limits(Limits {
-            frame_bytes: resp::codec::MAX_REQUEST_BYTES,
-            send_bytes: limits::CLIENT_BUFFER_BYTES,
-        });
-    }
-    if conn.role == Role::Resp && !read_requests(conn, token, received) {
-        // What is left is read when there are fewer to be answered.
-        return Ok(());
-    }
-    while conn.role != Role::Resp {
-        match conn.connection.next_frame() {
-            Ok(Some(frame)) => {
-                let decoded = decode(conn.role, frame)?;
-                received.push(Item { token, role: conn.role, received: decoded });
-            }
-            Ok(None) => break,
-            Err(e) => {
-                log::warn!("closing the connection with {:?}: {e}", conn.role);
-                return Err(e.to_string());
-            }
-        }
-        // A stranger says one thing; what follows, the end of the stream included, is read again with the limits of who
-        // it turns out to be.
-        if conn.role == Role::Stranger {
-            ready.insert(token);
-            return Ok(());
-        }
-    }
-    match status {
-        Ok(ReadStatus::Drained) => Ok(()),
-        Ok(ReadStatus::More) => {
-            ready.insert(token);
-            Ok(())
-        }
-        Ok(ReadStatus::Eof) if conn.unanswered > 0 => {
-            conn.ended = true;
-            Ok(())
-        }
-        Ok(ReadStatus::Eof) => match conn.connection.unfinished_bytes() {
-            0 => Err("closed by the other end".into()),
-            cut => {
-                log::warn!("{:?} closed the connection in the middle of a frame ({cut} bytes)", conn.role);
-                Err(format!("closed in the middle of a frame, after {cut} bytes"))
-            }
-        },
-        Err(e) => Err(e.to_string()),
-    }
-}
-
-/// Whether the first bytes are no frame: those of a hello begin with a length far below 65,536, and text has no zeros.
-fn speaks_resp(first: &[u8]) -> bool {
-    matches!(first, [_, _, third, fourth, ..] if third | fourth != 0)
-}
-
-/// Takes whole requests; `false` if too many have no reply yet.
-fn read_requests(conn: &mut Conn, token: usize, received: &mut Vec<Item>) -> bool {
-    while conn.unanswered < PIPELINE {
-        let request = match resp::decode(conn.connection.pending()) {
-            Ok(None) => return true,
-            Ok(Some((args, bytes))) => {
-                conn.connection.consume(bytes);
-                if args.is_empty() {
-                    continue;
-                }
-                Ok(args)
-            }
-            Err(e) => {
-                log::warn!("closing the connection with {:?}: {e}", conn.role);
-                conn.connection.consume(usize::MAX);
-                Err(e)
-            }
-        };
-        conn.unanswered += 1;
-        conn.spoke = true;
-        let role = conn.role;
-        let stop = request.is_err();
-        received.push(Item { token, role, received: Received::Resp(request) });
-        if stop {
-            return true;
-        }
-    }
-    false
-}
-
-fn decode(role: Role, frame: Frame<'_>) -> Result<Received, String> {
-    let decoded = match (role, frame.kind) {
-        (Role::Stranger, kind::HELLO) => codec::decode(frame.payload).map(Received::Hello),
-        (Role::Peer(_), kind::PEER) => codec::decode(frame.payload).map(Received::Peer),
-        (Role::Client, kind::REQUEST) => codec::decode(frame.payload).map(Received::Request),
-        (Role::Admin, kind::ADMIN) => codec::decode(frame.payload).map(Received::Order),
-        (Role::Dialled(_), kind::RESPONSE) => codec::decode(frame.payload).map(Received::Response),
-        (Role::Dialled(_), kind::REPORT) => codec::decode(frame.payload).map(Received::Report),
-        (Role::Dialled(_), kind::REJECT) => codec::decode(frame.payload).map(Received::Reject),
-        (_, kind) => Err(format!("a frame of kind {kind} has no place here")),
-    };
-    decoded.inspect_err(|e| log::warn!("closing the connection with {role:?}: {e}"))
-}
-
+mod crowd;
+mod dials;
+mod leaving;
+mod read;
 #[cfg(test)]
 mod tests;

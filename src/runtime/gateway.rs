@@ -5,19 +5,30 @@
 //! way when its server dies is lost to its client, as is any that was answered *unknown*: a repetition without an id is another
 //! transfer, one with an id is the same, at whatever server.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::config::{Timeouts, Topology};
 use crate::resp::codec::Args;
 use crate::resp::{self, Command, Protocol, ProtocolError, Reply};
-use crate::runtime::conns::{Conns, Item};
+use crate::runtime::conns::{Conns, Item, Role};
 use crate::runtime::outlet::Outlet;
 use crate::shard::Shard;
 use crate::txn::{Coordinator, Input, Op, Outcome, Output};
-use crate::types::{Reason, Time};
+use crate::types::{NodeId, Reason, Time};
 
-/// Transfers and reads under way for all connections together; more are answered with `BUSY`.
+/// Transfers and reads under way for all connections together; more are answered with `BUSY`, but for a few of each.
 const IN_FLIGHT: usize = 16 * 1024;
+/// So many one connection may have under way whatever the others do.
+const GRANTED: usize = 16;
+
+/// Whether a connection with `own` under way may have one more, while there are `all` of all connections: as long as it has
+/// fewer than are still free, so that those who want much leave room for each other.
+fn admits(own: usize, all: usize) -> bool {
+    own < GRANTED || own < IN_FLIGHT.saturating_sub(all)
+}
+
+/// A connection that had more requests than this under way keeps no memory for as many.
+const BURST: usize = 256;
 
 /// One connection.
 #[derive(Default)]
@@ -28,6 +39,8 @@ struct Guest {
     replies: VecDeque<Option<Reply>>,
     /// How many requests were answered before these.
     answered: u64,
+    /// How many of them the coordinator has.
+    under_way: usize,
     /// After the last of these replies the connection is closed.
     leaves: bool,
 }
@@ -49,6 +62,8 @@ pub struct Gateway {
     out: Output,
     /// Connections that have something to be sent, or to be closed.
     ready: Vec<usize>,
+    /// Why servers turned it away, as last said.
+    turned_away: BTreeMap<NodeId, String>,
 }
 
 impl Gateway {
@@ -61,6 +76,7 @@ impl Gateway {
             next_tag: 1,
             out: Output::default(),
             ready: Vec::new(),
+            turned_away: BTreeMap::new(),
         }
     }
 
@@ -133,9 +149,11 @@ impl Gateway {
 
     /// Gives it to the coordinator, or says why not.
     fn submit(&mut self, now: Time, asker: (usize, u64), op: Op) -> Option<Reply> {
-        if self.asked.len() >= IN_FLIGHT {
+        let guest = self.guests.entry(asker.0).or_default();
+        if !admits(guest.under_way, self.asked.len()) {
             return Some(resp::outcome::overloaded());
         }
+        guest.under_way += 1;
         let tag = self.next_tag;
         self.next_tag += 1;
         self.asked.insert(tag, Asked { asker, op });
@@ -157,9 +175,14 @@ impl Gateway {
     pub fn turn(&mut self, now: Time, conns: &mut Conns) -> Vec<usize> {
         let mut received: Vec<Item> = Vec::new();
         self.outlet.conns.dial_resolved(now);
-        self.outlet.conns.receive(&mut received);
+        self.outlet.conns.receive(now, &mut received);
         for item in received.drain(..) {
-            if let Some(why) = self.outlet.take(now, item, &mut self.out) {
+            let role = item.role;
+            // It goes on trying, and is told the same each time.
+            if let Some(why) = self.outlet.take(now, item, &mut self.out)
+                && let Role::Dialled(from) = role
+                && self.turned_away.insert(from, why.clone()).is_none_or(|before| before != why)
+            {
                 log::error!("gateway: {why}");
             }
         }
@@ -173,6 +196,9 @@ impl Gateway {
                 let Some(Asked { asker: (token, number), op }) = self.asked.remove(&answer.tag) else {
                     continue;
                 };
+                if let Some(guest) = self.guests.get_mut(&token) {
+                    guest.under_way -= 1;
+                }
                 let reply = self.reply_to(op, answer.outcome);
                 self.answer(token, number, reply);
             }
@@ -219,6 +245,9 @@ impl Gateway {
             guest.answered += count as u64;
             if count > 0 {
                 conns.reply(token, count, &bytes);
+            }
+            if guest.replies.is_empty() && guest.replies.capacity() > BURST {
+                guest.replies.shrink_to_fit();
             }
             if guest.leaves && guest.replies.is_empty() {
                 self.guests.remove(&token);
@@ -310,4 +339,29 @@ fn info(shard: &Shard) -> String {
         bank.digest(),
         bank.holds().len()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four connections that asked for as much as they could kept everybody else out.
+    #[test]
+    fn a_connection_gets_in_whatever_the_others_ask_for() {
+        let mut under_way = [0_usize; 200];
+        for _ in 0..IN_FLIGHT {
+            for i in 0..100 {
+                let all = under_way.iter().sum();
+                under_way[i] += usize::from(admits(under_way[i], all));
+            }
+            if under_way[..100].iter().all(|own| !admits(*own, under_way.iter().sum())) {
+                break;
+            }
+        }
+        assert!(under_way[..100].iter().all(|own| (GRANTED..=IN_FLIGHT / 50).contains(own)), "{under_way:?}");
+        let all: usize = under_way.iter().sum();
+        assert!(all <= IN_FLIGHT + 100 * GRANTED, "{all}");
+        assert!(admits(GRANTED - 1, IN_FLIGHT) && admits(0, 10 * IN_FLIGHT), "for those who come later");
+        assert!(admits(4095, 4095) && !admits(GRANTED, IN_FLIGHT));
+    }
 }

@@ -1,9 +1,11 @@
 //! `bank init`, `bank up` and `bank down`: a whole bank as processes of this machine, from one configuration.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -46,6 +48,8 @@ pub fn init(args: &InitArgs) -> Result<String, String> {
     let text = example(args, cluster_id)?;
     let path = args.dir.join("cluster.toml");
     let shown = path.display();
+    // What is refused leaves nothing behind.
+    config_file::check(&path, &text)?;
     fs::create_dir_all(&args.dir).map_err(|e| format!("{}: cannot be made: {e}", args.dir.display()))?;
     let there = |server: &NodeId| server_dir(&args.dir, *server).exists();
     if let Some(server) = args.topology.servers().find(there) {
@@ -53,7 +57,6 @@ pub fn init(args: &InitArgs) -> Result<String, String> {
     }
     let mut file = File::create_new(&path).map_err(|e| format!("{shown}: cannot be made: {e}"))?;
     io::Write::write_all(&mut file, text.as_bytes()).map_err(|e| format!("{shown}: {e}"))?;
-    config_file::load(&path)?;
     let servers = args.topology.servers();
     if args.config_only {
         return Ok(format!(
@@ -118,9 +121,12 @@ fn example(args: &InitArgs, cluster_id: u128) -> Result<String, String> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// Where the servers of a configuration keep their directories, unless told otherwise: beside it.
-fn data_dir(config: &Path, given: Option<PathBuf>) -> PathBuf {
-    given.unwrap_or_else(|| config.parent().map_or_else(PathBuf::new, Path::to_path_buf))
+/// Where the servers of a configuration keep their directories, unless told otherwise: beside it. However it was called, the
+/// path is the same.
+fn data_dir(config: &Path, given: Option<PathBuf>) -> Result<PathBuf, String> {
+    let dir = given.unwrap_or_else(|| config.parent().map_or_else(PathBuf::new, Path::to_path_buf));
+    let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir };
+    fs::canonicalize(&dir).map_err(|e| format!("{}: {e}", dir.display()))
 }
 
 fn pid_file(data: &Path, server: NodeId) -> PathBuf {
@@ -136,6 +142,22 @@ struct Started {
     server: NodeId,
     child: Child,
     logged: u64,
+    listens: bool,
+}
+
+impl Started {
+    /// Whether it is not known yet how it begins: it has neither written its number nor ended.
+    fn is_starting(&mut self, data: &Path) -> bool {
+        self.listens |= pid_of(data, self.server) == Some(self.child.id());
+        !self.listens && self.end(data).is_none()
+    }
+
+    /// How it ended, if it did.
+    fn end(&mut self, data: &Path) -> Option<String> {
+        let status = self.child.try_wait().ok()??;
+        let said = last_words(&log_file(data, self.server), self.logged);
+        Some(format!("{} has ended ({status}): {said}", self.server))
+    }
 }
 
 /// Starts every server of a configuration that does not run yet, and waits until each cluster has a leader.
@@ -145,7 +167,7 @@ struct Started {
 /// The configuration cannot be used, a server does not start (its reason is told), or some cluster gets no leader in time.
 pub fn up(path: &Path, data: Option<PathBuf>) -> Result<String, String> {
     let (config, begun) = (config_file::load(path)?, Instant::now());
-    let data = data_dir(path, data);
+    let data = data_dir(path, data)?;
     let program = std::env::current_exe().map_err(|e| format!("this program cannot be found: {e}"))?;
     let mut started = Vec::new();
     for server in config.context.topology.servers() {
@@ -159,14 +181,13 @@ pub fn up(path: &Path, data: Option<PathBuf>) -> Result<String, String> {
         let logged = log.metadata().map_err(named)?.len();
         let mut command = Command::new(&program);
         command.arg("node").arg("--config").arg(path).arg("--server").arg(server.to_string());
-        command.arg("--data-dir").arg(&dir).stdin(Stdio::null());
+        command.arg("--data-dir").arg(&dir).arg("--pid-file").arg(pid_file(&data, server));
+        command.stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(named)?).stderr(log);
         // Ctrl-C in this terminal is not meant for them.
         command.process_group(0);
         let child = command.spawn().map_err(|e| format!("{server} cannot be started: {e}"))?;
-        let pid = pid_file(&data, server);
-        fs::write(&pid, format!("{}\n", child.id())).map_err(|e| format!("{}: {e}", pid.display()))?;
-        started.push(Started { server, child, logged });
+        started.push(Started { server, child, logged, listens: false });
     }
     let before = config.context.topology.server_count() - started.len();
     wait_for_leaders(&config, &data, &mut started, begun)?;
@@ -187,18 +208,32 @@ fn wait_for_leaders(
     let client = Client::start(config.context.clone(), config.settings.timeouts)
         .map_err(|e| format!("no coordinator: {e}"))?;
     client.send(client::Command::Op(Op::Confirm { anew: true }));
+    let mut led = false;
     loop {
-        for Started { server, child, logged } in started.iter_mut() {
-            if let Ok(Some(status)) = child.try_wait() {
-                let said = last_words(&log_file(data, *server), *logged);
-                return Err(format!("{server} has ended ({status}): {said}"));
+        // Also if one has ended, the others are waited for: whoever stops them finds them by what they write when they listen.
+        let starting = started.iter_mut().find_map(|s| s.is_starting(data).then_some(s.server));
+        let late = begun.elapsed() > PATIENCE;
+        if (starting.is_none() || late)
+            && let Some(end) = started.iter_mut().find_map(|s| s.end(data))
+        {
+            return Err(end);
+        }
+        match starting {
+            None if led => return Ok(()),
+            Some(server) if late => {
+                let log = log_file(data, server);
+                return Err(format!("{server} does not listen after {PATIENCE:?}; see {}", log.display()));
             }
+            _ => {}
         }
         match client.news.recv_timeout(LOOK_AFTER) {
             Ok(News::Op(Outcome::Confirmed(reaches))) => {
                 let leaderless = |(_, reach): &(usize, &Reach)| !matches!(reach, Reach::Leader { .. });
-                let Some((shard, _)) = reaches.iter().enumerate().find(leaderless) else { return Ok(()) };
-                if begun.elapsed() > PATIENCE {
+                let Some((shard, _)) = reaches.iter().enumerate().find(leaderless) else {
+                    led = true;
+                    continue;
+                };
+                if late {
                     let cluster = ShardId(shard as u16 + 1);
                     return Err(format!(
                         "{cluster} has no leader after {PATIENCE:?}; see {}",
@@ -230,9 +265,14 @@ fn last_words(path: &Path, since: u64) -> String {
     }
 }
 
+/// What a server of this data directory wrote when it last listened.
+fn pid_of(data: &Path, server: NodeId) -> Option<u32> {
+    fs::read_to_string(pid_file(data, server)).ok()?.trim().parse().ok()
+}
+
 /// The process that runs a server of this data directory, as its file says, if it does.
 fn running(data: &Path, server: NodeId) -> Option<OwnedFd> {
-    let pid: i32 = fs::read_to_string(pid_file(data, server)).ok()?.trim().parse().ok()?;
+    let pid = pid_of(data, server)?;
     // SAFETY: a system call without pointers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if fd < 0 {
@@ -240,13 +280,15 @@ fn running(data: &Path, server: NodeId) -> Option<OwnedFd> {
     }
     // SAFETY: the descriptor is new, and owned here alone.
     let process = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    // The number may be another process' by now.
+    // The number may be another process' by now, and the same directory may be called by many names.
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let dir = server_dir(data, server);
     let mut words = arguments.split(|byte| *byte == 0);
-    use std::os::unix::ffi::OsStrExt;
-    (words.any(|word| word == b"node") && words.any(|word| word == dir.as_os_str().as_bytes()))
-        .then_some(process)
+    words.find(|word| *word == b"node")?;
+    words.find(|word| *word == b"--data-dir")?;
+    let named = Path::new(OsStr::from_bytes(words.next()?));
+    let resolved = |path: PathBuf| fs::canonicalize(&path).unwrap_or(path);
+    let its = resolved(Path::new(&format!("/proc/{pid}/cwd")).join(named));
+    (its == resolved(server_dir(data, server))).then_some(process)
 }
 
 /// Tells every server that [`up`] started to stop, and waits until all have.
@@ -256,7 +298,7 @@ fn running(data: &Path, server: NodeId) -> Option<OwnedFd> {
 /// The configuration cannot be used, or a server does not end in time; it is named.
 pub fn down(path: &Path, data: Option<PathBuf>) -> Result<String, String> {
     let config = config_file::load(path)?;
-    let data = data_dir(path, data);
+    let data = data_dir(path, data)?;
     let mut ending = Vec::new();
     for server in config.context.topology.servers() {
         if let Some(process) = running(&data, server) {

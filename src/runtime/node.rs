@@ -65,6 +65,8 @@ pub struct Setup<D: Disk> {
     pub waker: Arc<Waker>,
     /// Where it listens, for whom; two at most.
     pub doors: Vec<(TcpListener, Door)>,
+    /// Connections of clients and operators at most.
+    pub connections: u32,
     pub control: Receiver<Control>,
     pub status: Arc<Mutex<Status>>,
     /// Whether operators may give orders over the wire.
@@ -115,7 +117,8 @@ struct Node<D: Disk> {
 /// Runs a server until it is stopped. An error means that it stopped for good: its disk failed, or its state differs
 /// from that of others.
 pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
-    let Setup { context, shard, wal, clock, mut poll, waker, doors, control, status, admin } = setup;
+    let Setup { context, shard, wal, clock, mut poll, waker, doors, connections, control, status, admin } =
+        setup;
     let gates = Gates::open(poll.registry(), [LISTENER, SECOND_LISTENER], doors, clock.now())?;
     let me = shard.id();
     let topology = context.topology;
@@ -148,6 +151,7 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
         damage: BTreeSet::new(),
         lost: Vec::new(),
     };
+    node.conns.admit_at_most(connections as usize);
     let result = node.run(&mut poll);
     if let Err(e) = &result {
         match drive::divergence(e) {
@@ -183,9 +187,10 @@ impl<D: Disk> Node<D> {
                     Token(token) => self.conns.wake(token),
                 }
             }
-            self.gates.accept(self.me, now, &mut self.conns);
-            self.conns.receive(&mut received);
+            self.gates.accept(self.me, now, &mut self.conns, &mut received);
+            self.conns.receive(now, &mut received);
             self.conns.expire_strangers(now, &mut received);
+            self.conns.tend(now);
             for item in std::mem::take(&mut received) {
                 self.take(now, item, &mut inputs);
             }
@@ -196,8 +201,9 @@ impl<D: Disk> Node<D> {
                 inputs.clear();
             } else {
                 for token in self.gateway.turn(now, &mut self.conns) {
-                    self.conns.close(token, "it asked for that", &mut received);
+                    self.conns.leave(token, "it asked for that", &mut received);
                 }
+                self.conns.give_up_silent(now, &self.peers, &mut received);
                 self.turn(now, &mut inputs)?;
             }
             self.finish_turn(now)?;
@@ -305,9 +311,9 @@ impl<D: Disk> Node<D> {
         let role = match self.doorman.admit(now, &self.conns.context, door, &hello) {
             Ok(role) => role,
             Err(why) => {
-                log::warn!("{}: a connection is turned away: {why}", self.me);
+                log::warn!("{}: {} is turned away: {why}", self.me, self.conns.name(token));
                 self.conns.send(token, kind::REJECT, &format!("{} turned it away: {why}", self.me));
-                return self.conns.close(token, &why, &mut Vec::new());
+                return self.conns.leave(token, &why, &mut Vec::new());
             }
         };
         if self.failed && role != Role::Admin {

@@ -19,6 +19,7 @@ use crate::runtime::cluster::{
 };
 use crate::runtime::config_file;
 use crate::runtime::conns::{Door, Endpoints};
+use crate::runtime::gates::affordable;
 use crate::runtime::http::{self, Http, Pages};
 use crate::runtime::node::{self, Control, poll_and_waker};
 use crate::runtime::runner::{Factory, Options, Runner, Stop};
@@ -49,6 +50,8 @@ pub struct NodeArgs {
     pub rejoin: bool,
     /// The host to listen on, if it is not the one that others know it by.
     pub listen: Option<String>,
+    /// Where to write the number of this process once it listens.
+    pub pid_file: Option<PathBuf>,
 }
 
 /// How the process ends.
@@ -451,10 +454,17 @@ fn start_node(args: NodeArgs) -> Result<io::Result<()>, String> {
         admin: config.allow_admin,
     };
     let (status, clock) = (around.status.clone(), Clock::start());
-    let setup = prepare(server, config.context, config.settings, clock, log, around)?;
+    let connections = affordable(config.settings.connections, 1, &topology);
+    let settings = Settings { connections, ..config.settings };
+    let setup = prepare(server, config.context, settings, clock, log, around)?;
     // Until the end of this function.
     let _http = serve_pages(endpoints.admin.as_ref(), args.listen.as_deref(), status, &topology, clock)
         .map_err(|e| format!("{server}: {e}"))?;
+    // Whoever comes so far has the directory's lock: nobody who runs is written over.
+    if let Some(path) = &args.pid_file {
+        let written = std::fs::write(path, format!("{}\n", std::process::id()));
+        written.map_err(|e| format!("--pid-file {}: {e}", path.display()))?;
+    }
     println!("{server} listens on {place}");
     let thread = std::thread::Builder::new()
         .name(server.to_string())

@@ -59,6 +59,9 @@ pub struct FileDisk {
     /// Held, never read: the lock goes with the last handle, and with the process however it ends. `None` for one that
     /// only looks.
     lock: Option<Arc<File>>,
+    /// The directory itself, open for as long as it is written to: what is to be synced may not depend on a descriptor that is
+    /// still to be had.
+    open: Option<Arc<File>>,
     syncs: Arc<AtomicU64>,
 }
 
@@ -91,7 +94,11 @@ impl FileDisk {
         let lock = lock.map_err(|e| at(&path, e))?;
         let locked = lock.try_lock();
         match locked {
-            Ok(()) => Ok(FileDisk { dir, lock: Some(Arc::new(lock)), syncs: Arc::default() }),
+            Ok(()) => {
+                let open = File::open(&dir).map_err(|e| at(&dir, e))?;
+                let (lock, open) = (Some(Arc::new(lock)), Some(Arc::new(open)));
+                Ok(FileDisk { dir, lock, open, syncs: Arc::default() })
+            }
             Err(TryLockError::WouldBlock) => Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!(
@@ -105,7 +112,7 @@ impl FileDisk {
 
     /// Opens a directory to look at it, while a server may run on it. Nothing in it can be changed.
     pub fn look(dir: impl Into<PathBuf>) -> FileDisk {
-        FileDisk { dir: dir.into(), lock: None, syncs: Arc::default() }
+        FileDisk { dir: dir.into(), lock: None, open: None, syncs: Arc::default() }
     }
 
     fn may_change(&self) -> io::Result<()> {
@@ -128,6 +135,14 @@ fn at(path: &Path, e: io::Error) -> io::Error {
     io::Error::new(e.kind(), format!("{}: {e}", path.display()))
 }
 
+/// Descriptors that have run out are like space that has: nothing is broken, and there may be some again soon.
+fn short(e: io::Error) -> io::Error {
+    match e.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => io::Error::new(io::ErrorKind::QuotaExceeded, e),
+        _ => e,
+    }
+}
+
 impl Disk for FileDisk {
     type File = RealFile;
 
@@ -135,7 +150,7 @@ impl Disk for FileDisk {
         let path = self.dir.join(name);
         self.may_change()?;
         let opened = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        self.file(path, opened)
+        self.file(path, opened.map_err(short))
     }
 
     fn open(&self, name: &str) -> io::Result<RealFile> {
@@ -178,7 +193,9 @@ impl Disk for FileDisk {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        File::open(&self.dir).and_then(|f| f.sync_all()).map_err(|e| at(&self.dir, e))?;
+        self.may_change()?;
+        let synced = self.open.as_ref().map_or(Ok(()), |open| open.sync_all());
+        synced.map_err(|e| at(&self.dir, e))?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -205,5 +222,19 @@ impl DiskFile for RealFile {
         self.file.sync_data().map_err(|e| at(&self.path, e))?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wal::is_full;
+    use super::*;
+
+    #[test]
+    fn descriptors_that_have_run_out_are_a_lack_of_space_and_no_broken_disk() {
+        for (code, full) in [(libc::EMFILE, true), (libc::ENFILE, true), (libc::EIO, false)] {
+            let error = at(Path::new("wal"), short(io::Error::from_raw_os_error(code)));
+            assert_eq!(is_full(&error), full, "{error}");
+        }
     }
 }

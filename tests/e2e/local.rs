@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::common::{LIMIT, bank, data, eventually, put, run, temp};
+use crate::common::{LIMIT, Running, bank, data, eventually, put, run, temp};
 
 /// A base port such that the ports of three servers are free, and below those that the system gives out.
 fn base_port() -> u16 {
@@ -63,6 +63,17 @@ fn a_bank_of_processes_is_made_started_used_and_stopped() {
     assert!(said.starts_with("3 servers run, and every cluster has a leader, after"), "{said}");
     let said = run(&["up", "--config", &config]).with_code(0).out;
     assert!(said.contains("(3 ran already)"), "{said}");
+    // By another name it is the same bank: nothing is started a second time, and nobody's number is written over.
+    let number = || std::fs::read_to_string(format!("{place}/S1.pid")).expect("its number");
+    let before = number();
+    let mut near = bank(&["up", "--config", "../bank/cluster.toml"]);
+    near.current_dir(&place);
+    let said = Running::start(near).finish().with_code(0).out;
+    assert!(said.contains("(3 ran already)"), "{said}");
+    let (own, pid_file) = (format!("{place}/S1"), format!("{place}/S1.pid"));
+    run(&["node", "--config", &config, "--server", "S1", "--data-dir", &own, "--pid-file", &pid_file])
+        .with_code(2);
+    assert_eq!(number(), before);
     let file = put(dir.path(), "one.csv", "1,\"(1, 2, 3)\",\"[S1, S2, S3]\",[S1]\n,(2),,\n");
     let balance = |expected: u64| {
         let sets = run(&["run", &file, "--config", &config, "--json"]).with_code(0).sets();
@@ -99,7 +110,9 @@ fn a_bank_of_processes_is_made_started_used_and_stopped() {
     let other = put(dir.path(), "other.toml", &hasty);
     let said = run(&["client", "--config", &other, "balance", "2"]).with_code(2).err;
     assert!(said.contains("election_timeout_ms is 301, here it is 300"), "{said}");
-    let said = run(&["down", "--config", &config]).with_code(0).out;
+    let mut near = bank(&["down", "--config", "cluster.toml"]);
+    near.current_dir(&place);
+    let said = Running::start(near).finish().with_code(0).out;
     assert_eq!(said.trim(), "3 servers have stopped");
     assert_eq!(run(&["down", "--config", &config]).with_code(0).out.trim(), "0 servers have stopped");
     run(&["wal", "verify", &place]).with_code(0);
@@ -119,6 +132,9 @@ fn a_server_that_does_not_start_is_named_with_its_reason() {
     let _stops = Stops(config.clone());
     let said = run(&["up", "--config", &config]).with_code(1).err;
     assert!(said.contains("S2 has ended") && said.contains("cannot listen on"), "{said}");
+    // The others have started, and are found.
+    assert!(!std::fs::exists(format!("{place}/S2.pid")).expect("a directory"));
+    assert_eq!(run(&["down", "--config", &config]).with_code(0).out.trim(), "2 servers have stopped");
 }
 
 #[test]
@@ -133,8 +149,7 @@ fn what_cannot_be_made_is_refused_by_name() {
         let all = [&["init", &place][..], arguments].concat();
         let said = run(&all).with_code(2).err;
         assert!(said.contains(part), "{said}");
-        assert!(!dir.path().join("bank/S1").exists());
-        let _ = std::fs::remove_dir_all(&place);
+        assert!(!dir.path().join("bank").exists(), "{arguments:?} leave something behind");
     }
     let several = ["init", &place, "--host", "a.example", "--host", "b.example", "--config-only"];
     run(&several).with_code(0);

@@ -7,6 +7,7 @@ mod bad_input;
 mod catch_up;
 mod common;
 mod continued;
+mod crowd;
 mod failing_disk;
 mod full;
 mod harm;
