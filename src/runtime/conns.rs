@@ -27,6 +27,8 @@ const GREETING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection whose other end confirms nothing is given up after four time-outs for unreachable servers, but not before this.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(5);
+/// The same for clients, who may honestly take nothing for a while: their window being shut counts as silence, too.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Requests of one connection that speaks RESP under way at once; more are not read.
 const PIPELINE: usize = 4096;
@@ -159,6 +161,13 @@ struct Conn {
 }
 
 impl Conn {
+    /// A client that does not read is not read from, and waited for.
+    fn spare_the_slow(&mut self) {
+        if let Err(e) = self.connection.give_up_after(CLIENT_PATIENCE) {
+            log::debug!("{}: {e}", self.remote);
+        }
+    }
+
     /// Who it is with, for logs.
     fn name(&self) -> String {
         name(self.role, self.remote)
@@ -320,6 +329,9 @@ impl Conns {
     pub fn greet(&mut self, token: usize, role: Role) {
         let Some(conn) = self.conns.get_mut(&token) else { return };
         conn.role = role;
+        if role == Role::Client {
+            conn.spare_the_slow();
+        }
         conn.connection.set_limits(match role {
             Role::Peer(_) => {
                 Limits { frame_bytes: limits::PEER_FRAME_BYTES, send_bytes: GREETING.send_bytes }

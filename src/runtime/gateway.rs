@@ -100,6 +100,19 @@ impl Gateway {
         self.outlet.conns.bytes()
     }
 
+    /// Takes no more requests. Each connection is closed when it has the replies to those that came.
+    pub fn dismiss(&mut self) {
+        for (token, guest) in &mut self.guests {
+            guest.leaves = true;
+            self.ready.push(*token);
+        }
+    }
+
+    /// Whether some connection still waits for replies.
+    pub fn has_guests(&self) -> bool {
+        !self.guests.is_empty()
+    }
+
     /// A connection is gone; what it asked for goes on.
     pub fn left(&mut self, token: usize) {
         self.guests.remove(&token);

@@ -31,6 +31,10 @@ use crate::storage::{CommitStats, Disk, Wal};
 use crate::txn::{self, message};
 use crate::types::{ClientId, NodeId, Slot, Time};
 
+mod leaving;
+
+use leaving::Leaving;
+
 const LISTENER: Token = Token(0);
 const WAKER: Token = Token(1);
 /// The second listener, where clients and other servers have one each.
@@ -51,6 +55,8 @@ const NAMED_AT_MOST: usize = 1000;
 /// What comes over the control channel of a server thread.
 pub enum Control {
     Order(Order, Sender<Report>),
+    /// Stop in good order, see [`leaving`].
+    Leave,
     /// Leave the loop at once, as if the process were killed: nothing is flushed or said to anybody.
     Stop,
 }
@@ -103,6 +109,7 @@ struct Node<D: Disk> {
     control: Receiver<Control>,
     status: Arc<Mutex<Status>>,
     failed: bool,
+    leaving: Option<Leaving>,
     awaiting: Vec<(Slot, ReplyTo)>,
     replays: Vec<(Replay, Listing, ReplyTo)>,
     turn: TurnLog,
@@ -144,6 +151,7 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
         control,
         status,
         failed: false,
+        leaving: None,
         awaiting: Vec::new(),
         replays: Vec::new(),
         turn: TurnLog::default(),
@@ -208,6 +216,10 @@ impl<D: Disk> Node<D> {
             }
             self.finish_turn(now)?;
             self.conns.flush(&mut received);
+            if self.may_stop(now, &mut received) {
+                log::info!("{} stops", self.me);
+                return Ok(());
+            }
         }
     }
 
@@ -223,7 +235,8 @@ impl<D: Disk> Node<D> {
         let gateway = if self.failed { None } else { self.gateway.next_deadline() };
         let deadline = [shard, redial, gateway, self.gates.due()].into_iter().flatten().min();
         // Woken for anything else by the waker or a socket.
-        deadline.map_or(Duration::from_secs(1), |d| until(now, d)).min(Duration::from_secs(1))
+        let idle = Duration::from_millis(if self.leaving.is_some() { 10 } else { 1_000 });
+        deadline.map_or(idle, |d| until(now, d)).min(idle)
     }
 
     /// Runs one turn of the core on what came in.
@@ -329,6 +342,7 @@ impl<D: Disk> Node<D> {
         loop {
             match self.control.try_recv() {
                 Ok(Control::Order(order, reply)) => self.order(now, order, ReplyTo::Channel(reply), inputs),
+                Ok(Control::Leave) => self.begin_to_leave(now, inputs),
                 Err(TryRecvError::Empty) => return true,
                 // Whoever held the other end is gone, and with it the reason to run.
                 Ok(Control::Stop) | Err(TryRecvError::Disconnected) => return false,
@@ -433,6 +447,7 @@ impl<D: Disk> Node<D> {
         let around = Around {
             uptime: uptime(self.clock.now()),
             failed: self.failed,
+            leaving: self.leaving.is_some(),
             told: self.told,
             bytes: (bytes_in + own_in, bytes_out + own_out),
             dropped: self.conns.dropped,

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::channel::{Receiver, bounded};
 use mio::net::TcpListener;
@@ -439,9 +440,11 @@ fn start_node(args: NodeArgs) -> Result<io::Result<()>, String> {
     let (control, orders) = crossbeam::channel::unbounded();
     let (poll, waker) = poll_and_waker().map_err(|e| format!("{server}: no event loop: {e}"))?;
     let (stop, wake) = (control.clone(), waker.clone());
+    let told = AtomicBool::new(false);
     ctrlc::set_handler(move || {
-        // The loop is gone only if the process is about to end anyway.
-        let _ = stop.send(Control::Stop);
+        // Who says it twice does not want to wait. The loop is gone only if the process is about to end anyway.
+        let again = told.swap(true, Ordering::Relaxed);
+        let _ = stop.send(if again { Control::Stop } else { Control::Leave });
         let _ = wake.wake();
     })
     .map_err(|e| format!("signals cannot be handled: {e}"))?;

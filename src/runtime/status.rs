@@ -48,6 +48,8 @@ pub struct Status {
     /// Elections that this server won, oldest first.
     pub elections: Vec<Won>,
     pub metrics: ServerMetrics,
+    /// It is told to stop, and does so as soon as nobody misses it.
+    pub leaving: bool,
     /// Why the server stopped for good, if it did.
     pub stopped: Option<String>,
 }
@@ -86,6 +88,7 @@ impl Status {
             in_flight: 0,
             elections: Vec::new(),
             metrics: ServerMetrics::default(),
+            leaving: false,
             stopped: None,
         }
     }

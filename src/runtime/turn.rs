@@ -35,6 +35,8 @@ pub struct Around {
     pub uptime: Duration,
     /// Cut off by an order.
     pub failed: bool,
+    /// Told to stop.
+    pub leaving: bool,
     /// The highest slot up to which a leader said that all is decided.
     pub told: Slot,
     /// Bytes of frames received and sent.
@@ -99,6 +101,7 @@ impl TurnLog {
         status.leader = leader;
         status.led_until = led_until;
         status.failed = around.failed;
+        status.leaving = around.leaving;
         status.repairing = replica.lacks_votes();
         status.disputed = shard.is_silent();
         status.ballot = replica.promised();

@@ -14,6 +14,7 @@ mod harm;
 mod hostile;
 mod ids;
 mod inspect;
+mod leaving;
 mod local;
 mod process;
 mod resp;

@@ -68,7 +68,7 @@ fn who_is_left_the_lead_campaigns_at_once_and_once() {
         let sent = step(&mut s1, now, |r, out| r.message(now, from, Message::Resign { ballot }, out));
         assert!(!sent.iter().any(|(_, m)| matches!(m, Message::Prepare(_))), "{sent:?}");
     }
-    let mut prepares = |s1: &mut Replica| {
+    let prepares = |s1: &mut Replica| {
         let sent = step(s1, now, |r, out| r.message(now, S2, Message::Resign { ballot }, out));
         let mine =
             sent.iter().filter(|(_, m)| matches!(m, Message::Prepare(p) if p.ballot == Ballot::new(5, S1)));

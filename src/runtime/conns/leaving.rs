@@ -44,6 +44,11 @@ impl Conns {
         }
     }
 
+    /// Whether all that was said on connections that are over has left.
+    pub fn nobody_leaves(&self) -> bool {
+        self.leaving.is_empty()
+    }
+
     pub(super) fn expire_leaving(&mut self, now: Time) {
         self.leaving.retain(|_, leaving| now < leaving.until);
     }

@@ -72,6 +72,7 @@ pub(super) fn read(
 fn take(conn: &mut Conn, token: usize, left: &mut usize, received: &mut Vec<Item>) -> Result<Taken, String> {
     if conn.role == Role::Stranger && conn.door != Door::Peers && speaks_resp(conn.connection.pending()) {
         conn.role = Role::Resp;
+        conn.spare_the_slow();
         conn.connection.set_limits(Limits {
             frame_bytes: resp::codec::MAX_REQUEST_BYTES,
             send_bytes: limits::CLIENT_BUFFER_BYTES,

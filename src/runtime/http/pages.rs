@@ -113,6 +113,7 @@ pub(super) fn readiness(status: &Status, now: Duration) -> Result<String, String
     liveness(status, now)?;
     let led = now < status.led_until;
     let why = match status.role {
+        _ if status.leaving => "leaving: it is about to stop",
         _ if status.failed => "failed: it is cut off, by an order",
         Role::Learner => "learner: it has a new disk, and votes when the others have let it in",
         _ if status.repairing => "repairing: damage took votes, and those it has do not all count",
