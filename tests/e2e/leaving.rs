@@ -123,3 +123,21 @@ fn a_server_that_is_told_to_stop_owes_nobody_a_reply() {
     let other = (1..=3).find(|server| *server != leader).expect("another");
     assert_eq!(ask(&mut connect(&all, other), "BALANCE 2"), format!(":{}", 1_000_000 + moved));
 }
+
+#[test]
+fn each_line_of_a_log_has_the_time_and_the_server() {
+    let mut all = Processes::start_clusters(1, |text| text);
+    all.kill(2);
+    let mut command = all.command(2, "--format");
+    command.env("RUST_LOG", "info");
+    all.launch_as(2, command);
+    all.listens(2);
+    all.leader(1..=3);
+    all.running[1].as_ref().expect("it runs").interrupt();
+    let log = all.running[1].take().expect("it runs").finish().with_code(0).err;
+    assert!(log.contains("is told to stop") && log.contains("S2 stops"), "{log}");
+    for line in log.lines() {
+        let head = line.split_once(']').map_or("", |(head, _)| head);
+        assert!(head.starts_with("[20") && head.contains("Z ") && head.contains(" S2 "), "{line}");
+    }
+}
