@@ -12,7 +12,7 @@ use crate::config::{Limits, Timeouts, Topology};
 use crate::txn::group::Group;
 use crate::txn::link::{Ask, Link, Reach, Sent, Unit, UnitId, Work};
 use crate::txn::message::{Refusal, Request, Response};
-use crate::txn::named::Lookup;
+use crate::txn::named::{Lookup, NamedWish};
 use crate::txn::port::{Answer, Event, Input, Op, Outcome, Output};
 use crate::txn::retire::Retirement;
 use crate::types::{NodeId, Reason, Session, ShardId, Time, Transfer, TxnId};
@@ -48,8 +48,10 @@ pub struct Coordinator {
     pub(super) opening: BTreeMap<u64, BTreeSet<ShardId>>,
     /// By tag.
     pub(super) lookups: BTreeMap<u64, Lookup>,
-    /// Sessions of clients that were opened.
-    pub(super) known_sessions: BTreeSet<Session>,
+    /// Sessions of clients that were opened, and when their issuers last heard of them from here.
+    pub(super) known_sessions: BTreeMap<Session, Time>,
+    /// Those whose issuers are told of them, and what waits for the answer.
+    pub(super) touching: BTreeMap<Session, Vec<NamedWish>>,
     pub(super) recovering: BTreeSet<TxnId>,
     pub(super) retiring: BTreeMap<Session, Retirement>,
     /// Where to look first for a shard that opens a session, and not before when.
@@ -81,7 +83,8 @@ impl Coordinator {
             settles: Vec::new(),
             opening: BTreeMap::new(),
             lookups: BTreeMap::new(),
-            known_sessions: BTreeSet::new(),
+            known_sessions: BTreeMap::new(),
+            touching: BTreeMap::new(),
             recovering: BTreeSet::new(),
             retiring: BTreeMap::new(),
             open_from: 0,
@@ -316,7 +319,7 @@ impl Coordinator {
             (Response::Done { results, .. }, Some(sent)) => self.on_done(now, index, sent, results, out),
             (Response::Balance { balance, .. }, Some(sent)) => self.on_balance(index, sent, balance, out),
             (Response::Status { status, participants, .. }, Some(sent)) => {
-                self.on_status(now, index, sent, status.and_then(Status::from_code), participants, out);
+                self.on_status(index, sent, status.and_then(Status::from_code), participants, out);
             }
             (Response::Refused { why, .. }, Some(sent)) => self.on_refused(now, index, sent, why, out),
             (Response::Unsure { .. }, Some(sent)) => {
@@ -346,7 +349,7 @@ impl Coordinator {
         match response {
             Response::Balance { balance, .. } => self.on_balance(index, late, balance, out),
             Response::Status { status, participants, .. } => {
-                self.on_status(now, index, late, status.and_then(Status::from_code), participants, out);
+                self.on_status(index, late, status.and_then(Status::from_code), participants, out);
             }
             Response::Done { results, .. } if results.len() == late.ahead + late.units.len() => {
                 for (id, result) in late.units.iter().zip(results.into_iter().skip(late.ahead)) {
@@ -367,7 +370,7 @@ impl Coordinator {
     fn ends(&self, work: Work, result: &BlockResult) -> bool {
         match work {
             Work::Open | Work::OpenFor { .. } => matches!(result, BlockResult::Opened(_)),
-            Work::Outcome { .. } | Work::Close { .. } | Work::Expire { .. } => true,
+            Work::Outcome { .. } | Work::Touch { .. } | Work::Close { .. } | Work::Expire { .. } => true,
             Work::Fence { group } | Work::Execute { group } => {
                 let count = self.groups.get(&group).map(|g| g.range.count as usize);
                 result.unpack().is_some_and(|votes| {
@@ -514,8 +517,9 @@ impl Coordinator {
             }
             (Work::Open, BlockResult::Statuses { .. }) => return self.no_room(now),
             (Work::OpenFor { tag }, BlockResult::Opened(session)) => {
-                return self.opened_for(tag, *session, out);
+                return self.opened_for(now, tag, *session, out);
             }
+            (Work::Touch { session }, _) => return self.on_touched(now, session, &result, out),
             (Work::OpenFor { tag }, BlockResult::Statuses { .. }) => {
                 return self.open_elsewhere(now, tag, shard, out);
             }

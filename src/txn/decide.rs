@@ -239,6 +239,10 @@ impl Coordinator {
                     self.links[index].remove(id);
                     self.open_elsewhere(now, tag, shard, out);
                 }
+                Work::Touch { session } => {
+                    self.links[index].remove(id);
+                    self.drop_touch(session, out);
+                }
                 Work::Read { tag, ask: Ask::Status(_) } => self.drop_lookup(tag, out),
                 Work::Close { session } | Work::Expire { session } => self.drop_retirement(session, out),
                 Work::Read { tag, .. } => {

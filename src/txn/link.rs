@@ -39,6 +39,10 @@ pub enum Work {
     OpenFor {
         tag: u64,
     },
+    /// A session of a client is in use.
+    Touch {
+        session: Session,
+    },
     Fence {
         group: u64,
     },
@@ -70,6 +74,7 @@ impl Work {
             Work::Outcome { group } | Work::Fence { group } | Work::Execute { group } => Some(group),
             Work::Open
             | Work::OpenFor { .. }
+            | Work::Touch { .. }
             | Work::Close { .. }
             | Work::Expire { .. }
             | Work::Read { .. } => None,

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::bank::command::Range;
-use crate::bank::{Status, named_window, validate};
+use crate::bank::{BlockResult, Status, named_window, validate};
 use crate::txn::coordinator::Coordinator;
 use crate::txn::group::Group;
 use crate::txn::link::{Ask, Reach, Sent, Work};
@@ -18,14 +18,22 @@ use crate::types::{Reason, Session, ShardId, Time, Transfer, TxnId};
 /// Sessions of clients that this coordinator remembers to exist. Whoever is forgotten is asked for again.
 const KNOWN_SESSIONS: usize = 4096;
 
+/// So often within the time in which an idle session expires its issuer hears that one is in use.
+const SIGNS_OF_LIFE: u32 = 4;
+
 /// A question about an id, on its way to shards.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Lookup {
-    id: TxnId,
-    /// Asked of the shard that issued the session, before this transfer is sent under that id for the first time.
-    then: Option<Transfer>,
     waits_for: usize,
     answers: BTreeMap<ShardId, Answer>,
+}
+
+/// A transfer that waits until it is known that there is such a session.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct NamedWish {
+    tag: u64,
+    id: TxnId,
+    transfer: Transfer,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -68,17 +76,43 @@ impl Coordinator {
         self.open_for(now, tag, out);
     }
 
-    pub(super) fn opened_for(&mut self, tag: u64, session: Session, out: &mut Output) {
+    pub(super) fn opened_for(&mut self, now: Time, tag: u64, session: Session, out: &mut Output) {
         self.opening.remove(&tag);
-        self.remember(session);
+        self.remember(now, session);
         self.answer(tag, Outcome::Opened(session), None, out);
     }
 
-    fn remember(&mut self, session: Session) {
+    fn remember(&mut self, now: Time, session: Session) {
         if self.known_sessions.len() >= KNOWN_SESSIONS {
             self.known_sessions.pop_first();
         }
-        self.known_sessions.insert(session);
+        self.known_sessions.insert(session, now);
+    }
+
+    /// Tells the shard that issued a session that it is in use, and hears whether there is such a session.
+    fn touch(&mut self, now: Time, session: Session) {
+        let shard = session.shard();
+        self.search_if_idle(now, shard);
+        self.add_unit(shard, Work::Touch { session });
+    }
+
+    pub(super) fn on_touched(&mut self, now: Time, session: Session, result: &BlockResult, out: &mut Output) {
+        let waiting = self.touching.remove(&session).unwrap_or_default();
+        let status = result.unpack().and_then(|statuses| statuses.first().copied());
+        if status == Some(Status::Done) {
+            self.remember(now, session);
+            waiting.into_iter().for_each(|w| self.execute_named(now, w, out));
+            return;
+        }
+        self.known_sessions.remove(&session);
+        let outcome = if status == Some(Status::Expired) { Outcome::Forgotten } else { Outcome::Unknown };
+        waiting.into_iter().for_each(|w| self.answer(w.tag, outcome.clone(), None, out));
+    }
+
+    /// The shard that issued a session has no majority.
+    pub(super) fn drop_touch(&mut self, session: Session, out: &mut Output) {
+        let waiting = self.touching.remove(&session).unwrap_or_default();
+        waiting.into_iter().for_each(|w| self.answer(w.tag, Outcome::Unknown, None, out));
     }
 
     // ---- transfers with an id ----
@@ -100,18 +134,38 @@ impl Coordinator {
         if !self.issues(id.session) {
             return self.answer(tag, Outcome::Forgotten, None, out);
         }
-        if self.known_sessions.contains(&id.session) {
-            return self.execute_named(now, tag, id, transfer, out);
+        let wish = NamedWish { tag, id, transfer };
+        let session = id.session;
+        let stale = self.timeouts.session_idle().map(|idle| idle / SIGNS_OF_LIFE);
+        match self.known_sessions.get(&session) {
+            Some(at) => {
+                // Its issuer hears nothing of what goes to other shards.
+                if stale.is_some_and(|stale| now.since(*at) >= stale) && !self.touching.contains_key(&session)
+                {
+                    self.touching.insert(session, Vec::new());
+                    self.touch(now, session);
+                }
+                self.execute_named(now, wish, out);
+            }
+            // A shard takes up any session of another one at its first mention. One that was never opened would stay for ever.
+            None => {
+                let first = !self.touching.contains_key(&session);
+                self.touching.entry(session).or_default().push(wish);
+                if first && !self.lazy && self.links[session.shard().index()].reach == Reach::NoQuorum {
+                    self.drop_touch(session, out);
+                } else if first {
+                    self.touch(now, session);
+                }
+            }
         }
-        // A shard takes up any session of another one at its first mention. One that was never opened would stay for ever.
-        self.look_up(now, tag, id, Some(transfer), vec![id.session.shard()], out);
     }
 
     fn issues(&self, session: Session) -> bool {
         (1..=self.topology.clusters).contains(&session.shard().0) && session.number() > 0
     }
 
-    fn execute_named(&mut self, now: Time, tag: u64, id: TxnId, transfer: Transfer, out: &mut Output) {
+    fn execute_named(&mut self, now: Time, wish: NamedWish, out: &mut Output) {
+        let NamedWish { tag, id, transfer } = wish;
         let (from, to) = validate(&self.topology, &transfer).expect("it was valid when it was submitted");
         let mut participants = vec![from.min(to), from.max(to)];
         participants.dedup();
@@ -134,21 +188,8 @@ impl Coordinator {
         if id.seq == 0 || !self.issues(id.session) {
             return self.answer(tag, Outcome::Found(Found::NeverSeen), None, out);
         }
-        let shards = self.topology.shards().collect();
-        self.look_up(now, tag, id, None, shards, out);
-    }
-
-    fn look_up(
-        &mut self,
-        now: Time,
-        tag: u64,
-        id: TxnId,
-        then: Option<Transfer>,
-        shards: Vec<ShardId>,
-        out: &mut Output,
-    ) {
-        let lookup = Lookup { id, then, waits_for: shards.len(), answers: BTreeMap::new() };
-        self.lookups.insert(tag, lookup);
+        let shards: Vec<ShardId> = self.topology.shards().collect();
+        self.lookups.insert(tag, Lookup { waits_for: shards.len(), answers: BTreeMap::new() });
         for shard in &shards {
             if self.lazy {
                 self.search_if_idle(now, *shard);
@@ -164,23 +205,20 @@ impl Coordinator {
 
     /// A shard that was asked cannot be reached.
     pub(super) fn drop_lookup(&mut self, tag: u64, out: &mut Output) {
-        let Some(lookup) = self.lookups.remove(&tag) else { return };
+        if self.lookups.remove(&tag).is_none() {
+            return;
+        }
         for link in &mut self.links {
             let asks = |work: Work| matches!(work, Work::Read { tag: other, .. } if other == tag);
             let units: Vec<_> = link.units.iter().filter(|(_, u)| asks(u.work)).map(|(id, _)| *id).collect();
             units.into_iter().for_each(|id| _ = link.remove(id));
         }
         let first_sent = self.first_sent.remove(&tag);
-        let outcome = match lookup.then {
-            Some(_) => Outcome::Unknown,
-            None => Outcome::Aborted(Reason::NoQuorum),
-        };
-        self.answer(tag, outcome, first_sent, out);
+        self.answer(tag, Outcome::Aborted(Reason::NoQuorum), first_sent, out);
     }
 
     pub(super) fn on_status(
         &mut self,
-        now: Time,
         index: usize,
         sent: Sent,
         status: Option<Status>,
@@ -196,18 +234,10 @@ impl Coordinator {
             if lookup.answers.len() < lookup.waits_for {
                 continue;
             }
-            let lookup = self.lookups.remove(&tag).expect("it was just read");
+            let found = lookup.found();
+            self.lookups.remove(&tag);
             let first_sent = self.first_sent.remove(&tag);
-            match lookup.then {
-                None => self.answer(tag, Outcome::Found(lookup.found()), first_sent, out),
-                Some(_) if status == Some(Status::Expired) => {
-                    self.answer(tag, Outcome::Forgotten, first_sent, out);
-                }
-                Some(transfer) => {
-                    self.remember(lookup.id.session);
-                    self.execute_named(now, tag, lookup.id, transfer, out);
-                }
-            }
+            self.answer(tag, Outcome::Found(found), first_sent, out);
         }
     }
 }

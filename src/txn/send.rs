@@ -69,6 +69,7 @@ impl Coordinator {
             }
             match work {
                 Work::Open | Work::OpenFor { .. } => command::put_open(&mut frame.blocks),
+                Work::Touch { session } => command::put_mark(&mut frame.blocks, session, 1),
                 Work::Fence { group } => self.groups[&group].put_fence(&mut frame.blocks),
                 Work::Outcome { group } => self.groups[&group].put_outcome(&mut frame.blocks),
                 Work::Close { session } => command::put_close(&mut frame.blocks, session),

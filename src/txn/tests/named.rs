@@ -39,12 +39,8 @@ fn outcomes(out: &Output) -> Vec<(u64, Outcome)> {
 /// A coordinator that has made sure of the session and sent a named transfer to both shards.
 fn begun(world: &mut World) -> Output {
     let out = world.turn([named(1, 1)]);
-    assert!(
-        matches!(out.send[..], [(S1, Request::Status { .. })]),
-        "the issuer is asked first: {:?}",
-        out.send
-    );
-    let out = world.turn(statuses(&out.send, |_| None));
+    assert_eq!((kinds(&out.send, S1), out.send.len()), (vec!["mark"], 1), "its issuer hears of it first");
+    let out = world.turn([done(&out.send, S1, vec![one(Status::Done)])]);
     assert_eq!((kinds(&out.send, S1), kinds(&out.send, S2)), (vec!["prepare"], vec!["prepare"]));
     out
 }
@@ -54,9 +50,10 @@ fn begun(world: &mut World) -> Output {
 #[test]
 fn a_session_that_was_never_opened_is_not_mentioned() {
     let mut world = world();
-    let out = world.turn([named(1, 1)]);
-    let out = world.turn(statuses(&out.send, |_| Some(Status::Expired)));
-    assert_eq!((outcomes(&out), out.send), (vec![(1, Outcome::Forgotten)], vec![]));
+    let out = world.turn([named(1, 1), named(2, 2)]);
+    let out = world.turn([done(&out.send, S1, vec![one(Status::Expired)])]);
+    let forgotten = vec![(1, Outcome::Forgotten), (2, Outcome::Forgotten)];
+    assert_eq!((outcomes(&out), out.send), (forgotten, vec![]));
     let nowhere = TxnId { session: Session::new(ShardId(9), 1), seq: 1 };
     for (op, outcome) in [
         (Op::Named { id: nowhere, transfer: NAMED }, Outcome::Forgotten),
@@ -174,4 +171,29 @@ fn a_session_is_opened_where_there_is_room() {
     let out = world.turn([done(&out.send, S1, vec![full.clone()])]);
     let out = world.turn([done(&out.send, S2, vec![full])]);
     assert_eq!((outcomes(&out), out.send), (vec![(2, Outcome::Aborted(Reason::NoSession))], vec![]));
+}
+
+/// The shard that issued a session hears nothing of what goes to others, and would let it expire.
+#[test]
+fn the_issuer_of_a_session_hears_that_it_is_in_use() {
+    let mut world = world();
+    let elsewhere = |tag, seq| {
+        let transfer = Transfer { from: AccountId(3), to: AccountId(4), amount: 1 };
+        Input::Submit { tag, op: Op::Named { id: id(seq), transfer } }
+    };
+    let out = world.turn([elsewhere(1, 1)]);
+    let out = world.turn([done(&out.send, S1, vec![one(Status::Done)])]);
+    world.turn([done(&out.send, S2, vec![one(Status::Committed)])]);
+    let pause = Timeouts::default().session_idle().expect("they expire") / 4;
+    for (seq, later, hears) in [(2, pause / 2, false), (3, pause, true), (4, pause / 2, false)] {
+        let out = world.later(later, [elsewhere(seq, seq)]);
+        assert_eq!(kinds(&out.send, S2), ["transfers"], "it does not wait for that");
+        assert_eq!(out.send.iter().any(|(to, _)| *to == S1), hears, "{seq}");
+        let mut answers = vec![done(&out.send, S2, vec![one(Status::Committed)])];
+        if hears {
+            assert_eq!(kinds(&out.send, S1), ["mark"]);
+            answers.push(done(&out.send, S1, vec![one(Status::Done)]));
+        }
+        world.turn(answers);
+    }
 }
