@@ -1,6 +1,5 @@
 //! The `bank` executable: argument parsing only. What the commands do lives in the library, where it can be tested.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -369,15 +368,7 @@ fn main() -> ExitCode {
         Err(e) => return bad_arguments(&e),
     };
     let default = if matches!(cli.command, Command::Node(_)) { "info" } else { "error" };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
-        .format(|out, record| {
-            // The thread of a server has its name, and many servers may write to one place.
-            let (time, thread) = (out.timestamp_micros(), std::thread::current());
-            let (level, style) = (record.level(), out.default_level_style(record.level()));
-            let (name, target, what) = (thread.name().unwrap_or("-"), record.target(), record.args());
-            writeln!(out, "[{time} {style}{level:<5}{style:#} {name} {target}] {what}")
-        })
-        .init();
+    shardpaxosbank::runtime::logs::begin(default);
     let exit = match cli.command {
         Command::Run(run) => session::run(RunArgs {
             file: run.file,

@@ -20,6 +20,7 @@ pub mod gateway;
 pub mod http;
 pub mod inspect;
 pub mod local;
+pub mod logs;
 pub mod node;
 pub mod order;
 pub mod outlet;
