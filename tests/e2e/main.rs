@@ -13,6 +13,7 @@ mod harm;
 mod hostile;
 mod ids;
 mod inspect;
+mod library;
 mod local;
 mod process;
 mod resp;
