@@ -4,7 +4,8 @@
 //! noted in a file, and how it ended after that. When the program starts again it asks what became of those that have an id
 //! and no end, repeats them under the same id, which is safe whatever the answer is, and goes on with those that have none.
 //! Kill it whenever you like, with `kill -9` too, and its servers, as long as a majority of each cluster comes back. In
-//! the end it compares the balances: each receiver has one unit more, each sender one less.
+//! the end it prints how many units the receivers have more than the senders: two for each payment, if nobody else has moved
+//! money in this bank.
 //!
 //! ```sh
 //! cargo build --release --example resume --bin bank
