@@ -11,6 +11,7 @@
 //! * [`storage`]: the write-ahead log behind a `Disk` trait; [`drive`]: one turn of a server, persist before release.
 //! * [`net`]: frames and bounded connections; [`resp`]: what Redis clients send and get, as bytes; [`runtime`]: threads,
 //!   event loops, clocks, and the commands of the executable.
+//! * [`client`]: the library for programs that use a bank.
 //! * [`sim`]: the same core and the same log in a deterministic world, with crashes, partitions and a checker.
 //! * [`audit`]: which transactions committed, read back from a log. [`backup`]: a copy of the whole bank, from its disks.
 //! * [`history`]: whether what clients saw can be explained by a bank that does one thing at a time.
@@ -53,6 +54,7 @@
 pub mod audit;
 pub mod backup;
 pub mod bank;
+pub mod client;
 pub mod codec;
 pub mod config;
 pub mod drive;

@@ -50,6 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "backup", "testset", "workload", "metrics", "report", "resp",
         ],
     ),
+    ("client", &["types", "config", "bank", "txn", "testset", "runtime"]),
 ];
 
 /// The protocol: everything comes in as an input, so that three drivers can run it and every run can be repeated.

@@ -1,6 +1,7 @@
 //! The coordinator thread: a mio loop around the pure coordinator, which schedules the rows of a set, drives two-phase
 //! commit and records latencies.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -12,14 +13,18 @@ use mio::{Events, Poll, Token, Waker};
 use crate::config::Timeouts;
 use crate::metrics::Latencies;
 use crate::runtime::clock::{Clock, until};
-use crate::runtime::conns::{Conns, Context, Item};
+use crate::runtime::conns::{Conns, Context, Item, Received, Role};
 use crate::runtime::outlet::Outlet;
 use crate::testset::Scheduler;
 use crate::txn::{Coordinator, Input, Op, Outcome, Output};
-use crate::types::{AccountId, NodeId, Time};
+use crate::types::{AccountId, NodeId, Reason, Time};
 
 const WAKER: Token = Token(0);
 const FIRST_CONN: usize = 1;
+
+/// Tags of what is none of the rows, far above theirs: of [`Command::Op`], and of [`Command::Ask`].
+const FIRST_OP: u64 = 1 << 63;
+const FIRST_ASKED: u64 = 3 << 62;
 
 /// A transfer or a read, under a tag that is never used twice in the life of the thread.
 pub struct Row {
@@ -40,6 +45,12 @@ pub enum Command {
     },
     /// A confirmation or settling, answered with [`News::Op`].
     Op(Op),
+    /// Any number of operations, of any number of callers: each is answered at its asker's own channel, under the number
+    /// that stands beside it. How something ends that was unknown at first is not told.
+    Ask {
+        ops: Vec<(usize, Op)>,
+        to: Sender<Reply>,
+    },
     /// The servers to ask first.
     Hints(Vec<NodeId>),
     Stop,
@@ -61,6 +72,14 @@ pub enum News {
         tag: u64,
         outcome: Outcome,
     },
+}
+
+/// The answer to one operation of [`Command::Ask`].
+pub struct Reply {
+    pub number: usize,
+    pub outcome: Outcome,
+    /// Why a server turns this client away, if one does and the outcome says that a shard could not be reached.
+    pub refusal: Option<Arc<str>>,
 }
 
 /// What was measured between two barriers.
@@ -93,8 +112,7 @@ impl Client {
         let conns = Conns::new(context.clone(), poll.registry().try_clone()?, waker.clone(), FIRST_CONN);
         let clock = Clock::start();
         let coordinator = Coordinator::new(context.topology, timeouts, clock.now());
-        let worker =
-            Worker { outlet: Outlet { conns, coordinator }, clock, orders, reports, run: None, tag: 1 << 63 };
+        let worker = Worker::new(Outlet { conns, coordinator }, clock, orders, reports);
         let thread =
             std::thread::Builder::new().name("coordinator".into()).spawn(move || worker.run(poll))?;
         Ok(Client { commands, news, waker, thread: Some(thread) })
@@ -104,6 +122,11 @@ impl Client {
         // Fails only if the thread is gone; then the news channel is closed too, and the caller hears of it there.
         let _ = self.commands.send(command);
         let _ = self.waker.wake();
+    }
+
+    /// Whether the thread has ended, which it does by itself only when something broke.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
@@ -133,11 +156,29 @@ struct Worker {
     orders: Receiver<Command>,
     reports: Sender<News>,
     run: Option<Run>,
-    /// Tags of confirmations and settlings, far above those of rows.
-    tag: u64,
+    next_op: u64,
+    next_asked: u64,
+    /// By tag, what has no answer so far: who asked, and under which number.
+    asked: HashMap<u64, (usize, Sender<Reply>)>,
+    /// Why a server turned this client away, until it answers something.
+    refusals: BTreeMap<NodeId, Arc<str>>,
 }
 
 impl Worker {
+    fn new(outlet: Outlet, clock: Clock, orders: Receiver<Command>, reports: Sender<News>) -> Worker {
+        Worker {
+            outlet,
+            clock,
+            orders,
+            reports,
+            run: None,
+            next_op: FIRST_OP,
+            next_asked: FIRST_ASKED,
+            asked: HashMap::new(),
+            refusals: BTreeMap::new(),
+        }
+    }
+
     fn run(mut self, mut poll: Poll) {
         let mut events = Events::with_capacity(256);
         let mut received = Vec::new();
@@ -160,7 +201,14 @@ impl Worker {
         self.outlet.conns.dial_resolved(now);
         self.outlet.conns.receive(now, received);
         for item in std::mem::take(received) {
+            if let (Role::Dialled(server), Received::Response(_)) = (item.role, &item.received) {
+                self.refusals.remove(&server);
+            }
+            let role = item.role;
             if let Some(why) = self.outlet.take(now, item, &mut out) {
+                if let Role::Dialled(server) = role {
+                    self.refusals.insert(server, why.as_str().into());
+                }
                 self.tell(News::TurnedAway(why));
             }
         }
@@ -196,8 +244,17 @@ impl Worker {
                         Some(Run { rows, scheduler, given: now, left, first_sent, last_done, segment });
                 }
                 Ok(Command::Op(op)) => {
-                    self.tag += 1;
-                    self.outlet.coordinator.step(now, Input::Submit { tag: self.tag, op }, out);
+                    let tag = self.next_op;
+                    self.next_op += 1;
+                    self.outlet.coordinator.step(now, Input::Submit { tag, op }, out);
+                }
+                Ok(Command::Ask { ops, to }) => {
+                    for (number, op) in ops {
+                        let tag = self.next_asked;
+                        self.next_asked += 1;
+                        self.asked.insert(tag, (number, to.clone()));
+                        self.outlet.coordinator.step(now, Input::Submit { tag, op }, out);
+                    }
                 }
                 Ok(Command::Hints(servers)) => {
                     for server in servers {
@@ -233,7 +290,10 @@ impl Worker {
     }
 
     fn answer(&mut self, now: Time, tag: u64, outcome: Outcome, first_sent: Option<Time>) {
-        if tag >= 1 << 63 {
+        if tag >= FIRST_ASKED {
+            return self.reply(tag, outcome);
+        }
+        if tag >= FIRST_OP {
             return self.tell(News::Op(outcome));
         }
         // Tags ascend within a run, so that its first one tells the index.
@@ -259,6 +319,15 @@ impl Worker {
             }
         }
         self.tell(News::Row { tag, outcome, latency });
+    }
+
+    fn reply(&mut self, tag: u64, outcome: Outcome) {
+        let Some((number, to)) = self.asked.remove(&tag) else { return };
+        let unreached =
+            matches!(outcome, Outcome::Unknown | Outcome::Aborted(Reason::NoQuorum) | Outcome::Confirmed(_));
+        let refusal = self.refusals.values().next().filter(|_| unreached).cloned();
+        // Whoever asked may have given up.
+        let _ = to.send(Reply { number, outcome, refusal });
     }
 
     fn finish_run(&mut self) {

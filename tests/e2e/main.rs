@@ -15,6 +15,7 @@ mod hostile;
 mod ids;
 mod inspect;
 mod leaving;
+mod library;
 mod local;
 mod process;
 mod resp;

@@ -61,8 +61,7 @@ fn an_answer_that_arrives_with_the_end_of_its_connection_counts() {
     let (commands, orders) = unbounded();
     let (reports, news) = unbounded();
     let coordinator = Coordinator::new(TOPOLOGY, timeouts, clock.now());
-    let mut worker =
-        Worker { outlet: Outlet { conns, coordinator }, clock, orders, reports, run: None, tag: 1 << 63 };
+    let mut worker = Worker::new(Outlet { conns, coordinator }, clock, orders, reports);
     let (mut events, mut received) = (Events::with_capacity(16), Vec::new());
 
     let accounts = vec![AccountId(1), AccountId(2)];
