@@ -142,7 +142,7 @@ fn returned(to: NodeId, message: &Message) -> bool {
 
 #[test]
 fn competing_ballots_and_crashes() {
-    let (crashes, states) = if is_full() { (1, 1_444_122) } else { (0, 101_050) };
+    let (crashes, states) = if is_full() { (1, 1_485_857) } else { (0, 102_922) };
     let budget = Budget { proposals: 2, crashes, ..Budget::default() };
     let mut bounds = cluster("Competing ballots, two slots, crashes", &[&[S1, S2], &[S1, S2]], budget);
     bounds.must.extend([Seen::BothSlots, Seen::Deposed, Seen::CaughtUp, Seen::Unsure]);
@@ -186,7 +186,7 @@ fn repeated_messages() {
 fn a_leader_that_is_asked_whether_it_leads() {
     let budget = Budget { proposals: 1, probes: 1, ..Budget::default() };
     let (campaigners, states): (&[&[NodeId]], _) =
-        if is_full() { (&[&[S1, S2], &[S1, S2]], 774_179) } else { (&[&[S1]], 1_745) };
+        if is_full() { (&[&[S1, S2], &[S1, S2]], 765_893) } else { (&[&[S1]], 1_720) };
     let mut bounds = cluster("A leader that is asked whether it leads", campaigners, budget);
     bounds.lost = first_heartbeats;
     bounds.must = vec![Seen::Confirmed, Seen::Resent];
@@ -202,12 +202,12 @@ fn a_vote_that_one_follower_alone_holds() {
     bounds.faults = &FAULTS[..1];
     bounds.lost = partition;
     bounds.must.push(Seen::DiedBeforeSync);
-    explore(bounds, 30_133);
+    explore(bounds, 30_355);
 }
 
 #[test]
 fn votes_of_two_ballots_for_one_slot() {
-    let (crashes, probes, states) = if is_full() { (1, 0, 245_642) } else { (0, 1, 71_940) };
+    let (crashes, probes, states) = if is_full() { (1, 0, 246_144) } else { (0, 1, 71_940) };
     let budget = Budget { proposals: 2, crashes, probes, ..Budget::default() };
     let mut bounds = cluster("Votes of two ballots for one slot", &[&[S1], &[S2], &[S3]], budget);
     bounds.lost = two_votes;
@@ -222,7 +222,7 @@ fn an_acknowledgement_of_an_earlier_ballot() {
     bounds.faults = &FAULTS[..1];
     bounds.lost = returned;
     bounds.must.push(Seen::DiedBeforeSync);
-    explore(bounds, 55_498);
+    explore(bounds, 57_252);
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn a_client_that_is_cut_off() {
 /// Leaders in both clusters; the second server of each hears no heartbeat.
 #[test]
 fn replicated_shards() {
-    let (deaths, states) = if is_full() { (1, 98_837) } else { (0, 73_375) };
+    let (deaths, states) = if is_full() { (1, 469_831) } else { (0, 402_981) };
     let budget = Budget { deaths, ..Budget::default() };
     let mut bounds = shards("Two clusters of three servers", budget);
     bounds.topology.servers_per_cluster = 3;
