@@ -243,7 +243,7 @@ fn a_coordinator_that_dies() {
 
 #[test]
 fn servers_that_crash_in_a_transfer() {
-    let (pauses, states) = if is_full() { (2, 205_710) } else { (1, 7_632) };
+    let (pauses, states) = if is_full() { (2, 204_310) } else { (1, 7_632) };
     let budget = Budget { deaths: 1, pauses, crashes: 1, ..Budget::default() };
     let mut bounds = shards("A coordinator that dies, and servers that crash", budget);
     let crashes = [Seen::Crash, Seen::DiedBeforeSync, Seen::DiedBeforeRelease];
