@@ -136,7 +136,7 @@ impl Plan {
             mislead: 0,
             plot: 0,
             named: 0,
-            death: on(rng, 12),
+            death: on(rng, 30),
             pause: on(rng, 10),
             mend: 1 + rng.below(20),
             submit: 50 + rng.below(900),
