@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bank::balances::Balances;
-use crate::bank::command::{self, Command, Range, TransferRecord};
+use crate::bank::command::{self, Command, Range};
 use crate::bank::image::Parts;
 use crate::bank::session::{Register, SessionState};
 use crate::bank::{BlockResult, Status, history};
@@ -339,28 +339,26 @@ impl Bank {
                 statuses.push(self.advance_mark(session, mark));
                 Status::Done
             }
-            Command::Transfers { range, records, named } => {
-                let all = each(range, named, records);
-                statuses.extend(all.map(|(txn, t)| self.transfer(slot, txn, t, effects)));
+            Command::Transfers { range, records, .. } => {
+                for (txn, record) in mentions(&command, range).zip(records) {
+                    statuses.push(self.transfer(slot, txn, record.get(), effects));
+                }
                 Status::Committed
             }
-            Command::Prepare { range, participants, records, named } => {
-                let all = each(range, named, records);
-                statuses.extend(all.map(|(txn, t)| self.prepare(txn, participants, t, effects)));
+            Command::Prepare { range, participants, records, .. } => {
+                for (txn, record) in mentions(&command, range).zip(records) {
+                    statuses.push(self.prepare(txn, participants, record.get(), effects));
+                }
                 Status::Yes
             }
             Command::Outcome { range, commits, .. } => {
-                for (i, seq) in range.seqs().enumerate() {
-                    let txn = Mention { id: TxnId { session: range.session, seq }, name: command.name(i) };
+                for (i, txn) in mentions(&command, range).enumerate() {
                     statuses.push(self.outcome(slot, txn, command::bit(commits, i), effects));
                 }
                 Status::Done
             }
             Command::Fence { range, .. } => {
-                for (i, seq) in range.seqs().enumerate() {
-                    let txn = Mention { id: TxnId { session: range.session, seq }, name: command.name(i) };
-                    statuses.push(self.fence(txn, effects));
-                }
+                statuses.extend(mentions(&command, range).map(|txn| self.fence(txn, effects)));
                 Status::Yes
             }
             Command::Close { session } => {
@@ -567,15 +565,11 @@ fn name_share(id: TxnId, name: &Transfer) -> u64 {
     share(whose, share(NAME, name.from.0, name.to.0), name.amount as u64)
 }
 
-fn each(
-    range: Range,
-    named: bool,
-    records: &[TransferRecord],
-) -> impl Iterator<Item = (Mention, Transfer)> + '_ {
-    range.seqs().zip(records).map(move |(seq, record)| {
-        let transfer = record.get();
+/// The transactions of a block, in order.
+fn mentions<'a>(command: &'a Command<'_>, range: Range) -> impl Iterator<Item = Mention> + 'a {
+    range.seqs().enumerate().map(move |(i, seq)| {
         let id = TxnId { session: range.session, seq };
-        (Mention { id, name: named.then_some(transfer) }, transfer)
+        Mention { id, name: command.name(i) }
     })
 }
 

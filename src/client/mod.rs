@@ -46,8 +46,7 @@
 //! ```
 //!
 //! The bank remembers how the transfers of a session ended for as long as the session lives: ten minutes after its last
-//! use, unless the configuration says otherwise (`session_idle_timeout_ms`). Transfers to shards other than the one that
-//! issued it do not count as use.
+//! use, unless the configuration says otherwise (`session_idle_timeout_ms`).
 //!
 //! # Threads and time-outs
 //!
@@ -66,9 +65,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{never, unbounded};
+use crossbeam::channel::never;
 
-use crate::runtime::client::{Client, Command};
+use crate::runtime::client::Client;
 use crate::runtime::config_file;
 use crate::txn::{Op, Outcome, Reach};
 
@@ -84,9 +83,6 @@ pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The longest time-out; the time until then can always be reckoned.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-
-/// How long the last handle stays for others' sake.
-const SETTLING: Duration = Duration::from_secs(2);
 
 /// A transfer took effect: it is durable on a majority of the servers of every shard that takes part.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -133,9 +129,7 @@ impl Bank {
         // What the thread reports unasked is for others; with nobody at the other end it is not kept.
         client.news = never();
         let bank = Bank { shared: Arc::new(Shared { client, config: config.clone() }), timeout: TIMEOUT };
-        let (to, replies) = unbounded();
-        bank.shared.client.send(Command::Ask { ops: vec![(0, Op::Confirm { anew: false })], to });
-        if let Ok(reply) = replies.recv_deadline(bank.deadline())
+        if let Ok(reply) = bank.shared.client.ask(Op::Confirm { anew: false }, bank.timeout)
             && let (Outcome::Confirmed(reaches), Some(why)) = (&reply.outcome, &reply.refusal)
             && reaches.contains(&Reach::NoQuorum)
         {
@@ -215,12 +209,7 @@ impl Bank {
 }
 
 impl Drop for Shared {
-    /// Waits a while until every shard has the outcomes, so that no lock is left for others to clear (T5).
     fn drop(&mut self) {
-        let (to, settled) = unbounded();
-        self.client.send(Command::Ask { ops: vec![(0, Op::Settle)], to });
-        if !self.client.has_ended() {
-            let _ = settled.recv_timeout(SETTLING);
-        }
+        self.client.settle();
     }
 }

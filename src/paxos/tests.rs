@@ -53,6 +53,18 @@ fn leader() -> (Replica, Time) {
     (s1, now)
 }
 
+/// What a follower with its first disk and nothing amiss answers to a heartbeat.
+fn echo(ballot: Ballot, round: u64, position: u64) -> Message {
+    Message::HeartbeatReply(HeartbeatReply {
+        ballot,
+        round,
+        position: Slot(position),
+        room: None,
+        doubts: Doubts::None,
+        incarnation: DISK,
+    })
+}
+
 /// Steps, and lets everything that waits for the disk happen at once.
 fn step(
     replica: &mut Replica,
@@ -86,16 +98,7 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
     step(&mut s1, now, |r, out| _ = r.propose(Value::from_slice(b"x"), out));
     let accepted = Message::Accepted(Accepted { ballot, position: Slot(4), incarnation: DISK });
     step(&mut s1, now, |r, out| r.message(now, S2, accepted.clone(), out));
-    let reply = |round, position| {
-        Message::HeartbeatReply(HeartbeatReply {
-            ballot,
-            round,
-            position: Slot(position),
-            room: None,
-            doubts: Doubts::None,
-            incarnation: DISK,
-        })
-    };
+    let reply = |round, position| echo(ballot, round, position);
     step(&mut s1, now, |r, out| r.message(now, S3, reply(1, 3), out));
     step(&mut s1, now, |r, out| r.message(now, S3, accepted, out));
     // S3 restarts; its disk gives back slot 3 as a vote of an older ballot, above the decided slot 2.
@@ -316,17 +319,7 @@ fn a_pre_vote_is_granted_to_the_leader_and_to_others_only_when_it_is_silent() {
 fn entries_from_disk_follow_each_other() {
     let (mut s1, now) = leader();
     let ballot = s1.promised();
-    let reply = |position| {
-        let reply = HeartbeatReply {
-            ballot,
-            round: 1,
-            position: Slot(position),
-            room: None,
-            doubts: Doubts::None,
-            incarnation: DISK,
-        };
-        Message::HeartbeatReply(reply)
-    };
+    let reply = |position| echo(ballot, 1, position);
     let mut asked = |act: &mut dyn FnMut(&mut Replica, &mut Output)| {
         let mut out = Output::default();
         act(&mut s1, &mut out);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 use mio::{Events, Poll, Token, Waker};
 
 use crate::config::Timeouts;
@@ -18,6 +18,9 @@ use crate::runtime::outlet::Outlet;
 use crate::testset::Scheduler;
 use crate::txn::{Coordinator, Input, Op, Outcome, Output};
 use crate::types::{AccountId, NodeId, Reason, Time};
+
+/// How long a client that goes stays for others' sake.
+const SETTLING: Duration = Duration::from_secs(2);
 
 const WAKER: Token = Token(0);
 const FIRST_CONN: usize = 1;
@@ -122,6 +125,23 @@ impl Client {
         // Fails only if the thread is gone; then the news channel is closed too, and the caller hears of it there.
         let _ = self.commands.send(command);
         let _ = self.waker.wake();
+    }
+
+    /// Has the coordinator do one thing, and waits for what comes of it.
+    ///
+    /// # Errors
+    ///
+    /// There was no answer within that time, or the thread has ended.
+    pub fn ask(&self, op: Op, patience: Duration) -> Result<Reply, RecvTimeoutError> {
+        let (to, replies) = unbounded();
+        self.send(Command::Ask { ops: vec![(0, op)], to });
+        replies.recv_timeout(patience)
+    }
+
+    /// Waits a while until every shard has the outcomes, so that a client that goes leaves no lock for others to clear (T5).
+    pub fn settle(&self) {
+        // If it takes too long, they are cleared all the same (T4).
+        let _ = self.ask(Op::Settle, SETTLING);
     }
 
     /// Whether the thread has ended, which it does by itself only when something broke.

@@ -504,10 +504,7 @@ impl Conns {
     /// Takes a connection out of everything, and reports that it is closed.
     fn forget(&mut self, token: usize, why: &str, received: &mut Vec<Item>) -> Option<Conn> {
         let conn = self.conns.remove(&token)?;
-        self.bytes_closed.0 += conn.connection.bytes_in();
-        self.bytes_closed.1 += conn.connection.bytes_out();
-        self.ready.remove(&token);
-        self.dirty.remove(&token);
+        self.put_away(token, &conn);
         match conn.role {
             Role::Dialled(server) => {
                 self.dials.entry(server).or_default().lost(self.now, conn.established);
@@ -519,16 +516,21 @@ impl Conns {
         Some(conn)
     }
 
+    /// What is kept of a connection beside itself.
+    fn put_away(&mut self, token: usize, conn: &Conn) {
+        self.bytes_closed.0 += conn.connection.bytes_in();
+        self.bytes_closed.1 += conn.connection.bytes_out();
+        self.ready.remove(&token);
+        self.dirty.remove(&token);
+    }
+
     /// Closes everything but the operators' connections at once; nothing that was queued is sent. An operator who pulls
     /// the cable that the servers share still has to hear that it is done.
     pub fn close_all(&mut self, received: &mut Vec<Item>) {
         self.leaving.clear();
         let closed: Vec<_> = self.conns.extract_if(|_, conn| conn.role != Role::Admin).collect();
         for (token, conn) in closed {
-            self.bytes_closed.0 += conn.connection.bytes_in();
-            self.bytes_closed.1 += conn.connection.bytes_out();
-            self.ready.remove(&token);
-            self.dirty.remove(&token);
+            self.put_away(token, &conn);
             received.push(Item { token, role: conn.role, received: Received::Closed });
         }
         self.dials.clear();

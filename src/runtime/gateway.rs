@@ -5,16 +5,16 @@
 //! way when its server dies is lost to its client, as is any that was answered *unknown*: a repetition without an id is another
 //! transfer, one with an id is the same, at whatever server.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use crate::config::{Timeouts, Topology};
 use crate::resp::codec::Args;
 use crate::resp::{self, Command, Protocol, ProtocolError, Reply};
 use crate::runtime::conns::{Conns, Item, Role};
-use crate::runtime::outlet::Outlet;
+use crate::runtime::outlet::{Outlet, Refusals};
 use crate::shard::Shard;
 use crate::txn::{Coordinator, Input, Op, Outcome, Output};
-use crate::types::{NodeId, Reason, Time};
+use crate::types::{AccountId, Reason, Time};
 
 /// Transfers and reads under way for all connections together; more are answered with `BUSY`, but for a few of each.
 const IN_FLIGHT: usize = 16 * 1024;
@@ -62,8 +62,7 @@ pub struct Gateway {
     out: Output,
     /// Connections that have something to be sent, or to be closed.
     ready: Vec<usize>,
-    /// Why servers turned it away, as last said.
-    turned_away: BTreeMap<NodeId, String>,
+    turned_away: Refusals,
 }
 
 impl Gateway {
@@ -76,7 +75,7 @@ impl Gateway {
             next_tag: 1,
             out: Output::default(),
             ready: Vec::new(),
-            turned_away: BTreeMap::new(),
+            turned_away: Refusals::default(),
         }
     }
 
@@ -191,10 +190,9 @@ impl Gateway {
         self.outlet.conns.receive(now, &mut received);
         for item in received.drain(..) {
             let role = item.role;
-            // It goes on trying, and is told the same each time.
             if let Some(why) = self.outlet.take(now, item, &mut self.out)
                 && let Role::Dialled(from) = role
-                && self.turned_away.insert(from, why.clone()).is_none_or(|before| before != why)
+                && self.turned_away.is_news(from, &why)
             {
                 log::error!("gateway: {why}");
             }
@@ -271,7 +269,7 @@ impl Gateway {
     }
 }
 
-fn local_balance(account: crate::types::AccountId, shard: &Shard) -> Reply {
+fn local_balance(account: AccountId, shard: &Shard) -> Reply {
     match shard.bank().balance(account) {
         Some(balance) => resp::outcome::balance(balance),
         None => match shard.topology().shard_of(account) {

@@ -4,7 +4,7 @@
 //! channel beside it. The loop never blocks but in `poll` and in the one sync of a turn, and one bad connection is
 //! closed and reported without touching the others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use crate::runtime::doorman::Doorman;
 use crate::runtime::gates::Gates;
 use crate::runtime::gateway::Gateway;
 use crate::runtime::order::{Order, Report};
+use crate::runtime::outlet::Refusals;
 use crate::runtime::status::{Status, Won, lost};
 use crate::runtime::turn::{Around, TurnLog};
 use crate::shard::{self, Input, Shard};
@@ -102,8 +103,7 @@ struct Node<D: Disk> {
     gateway: Gateway,
     clock: Clock,
     gates: Gates,
-    /// Why others turned this server away, as last said.
-    turned_away: BTreeMap<NodeId, String>,
+    turned_away: Refusals,
     doorman: Doorman,
     retire_at: Time,
     control: Receiver<Control>,
@@ -145,7 +145,7 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
         wal,
         clock,
         gates,
-        turned_away: BTreeMap::new(),
+        turned_away: Refusals::default(),
         doorman: Doorman::new(me, admin),
         retire_at: clock.now() + RETIRE_EVERY,
         control,
@@ -291,8 +291,7 @@ impl<D: Disk> Node<D> {
             }
             Received::Reject(why) => {
                 let Role::Dialled(from) = role else { return };
-                // It goes on trying, and is told the same each time.
-                if self.turned_away.insert(from, why.clone()).is_none_or(|before| before != why) {
+                if self.turned_away.is_news(from, &why) {
                     log::error!("{}: {why}", self.me);
                 }
                 return;

@@ -1,9 +1,11 @@
 //! A pure coordinator on real connections: what a client's thread and a server's gateway have in common.
 
+use std::collections::BTreeMap;
+
 use crate::codec::{Opener, kind};
 use crate::runtime::conns::{Conns, Item, Received, Role};
 use crate::txn::{Answer, Coordinator, Input, Output};
-use crate::types::Time;
+use crate::types::{NodeId, Time};
 
 /// A coordinator, and the connections that it dials.
 pub struct Outlet {
@@ -47,5 +49,16 @@ impl Outlet {
             self.conns.dial(now, server, Opener::Client);
         }
         turn.answers
+    }
+}
+
+/// Why servers turned this end away, as each last said. Who goes on trying is told the same each time.
+#[derive(Default)]
+pub struct Refusals(BTreeMap<NodeId, String>);
+
+impl Refusals {
+    /// Whether this was not said the last time.
+    pub fn is_news(&mut self, from: NodeId, why: &str) -> bool {
+        self.0.insert(from, why.to_string()).is_none_or(|before| before != why)
     }
 }

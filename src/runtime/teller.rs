@@ -1,23 +1,20 @@
 //! `bank client`: one request at servers that run elsewhere.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam::channel::RecvTimeoutError;
 
 use crate::runtime::admin;
-use crate::runtime::client::{Client, Command, News};
+use crate::runtime::client::{Client, Reply};
 use crate::runtime::config_file::{self, ClusterConfig};
 use crate::runtime::order::{Order, Report};
 use crate::runtime::session::Exit;
 use crate::txn::{Op, Outcome};
-use crate::types::{AccountId, NodeId, Reason, Transfer, TxnId};
+use crate::types::{AccountId, NodeId, Transfer, TxnId};
 
 /// Longer than any of the bank's own time-outs together.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How long it stays for others' sake.
-const SETTLING: Duration = Duration::from_secs(2);
 
 /// What a client wants.
 pub enum Wish {
@@ -60,32 +57,23 @@ fn ask(config: &ClusterConfig, op: Op) -> Result<String, (Exit, String)> {
     let failed = |what: String| (Exit::Failure, what);
     let client = Client::start(config.context.clone(), config.settings.timeouts)
         .map_err(|e| failed(format!("error: no coordinator: {e}")))?;
-    client.send(Command::Op(op));
-    // One server may turn this client away while the others serve it. That counts only if nothing came of it all.
-    let mut turned_away = None;
-    let outcome = loop {
-        match client.news.recv_timeout(PATIENCE) {
-            Ok(News::Op(outcome)) => break outcome,
-            Ok(News::TurnedAway(why)) => turned_away = Some(why),
-            Ok(_) => {}
-            Err(e) => {
-                let what = match e {
-                    RecvTimeoutError::Timeout => format!("nothing happened for {} s", PATIENCE.as_secs()),
-                    RecvTimeoutError::Disconnected => "the coordinator has stopped; see the log above".into(),
-                };
-                return Err(match op {
-                    Op::Transfer(_) | Op::Named { .. } => {
-                        (Exit::Unknown, format!("unknown: it may or may not take effect; {what}"))
-                    }
-                    _ => failed(format!("error: {what}")),
-                });
-            }
+    let moves = matches!(op, Op::Transfer(_) | Op::Named { .. });
+    let reply = client.ask(op, PATIENCE).map_err(|e| {
+        let what = match e {
+            RecvTimeoutError::Timeout => format!("nothing happened for {} s", PATIENCE.as_secs()),
+            RecvTimeoutError::Disconnected => "the coordinator has stopped; see the log above".into(),
+        };
+        match moves {
+            true => (Exit::Unknown, format!("unknown: it may or may not take effect; {what}")),
+            false => failed(format!("error: {what}")),
         }
-    };
-    if let Op::Transfer(_) | Op::Named { .. } = op {
-        settle(&client);
+    })?;
+    if moves {
+        client.settle();
     }
-    if let (Outcome::Aborted(Reason::NoQuorum) | Outcome::Unknown, Some(why)) = (&outcome, turned_away) {
+    // One server may turn this client away while the others serve it. That counts only if nothing came of it all.
+    let Reply { outcome, refusal, .. } = reply;
+    if let Some(why) = refusal {
         let exit = if outcome == Outcome::Unknown { Exit::Unknown } else { Exit::Usage };
         return Err((exit, format!("error: {why}")));
     }
@@ -111,17 +99,6 @@ fn ask(config: &ClusterConfig, op: Op) -> Result<String, (Exit, String)> {
             Err((Exit::Unknown, format!("unknown: it may or may not take effect; {advice}")))
         }
         Outcome::Confirmed(_) | Outcome::Settled => Err(failed("error: an answer to something else".into())),
-    }
-}
-
-/// Waits a while until every shard has the outcome, so that a client that goes leaves no lock for others to clear (T5).
-fn settle(client: &Client) {
-    client.send(Command::Op(Op::Settle));
-    let end = Instant::now() + SETTLING;
-    while let Ok(news) = client.news.recv_timeout(end.saturating_duration_since(Instant::now())) {
-        if matches!(news, News::Op(Outcome::Settled)) {
-            return;
-        }
     }
 }
 

@@ -96,7 +96,6 @@ impl World {
         let server = self.server(id);
         server.ailment = Some(Ailment::Damaged(harm));
         server.flipped = true;
-        server.harmed_after_power = power_lost;
         self.note(|| format!("{harm:?} in {name} of {id} at {where_to}"));
     }
 
@@ -114,7 +113,6 @@ impl World {
             self.stop(id, true, false);
             let harm = pick(&mut self.rng, AFTER_POWER);
             self.harm_last(id, harm);
-            self.server(id).harmed_after_power = true;
         }
     }
 

@@ -40,10 +40,9 @@ impl Run {
             // Its clients still reach it while its cluster moves on: what it says when it wakes may be stale (P5).
             if self.world.rng.one_in(2) {
                 let topology = self.world.options.topology;
-                for peer in topology.servers_of(topology.shard_of_server(id)).filter(|peer| *peer != id) {
-                    self.world.network.cut(Place::Server(id), Place::Server(peer));
-                    self.world.network.cut(Place::Server(peer), Place::Server(id));
-                }
+                let members = topology.servers_of(topology.shard_of_server(id));
+                let peers: Vec<NodeId> = members.filter(|peer| *peer != id).collect();
+                self.part(&[id], &peers);
             }
         }
     }

@@ -201,7 +201,7 @@ impl Run {
     }
 
     /// No two of these hear each other any more.
-    fn part(&mut self, some: &[NodeId], others: &[NodeId]) {
+    pub(super) fn part(&mut self, some: &[NodeId], others: &[NodeId]) {
         for (a, b) in pairs(some, others) {
             self.world.network.cut(a, b);
         }

@@ -176,9 +176,9 @@ impl World {
             (Ok(running), ailment) => {
                 if let Some(Ailment::Damaged(harm)) = ailment.filter(|_| named) {
                     self.coverage.see(harm.sight());
-                    self.coverage.see_if(server.harmed_after_power, Seen::FoundAfterPower);
+                    // No power is cut where damage is not found yet: it came after that.
+                    self.coverage.see_if(server.power_lost, Seen::FoundAfterPower);
                 }
-                server.harmed_after_power = false;
                 server.ailment = None;
                 if damaged && let Some(slot) = vouched(&server.disk) {
                     server.told.forgive(running.shard.replica().promised(), slot);

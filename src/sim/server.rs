@@ -84,8 +84,6 @@ pub struct Server {
     pub installed: bool,
     /// Whether its files were ever damaged.
     pub flipped: bool,
-    /// They are, since the power was cut.
-    pub harmed_after_power: bool,
     /// It refused or dropped something for lack of space, and has had none since.
     pub starved: bool,
     /// It refused to start, and will not be asked again.
@@ -132,7 +130,6 @@ impl Server {
             wrong_at: None,
             ever_misled: false,
             flipped: false,
-            harmed_after_power: false,
             rejoining: false,
             healing: false,
             disks: 0,

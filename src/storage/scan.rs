@@ -162,9 +162,7 @@ impl<'a, D: Disk> Scan<'a, D> {
         // What stands behind the last whole group is as good as gone.
         self.open.clear();
         let records = (self.bytes_between(self.end, next) / HEADER).max(1);
-        self.contents
-            .lose(records, self.end)
-            .map_err(|what| damaged_file(&segment_name(stop.segment), stop.offset, what))?;
+        self.lose(records, self.end, stop)?;
         // No group that may have stood there has the number of one that comes behind.
         (self.group, self.end) = (self.group + records, next);
         self.contents.reach(self.group);
@@ -278,12 +276,16 @@ impl<'a, D: Disk> Scan<'a, D> {
             self.fault(at, "not zero behind the last record of the segment");
             // Unless it is the End that does not belong where it stands, and the log went on here.
             if let Some(bytes) = lost {
-                self.contents
-                    .lose(bytes / HEADER + 1, next)
-                    .map_err(|what| damaged_file(&segment_name(at.segment), at.offset, what))?;
+                self.lose(bytes / HEADER + 1, next, at)?;
             }
         }
         Ok(Position::start_of(at.segment + 1))
+    }
+
+    /// So many records were lost at `at`, as was seen at `seen`.
+    fn lose(&mut self, records: u64, at: Position, seen: Position) -> Result<(), StorageError> {
+        let lost = self.contents.lose(records, at);
+        lost.map_err(|what| damaged_file(&segment_name(seen.segment), seen.offset, what))
     }
 
     fn close_group(&mut self, end: Position) -> Result<(), StorageError> {
@@ -386,9 +388,7 @@ impl<'a, D: Disk> Scan<'a, D> {
         }
         // Each group has one at least.
         let groups = group.saturating_sub(self.group + 1);
-        self.contents
-            .lose(records.max(groups).max(1), stop.at)
-            .map_err(|what| damaged_file(&segment_name(stop.at.segment), stop.at.offset, what))?;
+        self.lose(records.max(groups).max(1), stop.at, stop.at)?;
         // Should what follows turn out to be torn, this is where the log goes on; what is lost stays as it is.
         (self.group, self.end) = (group - 1, next);
         self.contents.reach(self.group);

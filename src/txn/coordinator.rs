@@ -159,8 +159,7 @@ impl Coordinator {
             Op::Transfer(transfer) => match validate(&self.topology, &transfer) {
                 Err(reason) => self.answer(tag, Outcome::Aborted(reason), None, out),
                 Ok((from, to)) => {
-                    let mut participants = vec![from.min(to), from.max(to)];
-                    participants.dedup();
+                    let participants = participants(from, to);
                     if self.lazy {
                         // Whichever shard answers first opens the session.
                         let opens = self.session().is_none() && self.waiting.is_empty();
@@ -571,4 +570,11 @@ impl Coordinator {
     fn link_of(&mut self, server: NodeId) -> &mut Link {
         &mut self.links[self.topology.shard_of_server(server).index()]
     }
+}
+
+/// The shards of a transfer, as they are named everywhere: in ascending order, each once.
+pub(super) fn participants(from: ShardId, to: ShardId) -> Vec<ShardId> {
+    let mut participants = vec![from.min(to), from.max(to)];
+    participants.dedup();
+    participants
 }

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use crate::bank::command::Range;
 use crate::bank::{BlockResult, Status, named_window, validate};
-use crate::txn::coordinator::Coordinator;
+use crate::txn::coordinator::{Coordinator, participants};
 use crate::txn::group::Group;
-use crate::txn::link::{Ask, Reach, Sent, Work};
+use crate::txn::link::{Ask, Link, Reach, Sent, Work};
 use crate::txn::port::{Found, Outcome, Output};
 use crate::types::{Reason, Session, ShardId, Time, Transfer, TxnId};
 
@@ -29,11 +29,12 @@ pub(super) struct Lookup {
 }
 
 /// A transfer that waits until it is known that there is such a session.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct NamedWish {
     tag: u64,
     id: TxnId,
     transfer: Transfer,
+    participants: Vec<ShardId>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -54,9 +55,7 @@ impl Coordinator {
     pub(super) fn open_for(&mut self, now: Time, tag: u64, out: &mut Output) {
         let tried = self.opening.entry(tag).or_default();
         let links = || self.links.iter().filter(|link| !tried.contains(&link.shard));
-        let usable = |link: &&crate::txn::link::Link| {
-            (self.lazy || link.reach != Reach::NoQuorum) && link.full_until <= now
-        };
+        let usable = |link: &&Link| (self.lazy || link.reach != Reach::NoQuorum) && link.full_until <= now;
         let shard = links()
             .find(|link| link.leader().is_some() && usable(link))
             .or_else(|| links().find(usable))
@@ -125,16 +124,17 @@ impl Coordinator {
         transfer: Transfer,
         out: &mut Output,
     ) {
-        if let Err(reason) = validate(&self.topology, &transfer) {
-            return self.answer(tag, Outcome::Aborted(reason), None, out);
-        }
+        let participants = match validate(&self.topology, &transfer) {
+            Ok((from, to)) => participants(from, to),
+            Err(reason) => return self.answer(tag, Outcome::Aborted(reason), None, out),
+        };
         if id.seq == 0 || id.seq > self.named_max() {
             return self.answer(tag, Outcome::SessionFull, None, out);
         }
         if !self.issues(id.session) {
             return self.answer(tag, Outcome::Forgotten, None, out);
         }
-        let wish = NamedWish { tag, id, transfer };
+        let wish = NamedWish { tag, id, transfer, participants };
         let session = id.session;
         let stale = self.timeouts.session_idle().map(|idle| idle / SIGNS_OF_LIFE);
         match self.known_sessions.get(&session) {
@@ -165,10 +165,7 @@ impl Coordinator {
     }
 
     fn execute_named(&mut self, now: Time, wish: NamedWish, out: &mut Output) {
-        let NamedWish { tag, id, transfer } = wish;
-        let (from, to) = validate(&self.topology, &transfer).expect("it was valid when it was submitted");
-        let mut participants = vec![from.min(to), from.max(to)];
-        participants.dedup();
+        let NamedWish { tag, id, transfer, participants } = wish;
         let range = Range { session: id.session, first: id.seq, count: 1 };
         let mut group = Group::new(range, participants.clone(), vec![transfer], vec![tag]);
         group.named = true;

@@ -1,38 +1,7 @@
 //! Transfers with an id: whichever servers are asked for one, and however often, it takes effect once or not at all.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
-
-use crate::common::{LIMIT, bank, eventually, put, run};
-use crate::process::Processes;
-
-/// A connection that waits for each reply.
-struct Guest(BufReader<TcpStream>);
-
-impl Guest {
-    fn of(all: &Processes, server: usize) -> Guest {
-        let stream = TcpStream::connect(all.client_address(server)).expect("a server");
-        stream.set_read_timeout(Some(LIMIT)).expect("a socket");
-        Guest(BufReader::new(stream))
-    }
-
-    fn send(&mut self, request: &str) {
-        self.0.get_mut().write_all(format!("{request}\r\n").as_bytes()).expect("room");
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.0.read_line(&mut line).expect("a reply");
-        line.trim_end().to_string()
-    }
-
-    fn ask(&mut self, request: &str) -> String {
-        self.send(request);
-        let line = self.line();
-        // A bulk string: its length, and then itself.
-        if line.starts_with('$') { self.line() } else { line }
-    }
-}
+use crate::common::{bank, eventually, put, run};
+use crate::process::{Guest, Processes};
 
 #[test]
 fn a_transfer_with_an_id_takes_effect_once_at_whatever_servers() {

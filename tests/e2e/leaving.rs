@@ -1,24 +1,9 @@
 //! Servers that are told to stop: the lead goes to another one, and nobody's request fails for it.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::common::LIMIT;
-use crate::process::Processes;
-
-fn connect(all: &Processes, server: usize) -> BufReader<TcpStream> {
-    let stream = TcpStream::connect(all.client_address(server)).expect("a server");
-    stream.set_read_timeout(Some(LIMIT)).expect("a socket");
-    BufReader::new(stream)
-}
-
-fn ask(guest: &mut BufReader<TcpStream>, request: &str) -> String {
-    guest.get_mut().write_all(format!("{request}\r\n").as_bytes()).expect("room");
-    let mut line = String::new();
-    guest.read_line(&mut line).expect("a reply");
-    line.trim_end().to_string()
-}
+use crate::process::{Guest, Processes};
 
 /// Every server is told to stop and started again, leaders first, while clients of others go on. A transfer may meet a lock,
 /// for they share accounts; nothing else may happen to it.
@@ -41,11 +26,6 @@ fn a_rolling_restart_fails_no_request() {
             .map(|client| {
                 let (addresses, over, down) = (&addresses, &over, &down);
                 scope.spawn(move || {
-                    let open = |server: usize| {
-                        let stream = TcpStream::connect(&addresses[server - 1]).expect("it is up");
-                        stream.set_read_timeout(Some(LIMIT)).expect("a socket");
-                        BufReader::new(stream)
-                    };
                     let (mut failed, mut done, mut at, mut guest) = (Vec::new(), 0, 0, None);
                     while !over.load(Ordering::Relaxed) {
                         // Held while a request is under way, so that nobody is told to stop whose client waits.
@@ -56,11 +36,11 @@ fn a_rolling_restart_fails_no_request() {
                                 .skip(2 * client as usize)
                                 .find(|s| *s != *down)
                                 .expect("another");
-                            guest = Some(open(at));
+                            guest = Some(Guest::at(&addresses[at - 1]));
                         }
                         let (from, to) = (1 + (done + client) % 10, 11 + (done * 7 + client) % 20);
                         let reply =
-                            ask(guest.as_mut().expect("it was opened"), &format!("TRANSFER {from} {to} 1"));
+                            guest.as_mut().expect("it was opened").ask(&format!("TRANSFER {from} {to} 1"));
                         drop(down);
                         done += 1;
                         if reply != "+OK"
@@ -96,7 +76,7 @@ fn a_rolling_restart_fails_no_request() {
 fn a_server_that_is_told_to_stop_owes_nobody_a_reply() {
     let mut all = Processes::start(|text| text.replace("initial_balance = 100", "initial_balance = 1000000"));
     let leader = all.leader(1..=3);
-    let mut guest = connect(&all, leader);
+    let mut guest = Guest::of(&all, leader).0;
     let many = "TRANSFER 1 2 1\r\n".repeat(2000);
     let mut writer = guest.get_ref().try_clone().expect("a socket");
     // Until it is closed in its face.
@@ -121,7 +101,7 @@ fn a_server_that_is_told_to_stop_owes_nobody_a_reply() {
     flood.join().expect("it ends");
     all.running[leader - 1].take().expect("it runs").finish().with_code(0);
     let other = (1..=3).find(|server| *server != leader).expect("another");
-    assert_eq!(ask(&mut connect(&all, other), "BALANCE 2"), format!(":{}", 1_000_000 + moved));
+    assert_eq!(Guest::of(&all, other).ask("BALANCE 2"), format!(":{}", 1_000_000 + moved));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `bank node`: nine processes that share nothing, driven by `bank run --config`.
 
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -344,4 +345,37 @@ fn a_server_stops_when_it_is_told_to() {
     running.interrupt();
     let ran = running.finish();
     assert_eq!(ran.code, Some(0), "{ran:?}");
+}
+
+/// A client that speaks RESP, on a connection of its own.
+pub struct Guest(pub BufReader<TcpStream>);
+
+impl Guest {
+    pub fn of(all: &Processes, server: usize) -> Guest {
+        Guest::at(&all.client_address(server))
+    }
+
+    pub fn at(address: &str) -> Guest {
+        let stream = TcpStream::connect(address).expect("a server");
+        stream.set_read_timeout(Some(LIMIT)).expect("a socket");
+        Guest(BufReader::new(stream))
+    }
+
+    pub fn send(&mut self, request: &str) {
+        self.0.get_mut().write_all(format!("{request}\r\n").as_bytes()).expect("room");
+    }
+
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("a reply");
+        line.trim_end().to_string()
+    }
+
+    /// Waits for the reply.
+    pub fn ask(&mut self, request: &str) -> String {
+        self.send(request);
+        let line = self.line();
+        // A bulk string: its length, and then itself.
+        if line.starts_with('$') { self.line() } else { line }
+    }
 }

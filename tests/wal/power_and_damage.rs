@@ -1,9 +1,8 @@
 //! Two misfortunes at once: the power goes, so that the mark may be older than the log, and a file is lost or cut.
 
+use super::snapshots::write;
 use super::*;
-use shardpaxosbank::storage::Pieces;
 use shardpaxosbank::storage::survey;
-use shardpaxosbank::types::Cut;
 
 /// A log of two segments, of which the second, with votes of a new ballot in it, is harmed; and the mark as the last power
 /// cut may have left it. The promise is of the second segment, too.
@@ -77,26 +76,6 @@ fn votes_in_a_lost_segment_behind_an_older_mark_are_in_doubt() {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct State(u64);
-
-impl Pieces for State {
-    fn cut(&self) -> Cut {
-        Cut { slot: Slot(self.0), digest: self.0 * 7, bytes: 40, piece_bytes: 16 }
-    }
-
-    fn piece(&mut self, n: u64) -> std::io::Result<Vec<u8>> {
-        Ok(vec![self.0 as u8 ^ n as u8; self.cut().piece(n).1])
-    }
-}
-
-fn install(wal: &mut Wal<MemDisk>, slot: u64) {
-    wal.begin_snapshot(Box::new(State(slot)), true).expect("a snapshot begins");
-    while wal.has_work() {
-        wal.prepare_ahead().expect("space");
-    }
-}
-
 /// A server went on from the snapshot of another one, which is lost, and is sent an older one. What the log holds below the
 /// first are old votes still, and not what was decided.
 #[test]
@@ -104,14 +83,14 @@ fn an_older_snapshot_does_not_make_old_votes_the_decided_values() {
     let disk = MemDisk::new();
     let mut wal = format(disk.clone());
     commit(&mut wal, &(1..=4).map(|slot| accept(slot, 1, slot as u8, 8)).collect::<Vec<_>>());
-    install(&mut wal, 10);
+    write(&mut wal, 10, true);
     wal.set_decided(Slot(10));
     commit(&mut wal, &[accept(11, 3, 11, 8)]);
     drop(wal);
     disk.take_away("snapshot-0000000000000010.snap");
     let (mut wal, recovered) = open(disk.clone());
     assert_eq!((recovered.decided, recovered.loss.map(|loss| loss.known)), (Slot(0), Some(Slot(10))));
-    install(&mut wal, 2);
+    write(&mut wal, 2, true);
     commit(&mut wal, &[Record::Promise(ballot(4))]);
     drop(wal);
     let (_, recovered) = open(disk);

@@ -41,7 +41,7 @@ fn slots<D: Disk>(wal: &mut Wal<D>, from: u64, to: u64) {
     }
 }
 
-fn write<D: Disk>(wal: &mut Wal<D>, slot: u64, foreign: bool) {
+pub fn write<D: Disk>(wal: &mut Wal<D>, slot: u64, foreign: bool) {
     wal.begin_snapshot(Box::new(State(slot)), foreign).expect("begin");
     while wal.has_work() {
         wal.prepare_ahead().expect("space");

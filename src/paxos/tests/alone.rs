@@ -295,16 +295,8 @@ fn entries_are_sent_again_when_a_later_round_shows_them_lost() {
     let sent = step(&mut s1, now, |r, out| _ = r.propose(value(1), out));
     assert_eq!(slots(&sent, S2), [4]);
     let echo = |round, position, s1: &mut Replica| {
-        let reply = HeartbeatReply {
-            ballot,
-            round,
-            position: Slot(position),
-            room: None,
-            doubts: Doubts::None,
-            incarnation: DISK,
-        };
         let mut out = Output::default();
-        s1.message(now, S2, Message::HeartbeatReply(reply), &mut out);
+        s1.message(now, S2, super::echo(ballot, round, position), &mut out);
         (slots(&out.now, S2), out.events)
     };
     assert_eq!(echo(first, 3, &mut s1), (vec![], vec![]));
@@ -332,15 +324,7 @@ fn a_follower_that_lags_far_is_sent_entries_from_disk_and_then_from_memory() {
     assert_eq!(out, Output::default(), "it is being read");
     // While it is, a round that shows S3 still behind is no reason to begin anew.
     let round = s1.begin_round(&mut out);
-    let reply = HeartbeatReply {
-        ballot,
-        round: round + 1,
-        position: Slot(1),
-        room: None,
-        doubts: Doubts::None,
-        incarnation: DISK,
-    };
-    s1.message(now, S3, Message::HeartbeatReply(reply), &mut out);
+    s1.message(now, S3, super::echo(ballot, round + 1, 1), &mut out);
     assert_eq!((out.reads.len(), out.events.len()), (0, 0));
 
     let entries = |n| vec![(Ballot::ZERO, value(2)); n];

@@ -3,17 +3,6 @@
 use super::*;
 use crate::paxos::handover::LEAVES;
 
-fn reply(ballot: Ballot, position: u64) -> Message {
-    Message::HeartbeatReply(HeartbeatReply {
-        ballot,
-        round: 1,
-        position: Slot(position),
-        room: None,
-        doubts: Doubts::None,
-        incarnation: DISK,
-    })
-}
-
 fn resign(replica: &mut Replica, now: Time) -> (bool, Vec<(NodeId, Message)>) {
     let mut left = false;
     let sent = step(replica, now, |r, out| left = r.resign(now, out));
@@ -27,10 +16,10 @@ fn a_leader_resigns_when_all_it_proposed_is_decided_and_to_who_has_come_furthest
     let ballot = s1.promised();
     step(&mut s1, now, |r, out| _ = r.propose(Value::from_slice(b"x"), out));
     for (from, position) in [(S2, 3), (S3, 3)] {
-        step(&mut s1, now, |r, out| r.message(now, from, reply(ballot, position), out));
+        step(&mut s1, now, |r, out| r.message(now, from, echo(ballot, 1, position), out));
     }
     assert_eq!(resign(&mut s1, now), (false, vec![]));
-    step(&mut s1, now, |r, out| r.message(now, S3, reply(ballot, 4), out));
+    step(&mut s1, now, |r, out| r.message(now, S3, echo(ballot, 1, 4), out));
     assert_eq!(s1.decided(), Slot(4));
     let mut out = Output::default();
     assert!(s1.resign(now, &mut out) && !s1.is_leader());
@@ -45,7 +34,7 @@ fn a_leader_resigns_when_all_it_proposed_is_decided_and_to_who_has_come_furthest
 fn a_leader_without_a_successor_only_stops_leading() {
     let (mut s1, now) = leader();
     let ballot = s1.promised();
-    let mut doubtful = reply(ballot, 3);
+    let mut doubtful = echo(ballot, 1, 3);
     if let Message::HeartbeatReply(m) = &mut doubtful {
         m.doubts = Doubts::Standing;
     }
