@@ -142,6 +142,8 @@ const CLOSED: u64 = 7;
 const MEMBER: u64 = 8;
 const TRAIL: u64 = 9;
 const NAME: u64 = 10;
+/// A session for named transactions only.
+const NAMING: u64 = 11;
 
 /// The share of consecutive accounts, from `first` on.
 pub(super) fn digest_balances(first: u64, balances: impl Iterator<Item = u64>) -> u64 {
@@ -167,6 +169,9 @@ pub(super) fn digest_rest(
         add(share(MARK, session.0, state.mark()));
         if state.is_closed() {
             add(share(CLOSED, session.0, 0));
+        }
+        if state.is_naming() {
+            add(share(NAMING, session.0, 0));
         }
         for (seq, register) in state.registers() {
             add(register_share(TxnId { session: *session, seq }, register));
@@ -326,8 +331,8 @@ impl Bank {
         let committed = effects.committed.len();
         effects.used.extend(command.used().filter(|session| session.shard() == self.shard));
         let common = match command {
-            Command::Open => {
-                let opened = self.open();
+            Command::Open { named } => {
+                let opened = self.open(named);
                 effects.crowded |= opened.is_none();
                 effects.used.extend(opened);
                 let none = || BlockResult::pack(Status::Done, &[Status::Busy]);
@@ -337,6 +342,10 @@ impl Bank {
             }
             Command::Mark { session, mark } => {
                 statuses.push(self.advance_mark(session, mark));
+                Status::Done
+            }
+            Command::Touch { session } => {
+                statuses.push(self.touch(session));
                 Status::Done
             }
             Command::Transfers { range, records, .. } => {

@@ -18,7 +18,8 @@ use crate::types::{AccountId, Ballot, Incarnation, NodeId, Rejoined, Session, Sh
 struct Header {
     bytes: U32,
     kind: u8,
-    /// 1 if the transactions were named by a client, and the block says what for; otherwise 0.
+    /// 1 if the transactions were named by a client, and the block says what for, or if a session is opened for such;
+    /// otherwise 0.
     named: u8,
     /// Participants of the transactions, 0 where the kind has none.
     participants: [U16; 2],
@@ -80,8 +81,10 @@ impl Range {
 /// A block, decoded in place.
 #[derive(Clone, Copy)]
 pub enum Command<'a> {
-    /// Issues a new session number of this shard.
-    Open,
+    /// Issues a new session number of this shard. In one that is `named` all transactions are, and no mark passes them.
+    Open { named: bool },
+    /// A session of this shard for named transactions is in use. Answered with whether there is one.
+    Touch { session: Session },
     /// Everything of the session below `mark` is finished at its client, as far as this shard takes part (T7).
     Mark { session: Session, mark: u64 },
     /// Transfers inside this shard. What is `named`, here and below, belongs to its transfer as well as to its sequence.
@@ -111,7 +114,8 @@ impl Command<'_> {
             | Command::Prepare { range, .. }
             | Command::Outcome { range, .. }
             | Command::Fence { range, .. } => Some(*range),
-            Command::Open
+            Command::Open { .. }
+            | Command::Touch { .. }
             | Command::Mark { .. }
             | Command::Close { .. }
             | Command::Expire { .. }
@@ -141,7 +145,7 @@ impl Command<'_> {
     /// The session that its client uses with this command.
     pub fn used(&self) -> Option<Session> {
         match self {
-            Command::Mark { session, .. } => Some(*session),
+            Command::Mark { session, .. } | Command::Touch { session } => Some(*session),
             other => other.range().map(|range| range.session),
         }
     }
@@ -156,6 +160,7 @@ const FENCE: u8 = 6;
 const CLOSE: u8 = 7;
 const EXPIRE: u8 = 8;
 const REJOIN: u8 = 9;
+const TOUCH: u8 = 10;
 
 /// The servers that a value lets in again, in order.
 pub fn rejoined(value: &Value) -> Vec<(NodeId, Rejoined)> {
@@ -240,12 +245,12 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
         return Err("reserved fields are not zero".into());
     }
     let named = header.named == 1;
-    if named && !matches!(header.kind, TRANSFERS | PREPARE | OUTCOME | FENCE) {
-        return Err("only transactions can be named".into());
+    if named && !matches!(header.kind, OPEN | TRANSFERS | PREPARE | OUTCOME | FENCE) {
+        return Err("only transactions can be named, and sessions for them".into());
     }
     if header.kind == OPEN {
         let clean = raw == 0 && first == 0 && count == 0 && body.is_empty();
-        return if clean { Ok(Command::Open) } else { Err("an open carries no fields".into()) };
+        return if clean { Ok(Command::Open { named }) } else { Err("an open carries no fields".into()) };
     }
     if header.kind == REJOIN {
         let [server, ballot_server] = header.participants.map(|n| n.get());
@@ -265,9 +270,13 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
         let clean = count == 0 && body.is_empty() && first <= MAX_SEQUENCE;
         return if clean { Ok(Command::Mark { session, mark: first }) } else { Err("a bad mark".into()) };
     }
-    if header.kind == CLOSE {
+    if matches!(header.kind, CLOSE | TOUCH) {
         let clean = count == 0 && first == 0 && body.is_empty();
-        return if clean { Ok(Command::Close { session }) } else { Err("a bad close".into()) };
+        return match header.kind {
+            _ if !clean => Err("only a session is closed, or touched".into()),
+            CLOSE => Ok(Command::Close { session }),
+            _ => Ok(Command::Touch { session }),
+        };
     }
     if header.kind == EXPIRE {
         return match <[U64]>::ref_from_bytes(body) {
@@ -340,6 +349,7 @@ fn put_parts(
 }
 
 const NOBODY: [ShardId; 2] = [ShardId(0), ShardId(0)];
+const NOTHING: Range = Range { session: Session(0), first: 0, count: 0 };
 
 /// Bytes that a block of `count` transfers takes.
 pub const fn transfers_bytes(count: usize) -> usize {
@@ -347,7 +357,11 @@ pub const fn transfers_bytes(count: usize) -> usize {
 }
 
 pub fn put_open(out: &mut Vec<u8>) {
-    put(out, OPEN, NOBODY, Range { session: Session(0), first: 0, count: 0 }, &[]);
+    put(out, OPEN, NOBODY, NOTHING, &[]);
+}
+
+pub fn put_touch(out: &mut Vec<u8>, session: Session) {
+    put(out, TOUCH, NOBODY, Range { session, ..NOTHING }, &[]);
 }
 
 pub fn put_mark(out: &mut Vec<u8>, session: Session, mark: u64) {
@@ -377,12 +391,16 @@ pub fn put_fence(out: &mut Vec<u8>, range: Range) {
     put(out, FENCE, NOBODY, range, &[]);
 }
 
-/// The same, of transactions that a client named: each of these blocks says what they are for.
+/// The same, of transactions that a client named: each block of them says what they are for.
 pub mod named {
     use super::*;
 
     fn put(out: &mut Vec<u8>, kind: u8, participants: [ShardId; 2], range: Range, body: [&[u8]; 2]) {
         put_parts(out, kind, true, participants, range, body);
+    }
+
+    pub fn put_open(out: &mut Vec<u8>) {
+        put(out, OPEN, NOBODY, NOTHING, [&[], &[]]);
     }
 
     pub fn put_transfers(out: &mut Vec<u8>, range: Range, transfers: &[Transfer]) {
@@ -403,7 +421,7 @@ pub mod named {
 }
 
 pub fn put_close(out: &mut Vec<u8>, session: Session) {
-    put(out, CLOSE, NOBODY, Range { session, first: 0, count: 0 }, &[]);
+    put(out, CLOSE, NOBODY, Range { session, ..NOTHING }, &[]);
 }
 
 pub fn put_rejoin(out: &mut Vec<u8>, server: NodeId, incarnation: Incarnation, ballot: Ballot) {

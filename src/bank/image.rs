@@ -50,6 +50,7 @@ pub(super) struct SessionImage {
     pub names: Vec<(u64, Transfer)>,
     pub beside: Vec<(u64, u8)>,
     pub closed: bool,
+    pub naming: bool,
 }
 
 /// What a bank has beside its balances.

@@ -82,12 +82,22 @@ pub struct SessionState {
     beside: BTreeMap<u64, u8>,
     /// What is empty is a NO and stays one (T7).
     closed: bool,
+    /// Its issuer has opened it for named transactions only. Other shards do not know.
+    naming: bool,
 }
 
 impl SessionState {
     pub fn new(window: u64) -> SessionState {
         let (ring, names, beside) = (VecDeque::new(), BTreeMap::new(), BTreeMap::new());
-        SessionState { mark: 1, window, ring, names, beside, closed: false }
+        SessionState { mark: 1, window, ring, names, beside, closed: false, naming: false }
+    }
+
+    pub fn is_naming(&self) -> bool {
+        self.naming
+    }
+
+    pub fn set_naming(&mut self) {
+        self.naming = true;
     }
 
     pub fn is_closed(&self) -> bool {
@@ -181,12 +191,13 @@ impl SessionState {
         let ring: Vec<u8> = self.ring.iter().copied().collect();
         let beside = self.beside.iter().map(|(seq, code)| (*seq, *code)).collect();
         let names = self.names.iter().map(|(seq, transfer)| (*seq, *transfer)).collect();
-        SessionImage { mark: self.mark, ring: Value(ring.into()), names, beside, closed: self.closed }
+        let SessionState { mark, closed, naming, .. } = *self;
+        SessionImage { mark, ring: Value(ring.into()), names, beside, closed, naming }
     }
 
     /// A session with the usual window. `Err` if no session looks like this.
     pub(super) fn from_image(image: SessionImage) -> Result<SessionState, String> {
-        let SessionImage { mark, ring, names, beside, closed } = image;
+        let SessionImage { mark, ring, names, beside, closed, naming } = image;
         let known = |code: &u8| Register::try_from_code(*code).is_some();
         let beyond = |seq: &u64| *seq >= mark + ring.len() as u64;
         if mark == 0 || mark > 1 << 63 || !ring.0.iter().all(known) {
@@ -197,7 +208,7 @@ impl SessionState {
         }
         let (ring, names, beside) =
             (ring.0.iter().copied().collect(), names.into_iter().collect(), beside.into_iter().collect());
-        let state = SessionState { mark, window: SESSION_WINDOW, ring, names, beside, closed };
+        let state = SessionState { mark, window: SESSION_WINDOW, ring, names, beside, closed, naming };
         if state.names.keys().any(|seq| *seq < mark || state.get(*seq) == Register::Empty) {
             return Err("a name without a register".into());
         }

@@ -228,7 +228,9 @@ fn blocks(value: &[u8]) -> Vec<String> {
         _ => format!("{}:{} to {}", r.session, r.first, r.first + u64::from(r.count) - 1),
     };
     let text = |block| match block {
-        Ok(Command::Open) => "open".into(),
+        Ok(Command::Open { named: false }) => "open".into(),
+        Ok(Command::Open { named: true }) => "open for names".into(),
+        Ok(Command::Touch { session }) => format!("touch {session}"),
         Ok(Command::Mark { session, mark }) => format!("mark {session}:{mark}"),
         Ok(Command::Transfers { range: r, .. }) => format!("transfers {}", range(r)),
         Ok(Command::Prepare { range: r, participants: [a, b], .. }) => {

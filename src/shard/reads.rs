@@ -105,9 +105,9 @@ impl Shard {
                 Some(Response::Leading { request, ballot, decided })
             }
             Question::Status(id) => {
-                let status = self.bank.lookup(id);
+                let status = self.bank.lookup(id).map(Status::code);
                 let participants = self.bank.holds().get(&id).map(|hold| hold.participants);
-                Some(Response::Status { request, status: status.map(Status::code), participants })
+                Some(Response::Status { request, status, name: self.bank.name(id), participants })
             }
             Question::Balance(account) => match self.bank.locked_by(account) {
                 None => {

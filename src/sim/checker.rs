@@ -265,7 +265,11 @@ impl Checker {
 
     fn mentions(&mut self, shard: ShardId, block: Command<'_>, statuses: &[Status]) {
         let (range, participants, commits) = match block {
-            Command::Open | Command::Rejoin { .. } => return,
+            Command::Open { .. } | Command::Rejoin { .. } => return,
+            Command::Touch { session } => {
+                let known = self.logs[shard.index()].bank.known_sessions().any(|s| s == session);
+                return self.coverage.see_if(known && statuses == [Status::Expired], Seen::NotForNames);
+            }
             Command::Mark { session, mark } => {
                 let id = TxnId { session, seq: mark };
                 return statuses.iter().for_each(|s| self.sessions.mentioned(shard, id, *s, false));
@@ -485,11 +489,11 @@ impl Checker {
         }
     }
 
-    /// What those who gave this id to a transfer were told for good, if all the same.
-    pub fn told_about(&self, id: TxnId) -> Option<bool> {
+    /// Whether everybody who has a vote on a transfer of this id has decided a YES (T2).
+    pub fn has_committed(&self, id: TxnId) -> bool {
+        let yes = |txn: &Txn| txn.participants.iter().all(|part| txn.votes.get(part) == Some(&true));
         let mut all = self.txns.range((id, None)..).take_while(|((other, _), _)| *other == id);
-        let (_, first) = all.next()?;
-        first.told.filter(|told| all.all(|(_, txn)| txn.told == Some(*told)))
+        all.any(|(_, txn)| !txn.participants.is_empty() && yes(txn))
     }
 
     /// What an account holds after everything that was decided.

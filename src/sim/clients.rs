@@ -17,8 +17,8 @@ pub struct Asked {
     pub op: Op,
     /// What was decided in the account's shard when a read began.
     since: Slot,
-    /// What was known of an id, to whoever had named it, when somebody began to ask about it.
-    told: Option<bool>,
+    /// Whether a transfer of an id had committed when somebody began to ask about it.
+    committed: bool,
     pub outcomes: Vec<Outcome>,
     /// When it was asked, and answered for good: moments of the world's one order.
     pub invoked: u64,
@@ -114,16 +114,18 @@ impl World {
             Op::Read(account) => self.options.topology.shard_of(account).map(|s| self.checker.decided(s)),
             _ => None,
         };
-        let told = match op {
-            Op::Lookup(id) => self.checker.told_about(id),
-            _ => None,
+        let committed = match op {
+            Op::Lookup(id) => self.checker.has_committed(id),
+            _ => false,
         };
         let tag = self.next_tag;
         self.next_tag += 1;
         let client = self.clients.get_mut(&id).expect("only living clients are asked");
         let (since, invoked) = (since.unwrap_or_default(), self.moment);
         self.moment += 1;
-        client.asked.insert(tag, Asked { op, since, told, outcomes: Vec::new(), invoked, answered: None });
+        client
+            .asked
+            .insert(tag, Asked { op, since, committed, outcomes: Vec::new(), invoked, answered: None });
         client.inbox.push(txn::Input::Submit { tag, op });
         self.wake(Place::Client(id), self.now);
         tag
@@ -200,7 +202,7 @@ impl World {
             self.moment += 1;
             self.coverage.see_if(was_unknown, Seen::UnknownResolved);
         }
-        let (op, since, told) = (asked.op, asked.since, asked.told);
+        let (op, since, committed) = (asked.op, asked.since, asked.committed);
         match (&op, &outcome) {
             (_, Outcome::Aborted(Reason::NoQuorum)) => self.coverage.see(Seen::NoQuorum),
             (_, Outcome::Aborted(Reason::StorageFull)) => self.coverage.see(Seen::StorageFull),
@@ -224,7 +226,7 @@ impl World {
             (Op::Named { id: txn, transfer }, outcome) => {
                 self.checker.told_named(id, txn, transfer, &outcome);
             }
-            (Op::Lookup(txn), Outcome::Found(found)) => self.found(txn, told, found),
+            (Op::Lookup(txn), Outcome::Found(found)) => self.found(txn, committed, found),
             (Op::Open, Outcome::Opened(session)) => self.opened.push(session),
             (Op::Read(account), Outcome::Balance(balance)) => self.checker.read(account, balance, since),
             _ => {}
@@ -233,17 +235,16 @@ impl World {
 }
 
 impl World {
-    /// A client asked what became of an id. When it began to ask, everybody who had named it had been `told` the same, or
-    /// there was no such thing.
-    fn found(&mut self, id: TxnId, told: Option<bool>, found: Found) {
+    /// A client asked what became of an id, of which something had `committed` when it began to ask, or nothing.
+    fn found(&mut self, id: TxnId, committed: bool, found: Found) {
         self.coverage.see_if(matches!(found, Found::Committed | Found::Aborted(_)), Seen::LookedUp);
         self.coverage.see_if(found == Found::InDoubt, Seen::LookedUpInDoubt);
-        let agrees = match told {
-            Some(true) => matches!(found, Found::Committed | Found::Finished),
-            Some(false) => found != Found::Committed || self.checker.told_about(id) != told,
-            None => true,
+        let agrees = match found {
+            Found::Committed => self.checker.has_committed(id),
+            Found::Finished => true,
+            _ => !committed,
         };
-        assert!(agrees, "T2: of {id} everybody was told {told:?}, and then it was found {found}");
+        assert!(agrees, "T2: {id} was found {found}; it had committed before: {committed}");
     }
 }
 

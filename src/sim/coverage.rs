@@ -157,6 +157,7 @@ sights! {
     Renamed "a transaction got another name in a new session",
     NamedAgain "what a client had named was asked for again",
     IdReused "a client gave one id to two transfers, and a shard refused the second",
+    NotForNames "a client named a transfer in a coordinator's own session, and the shard refused it",
     LookedUp "a client asked what became of an id, and it was known",
     LookedUpInDoubt "a client asked what became of an id, and it was in doubt",
     Forgotten "a client asked about a transaction that every shard had forgotten",

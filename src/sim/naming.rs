@@ -40,11 +40,12 @@ impl Run {
         self.world.submit(client, op);
     }
 
-    /// Of a session that was opened lately, or of none.
+    /// Of a session that was opened lately; of a coordinator's, or of none.
     fn new_name(&mut self) -> TxnId {
-        if self.world.rng.one_in(40) {
+        if self.world.rng.one_in(15) {
             let shard = ShardId(1 + self.below(u64::from(self.world.options.topology.clusters)) as u16);
-            return TxnId { session: Session::new(shard, 1 << 40), seq: 1 };
+            let number = if self.world.rng.one_in(3) { 1 << 40 } else { 1 + self.below(4) };
+            return TxnId { session: Session::new(shard, number), seq: 1 + self.below(RECENT) };
         }
         let opened = &self.world.opened;
         let back = self.world.rng.below(opened.len().min(3) as u64) as usize;

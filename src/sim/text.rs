@@ -25,7 +25,9 @@ fn block(command: Command<'_>) -> String {
         format!("{} {}", first(range), all.join(" "))
     };
     match command {
-        Command::Open => "open".into(),
+        Command::Open { named: false } => "open".into(),
+        Command::Open { named: true } => "open for names".into(),
+        Command::Touch { session } => format!("touch {session}"),
         Command::Mark { session, mark } => format!("mark {session}:{mark}"),
         Command::Transfers { range, records, .. } => format!("transfer {}", list(range, records)),
         Command::Prepare { range, records, .. } => format!("prepare {}", list(range, records)),
@@ -151,9 +153,10 @@ pub fn response(response: &Response) -> String {
         }
         Response::Balance { balance: Ok(balance), .. } => format!("Balance {balance}"),
         Response::Balance { balance: Err(reason), .. } => format!("Balance refused: {reason}"),
-        Response::Status { status: code, participants, .. } => {
+        Response::Status { status: code, name, participants, .. } => {
             let text = code.and_then(Status::from_code).map_or("nothing".into(), |s| status(&s));
-            format!("Status {text} {participants:?}")
+            let name = name.map_or(String::new(), |name| format!(" {name}"));
+            format!("Status {text}{name} {participants:?}")
         }
         Response::Leading { ballot, decided, .. } => format!("Leading {ballot} decided={decided}"),
         Response::Refused { why, .. } => match why {

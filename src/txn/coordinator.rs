@@ -12,7 +12,7 @@ use crate::config::{Limits, Timeouts, Topology};
 use crate::txn::group::Group;
 use crate::txn::link::{Ask, Link, Reach, Sent, Unit, UnitId, Work};
 use crate::txn::message::{Refusal, Request, Response};
-use crate::txn::named::{Lookup, NamedWish};
+use crate::txn::named::{Lookup, NamedWish, Remembered};
 use crate::txn::port::{Answer, Event, Input, Op, Outcome, Output};
 use crate::txn::retire::Retirement;
 use crate::types::{NodeId, Reason, Session, ShardId, Time, Transfer, TxnId};
@@ -317,8 +317,8 @@ impl Coordinator {
             (_, None) => {}
             (Response::Done { results, .. }, Some(sent)) => self.on_done(now, index, sent, results, out),
             (Response::Balance { balance, .. }, Some(sent)) => self.on_balance(index, sent, balance, out),
-            (Response::Status { status, participants, .. }, Some(sent)) => {
-                self.on_status(index, sent, status.and_then(Status::from_code), participants, out);
+            (Response::Status { status, name, participants, .. }, Some(sent)) => {
+                self.on_status(index, sent, Remembered::new(status, name, participants), out);
             }
             (Response::Refused { why, .. }, Some(sent)) => self.on_refused(now, index, sent, why, out),
             (Response::Unsure { .. }, Some(sent)) => {
@@ -347,8 +347,8 @@ impl Coordinator {
     fn on_late(&mut self, now: Time, index: usize, late: Sent, response: Response, out: &mut Output) {
         match response {
             Response::Balance { balance, .. } => self.on_balance(index, late, balance, out),
-            Response::Status { status, participants, .. } => {
-                self.on_status(index, late, status.and_then(Status::from_code), participants, out);
+            Response::Status { status, name, participants, .. } => {
+                self.on_status(index, late, Remembered::new(status, name, participants), out);
             }
             Response::Done { results, .. } if results.len() == late.ahead + late.units.len() => {
                 for (id, result) in late.units.iter().zip(results.into_iter().skip(late.ahead)) {

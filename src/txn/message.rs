@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bank::BlockResult;
-use crate::types::{AccountId, Ballot, NodeId, Reason, ShardId, Slot, TxnId, Value};
+use crate::types::{AccountId, Ballot, NodeId, Reason, ShardId, Slot, Transfer, TxnId, Value};
 
 /// From a client to a server. Requests are numbered by the client, per connection or wider; answers name the number.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -38,8 +38,8 @@ pub enum Response {
     /// The answer to a read.
     Balance { request: u64, balance: Result<u64, Reason> },
     /// The code of what this shard remembers of a transaction ([`crate::bank::Status`]), `None` if nothing ever mentioned
-    /// it here; and its participants while it is in doubt.
-    Status { request: u64, status: Option<u8>, participants: Option<[ShardId; 2]> },
+    /// it here; whose register that is, if a client has named it; and its participants while it is in doubt.
+    Status { request: u64, status: Option<u8>, name: Option<Transfer>, participants: Option<[ShardId; 2]> },
     /// This server leads, and a majority confirmed it after the probe arrived.
     Leading { request: u64, ballot: Ballot, decided: Slot },
     /// Nothing of the request was proposed.

@@ -25,7 +25,7 @@ const SIGNS_OF_LIFE: u32 = 4;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Lookup {
     waits_for: usize,
-    answers: BTreeMap<ShardId, Answer>,
+    answers: BTreeMap<ShardId, Remembered>,
 }
 
 /// A transfer that waits until it is known that there is such a session.
@@ -37,10 +37,22 @@ pub(super) struct NamedWish {
     participants: Vec<ShardId>,
 }
 
+/// What a shard remembers of an id.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-struct Answer {
+pub(super) struct Remembered {
     status: Option<Status>,
+    name: Option<Transfer>,
     participants: Option<[ShardId; 2]>,
+}
+
+impl Remembered {
+    pub(super) fn new(
+        code: Option<u8>,
+        name: Option<Transfer>,
+        participants: Option<[ShardId; 2]>,
+    ) -> Remembered {
+        Remembered { status: code.and_then(Status::from_code), name, participants }
+    }
 }
 
 impl Coordinator {
@@ -55,7 +67,10 @@ impl Coordinator {
     pub(super) fn open_for(&mut self, now: Time, tag: u64, out: &mut Output) {
         let tried = self.opening.entry(tag).or_default();
         let links = || self.links.iter().filter(|link| !tried.contains(&link.shard));
-        let usable = |link: &&Link| (self.lazy || link.reach != Reach::NoQuorum) && link.full_until <= now;
+        let usable = |link: &&Link| {
+            let looked_for_anew = self.lazy && link.units.is_empty();
+            (link.reach != Reach::NoQuorum || looked_for_anew) && link.full_until <= now
+        };
         let shard = links()
             .find(|link| link.leader().is_some() && usable(link))
             .or_else(|| links().find(usable))
@@ -89,9 +104,12 @@ impl Coordinator {
     }
 
     /// Tells the shard that issued a session that it is in use, and hears whether there is such a session.
-    fn touch(&mut self, now: Time, session: Session) {
+    fn touch(&mut self, now: Time, session: Session, out: &mut Output) {
         let shard = session.shard();
         self.search_if_idle(now, shard);
+        if self.links[shard.index()].reach == Reach::NoQuorum {
+            return self.drop_touch(session, out);
+        }
         self.add_unit(shard, Work::Touch { session });
     }
 
@@ -143,7 +161,7 @@ impl Coordinator {
                 if stale.is_some_and(|stale| now.since(*at) >= stale) && !self.touching.contains_key(&session)
                 {
                     self.touching.insert(session, Vec::new());
-                    self.touch(now, session);
+                    self.touch(now, session, out);
                 }
                 self.execute_named(now, wish, out);
             }
@@ -151,10 +169,8 @@ impl Coordinator {
             None => {
                 let first = !self.touching.contains_key(&session);
                 self.touching.entry(session).or_default().push(wish);
-                if first && !self.lazy && self.links[session.shard().index()].reach == Reach::NoQuorum {
-                    self.drop_touch(session, out);
-                } else if first {
-                    self.touch(now, session);
+                if first {
+                    self.touch(now, session, out);
                 }
             }
         }
@@ -214,20 +230,13 @@ impl Coordinator {
         self.answer(tag, Outcome::Aborted(Reason::NoQuorum), first_sent, out);
     }
 
-    pub(super) fn on_status(
-        &mut self,
-        index: usize,
-        sent: Sent,
-        status: Option<Status>,
-        participants: Option<[ShardId; 2]>,
-        out: &mut Output,
-    ) {
+    pub(super) fn on_status(&mut self, index: usize, sent: Sent, remembered: Remembered, out: &mut Output) {
         let shard = self.links[index].shard;
         for unit in sent.units {
             let Some(unit) = self.links[index].remove(unit) else { continue };
             let Work::Read { tag, .. } = unit.work else { continue };
             let Some(lookup) = self.lookups.get_mut(&tag) else { continue };
-            lookup.answers.insert(shard, Answer { status, participants });
+            lookup.answers.insert(shard, remembered.clone());
             if lookup.answers.len() < lookup.waits_for {
                 continue;
             }
@@ -242,27 +251,40 @@ impl Coordinator {
 impl Lookup {
     /// What the answers say together (T2). They are of different moments, but a register keeps what it holds.
     fn found(&self) -> Found {
-        let statuses = || self.answers.values().filter_map(|answer| answer.status);
-        let votes_yes =
-            |shard: &ShardId| self.answers.get(shard).is_some_and(|a| a.status == Some(Status::Yes));
-        let mut participants = self.answers.values().filter_map(|answer| answer.participants);
+        // An id may have been given to several transfers, each with registers of its own.
+        let all = || self.answers.values();
+        let verdicts: Vec<Found> = all().filter_map(|answer| self.found_of(answer.name)).collect();
+        let aborted = |found: &&Found| matches!(found, Found::Aborted(_));
+        if let Some(found) = [Found::Committed, Found::InDoubt].into_iter().find(|f| verdicts.contains(f)) {
+            return found;
+        }
+        if let Some(found) = verdicts.iter().find(aborted) {
+            return *found;
+        }
+        if all().any(|answer| matches!(answer.status, Some(Status::Finished | Status::Expired))) {
+            return Found::Finished;
+        }
+        // What one shard has closed may yet be executed in another.
+        let never = all().all(|answer| answer.status == Some(Status::Closed));
+        if never { Found::Aborted(None) } else { Found::NeverSeen }
+    }
+
+    /// The same of one of the transfers; `None` if no shard has a register of it.
+    fn found_of(&self, name: Option<Transfer>) -> Option<Found> {
+        let votes = || self.answers.iter().filter(|(_, answer)| answer.name == name);
+        let statuses = || votes().filter_map(|(_, answer)| answer.status);
+        let votes_yes = |shard: &ShardId| votes().any(|(s, a)| s == shard && a.status == Some(Status::Yes));
+        let mut participants = votes().filter_map(|(_, answer)| answer.participants);
         if statuses().any(|s| matches!(s, Status::Committed | Status::YesCommitted))
             || participants.any(|all| all.iter().all(votes_yes))
         {
-            return Found::Committed;
+            return Some(Found::Committed);
         }
-        let reason = statuses()
-            .filter_map(|s| if let Status::Aborted(reason) = s { Some(reason) } else { None })
-            .min();
+        let reasons = statuses().filter_map(|s| if let Status::Aborted(why) = s { Some(why) } else { None });
+        let reason = reasons.min();
         if reason.is_some() || statuses().any(|s| s == Status::YesAborted) {
-            return Found::Aborted(reason);
+            return Some(Found::Aborted(reason));
         }
-        if statuses().any(|s| s == Status::Yes) {
-            return Found::InDoubt;
-        }
-        if statuses().any(|s| matches!(s, Status::Finished | Status::Expired)) {
-            return Found::Finished;
-        }
-        if statuses().any(|s| s == Status::Closed) { Found::Aborted(None) } else { Found::NeverSeen }
+        statuses().any(|s| s == Status::Yes).then_some(Found::InDoubt)
     }
 }

@@ -68,8 +68,9 @@ impl Coordinator {
                 self.send_frame(now, index, leader, std::mem::take(&mut frame), out);
             }
             match work {
-                Work::Open | Work::OpenFor { .. } => command::put_open(&mut frame.blocks),
-                Work::Touch { session } => command::put_mark(&mut frame.blocks, session, 1),
+                Work::Open => command::put_open(&mut frame.blocks),
+                Work::OpenFor { .. } => command::named::put_open(&mut frame.blocks),
+                Work::Touch { session } => command::put_touch(&mut frame.blocks, session),
                 Work::Fence { group } => self.groups[&group].put_fence(&mut frame.blocks),
                 Work::Outcome { group } => self.groups[&group].put_outcome(&mut frame.blocks),
                 Work::Close { session } => command::put_close(&mut frame.blocks, session),

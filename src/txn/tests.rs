@@ -133,7 +133,9 @@ fn frame(sent: &[(NodeId, Request)], to: NodeId) -> (u64, &Value) {
 fn kinds(sent: &[(NodeId, Request)], to: NodeId) -> Vec<&'static str> {
     let (_, blocks) = frame(sent, to);
     let kind = |block: Result<Command<'_>, String>| match block.expect("blocks of our own") {
-        Command::Open => "open",
+        Command::Open { named: false } => "open",
+        Command::Open { named: true } => "open for names",
+        Command::Touch { .. } => "touch",
         Command::Mark { .. } => "mark",
         Command::Transfers { .. } => "transfers",
         Command::Prepare { .. } => "prepare",

@@ -52,13 +52,18 @@ impl Bank {
         self.status(id).or(closed.then_some(Status::Closed))
     }
 
+    /// The transfer that a transaction belongs to, if a client has named it and this shard remembers it.
+    pub fn name(&self, id: TxnId) -> Option<Transfer> {
+        self.sessions.get(&id.session).and_then(|state| state.name(id.seq))
+    }
+
     fn known_of(&self, issuer: ShardId) -> impl Iterator<Item = (&Session, &SessionState)> {
         let last = Session(Session::new(issuer, 0).0 | ((1 << 48) - 1));
         self.sessions.range(Session::new(issuer, 0)..=last)
     }
 
     /// `None` if there is no room for one more.
-    pub(super) fn open(&mut self) -> Option<Session> {
+    pub(super) fn open(&mut self, naming: bool) -> Option<Session> {
         if self.known_of(self.shard).count() >= self.sessions_max {
             return None;
         }
@@ -66,7 +71,19 @@ impl Bank {
         self.swap_share(ISSUED, 0, Some(self.next_session), Some(self.next_session + 1));
         self.next_session += 1;
         self.create(session);
+        if naming {
+            self.state(session).set_naming();
+            self.swap_share(NAMING, session.0, None, Some(0));
+        }
         Some(session)
+    }
+
+    /// `Done` if this shard has opened the session for named transactions and not forgotten it: whoever names one in a
+    /// session of another kind, whose marks pass what is in it, may have it forgotten in one shard and not in another.
+    pub(super) fn touch(&self, session: Session) -> Status {
+        let naming =
+            session.shard() == self.shard && self.sessions.get(&session).is_some_and(SessionState::is_naming);
+        if naming { Status::Done } else { Status::Expired }
     }
 
     fn create(&mut self, session: Session) {
@@ -198,6 +215,7 @@ impl Bank {
         }
         let state = self.sessions.remove(&session).expect("T7: a closed session is known");
         self.swap_share(CLOSED, session.0, Some(0), None);
+        self.swap_share(NAMING, session.0, state.is_naming().then_some(0), None);
         self.swap_share(MARK, session.0, Some(state.mark()), None);
         for (seq, register) in state.registers() {
             self.digest = self.digest.wrapping_sub(register_share(TxnId { session, seq }, register));

@@ -31,7 +31,7 @@ fn block(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 /// One block of every kind.
-fn samples() -> [Vec<u8>; 8] {
+fn samples() -> [Vec<u8>; 10] {
     [
         block(put_open),
         block(|out| put_mark(out, SESSION, 9)),
@@ -41,17 +41,20 @@ fn samples() -> [Vec<u8>; 8] {
         block(|out| put_fence(out, range(1 << 60, 5))),
         block(|out| put_close(out, SESSION)),
         block(|out| put_expire(out, SESSION, &[Session(1 << 48 | 2), Session(1 << 48 | 6)])),
+        block(named::put_open),
+        block(|out| put_touch(out, SESSION)),
     ]
 }
 
 #[test]
 fn blocks_survive_the_way_to_bytes_and_back() {
     let value = samples().concat();
-    assert_eq!(check(&value).map(|size| size.blocks), Ok(8));
+    assert_eq!(check(&value).map(|size| size.blocks), Ok(10));
     assert_eq!(check(&[]), Ok(Size::default()), "the no-op");
     let all: Vec<Command> = blocks(&value).map(|b| b.expect("what was put")).collect();
     let got = |records: &[TransferRecord]| records.iter().map(TransferRecord::get).collect::<Vec<_>>();
-    let [Command::Open, Command::Mark { session: SESSION, mark: 9 }, rest @ ..] = &all[..] else {
+    let [Command::Open { named: false }, Command::Mark { session: SESSION, mark: 9 }, rest @ ..] = &all[..]
+    else {
         panic!("an open and a mark")
     };
     let [Command::Transfers { range: a, records: moved, named: false }, rest @ ..] = rest else {
@@ -73,8 +76,12 @@ fn blocks_survive_the_way_to_bytes_and_back() {
     else {
         panic!("an outcome and a fence")
     };
-    let [Command::Close { session: SESSION }, Command::Expire { session: SESSION, live }] = rest else {
+    let [Command::Close { session: SESSION }, Command::Expire { session: SESSION, live }, rest @ ..] = rest
+    else {
         panic!("a close and an expiry")
+    };
+    let [Command::Open { named: true }, Command::Touch { session: SESSION }] = rest else {
+        panic!("an open for names and a touch")
     };
     assert_eq!(live.iter().map(|n| n.get()).collect::<Vec<_>>(), [2, 6]);
     assert_eq!((*c, *d), (range(4, 9), range(1 << 60, 5)));
@@ -103,17 +110,24 @@ fn what_is_cut_off_is_refused() {
 /// bytes for the same block would drift apart.
 #[test]
 fn each_wrong_field_is_refused() {
-    let [open, mark, transfers, prepare, outcome, fence, close, expire] = samples();
+    let [open, mark, transfers, prepare, outcome, fence, close, expire, naming, touch] = samples();
     let longer = |sample: &[u8]| {
         let mut bytes = [sample, &[0; 8]].concat();
         bytes[BYTES] += 8;
         bytes
     };
-    for sample in [&open, &mark, &transfers, &prepare, &outcome, &fence, &close, &expire] {
+    for sample in [&open, &mark, &transfers, &prepare, &outcome, &fence, &close, &expire, &naming, &touch] {
         assert!(check(&longer(sample)).is_err(), "a longer body of kind {}", sample[KIND]);
-        for (at, byte) in
-            [(ZERO, 2), (ZERO2, 1), (ZERO2 + 1, 1), (BYTES, 31), (BYTES + 3, 1), (KIND, 0), (KIND, 9)]
-        {
+        for (at, byte) in [
+            (ZERO, 2),
+            (ZERO2, 1),
+            (ZERO2 + 1, 1),
+            (BYTES, 31),
+            (BYTES + 3, 1),
+            (KIND, 0),
+            (KIND, 9),
+            (KIND, 11),
+        ] {
             let mut bytes = sample.clone();
             bytes[at] = byte;
             assert!(check(&bytes).is_err(), "{byte} at {at} of kind {}", sample[KIND]);
@@ -191,8 +205,8 @@ fn named_blocks_carry_their_transfers() {
     let [_, _, outcome, _] = &samples;
     assert!(matches!(blocks(outcome).next(), Some(Ok(Command::Outcome { commits: [0b10], .. }))));
     // Nothing else has a name, and what is not named has none.
-    let [open, mark, unnamed, _, outcome, fence, close, expire] = self::samples();
-    for mut sample in [open, mark, outcome, fence, close, expire] {
+    let [_, mark, unnamed, _, outcome, fence, close, expire, _, touch] = self::samples();
+    for mut sample in [mark, outcome, fence, close, expire, touch] {
         sample[ZERO] = 1;
         assert!(check(&sample).is_err(), "of kind {}", sample[KIND]);
     }

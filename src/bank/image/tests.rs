@@ -21,6 +21,7 @@ fn apply(bank: &mut Bank, accounts: u64, session: Session, (kind, seq, n): (u8, 
     let (from, to) = (AccountId(n % 8 + 1), AccountId((n + seq) % 8 + 1));
     let across = Transfer { from, to: AccountId(accounts / 2 + to.0), amount: 3 };
     match kind {
+        0 if n.is_multiple_of(2) => command::named::put_open(&mut bytes),
         0 => command::put_open(&mut bytes),
         1 => command::put_transfers(&mut bytes, range, &[Transfer { from, to, amount: 2 }]),
         2 => command::put_prepare(&mut bytes, range, BOTH, &[across]),

@@ -360,7 +360,7 @@ fn answer_all(sent: &[(NodeId, Request)]) -> Vec<Input> {
             Command::Transfers { range, .. } => {
                 BlockResult::pack(Status::Committed, &vec![Status::Committed; range.count as usize])
             }
-            Command::Open => BlockResult::Opened(Session::new(D1, 2)),
+            Command::Open { named: false } => BlockResult::Opened(Session::new(D1, 2)),
             _ => one(Status::Done),
         };
         let results = command::blocks(&blocks.0).map(result).collect();

@@ -21,12 +21,16 @@ fn look_up(tag: u64, seq: u64) -> Input {
 }
 
 /// Answers to all questions about ids in `sent`, by server.
-fn statuses(sent: &[(NodeId, Request)], of: impl Fn(NodeId) -> Option<Status>) -> Vec<Input> {
+fn statuses(
+    sent: &[(NodeId, Request)],
+    of: impl Fn(NodeId) -> (Option<Status>, Option<Transfer>),
+) -> Vec<Input> {
     let answer = |(to, request): &(NodeId, Request)| {
         let Request::Status { request, .. } = request else { return None };
-        let status = of(*to);
+        let (status, name) = of(*to);
         let participants = (status == Some(Status::Yes)).then_some([ShardId(1), ShardId(2)]);
-        let response = Response::Status { request: *request, status: status.map(Status::code), participants };
+        let status = status.map(Status::code);
+        let response = Response::Status { request: *request, status, name, participants };
         Some(Input::Response { from: *to, response })
     };
     sent.iter().filter_map(answer).collect()
@@ -39,7 +43,7 @@ fn outcomes(out: &Output) -> Vec<(u64, Outcome)> {
 /// A coordinator that has made sure of the session and sent a named transfer to both shards.
 fn begun(world: &mut World) -> Output {
     let out = world.turn([named(1, 1)]);
-    assert_eq!((kinds(&out.send, S1), out.send.len()), (vec!["mark"], 1), "its issuer hears of it first");
+    assert_eq!((kinds(&out.send, S1), out.send.len()), (vec!["touch"], 1), "its issuer hears of it first");
     let out = world.turn([done(&out.send, S1, vec![one(Status::Done)])]);
     assert_eq!((kinds(&out.send, S1), kinds(&out.send, S2)), (vec!["prepare"], vec!["prepare"]));
     out
@@ -127,6 +131,8 @@ fn what_the_shards_say_of_an_id_is_added_up() {
         (Some(Yes), Some(no), Found::Aborted(Some(Reason::LockContention))),
         (Some(YesAborted), None, Found::Aborted(None)),
         (Some(Closed), Some(Closed), Found::Aborted(None)),
+        (Some(Closed), None, Found::NeverSeen),
+        (Some(Closed), Some(no), Found::Aborted(Some(Reason::LockContention))),
         (Some(Finished), Some(Finished), Found::Finished),
         (Some(Expired), None, Found::Finished),
         (Some(Expired), Some(Yes), Found::InDoubt),
@@ -135,9 +141,29 @@ fn what_the_shards_say_of_an_id_is_added_up() {
             let mut world = world();
             let out = world.turn([look_up(5, 1)]);
             let (one, other) = if swap { (other, one) } else { (one, other) };
-            let out = world.turn(statuses(&out.send, |server| if server == S1 { one } else { other }));
+            let of = |server| (if server == S1 { one } else { other }, None);
+            let out = world.turn(statuses(&out.send, of));
             assert_eq!(outcomes(&out), [(5, Outcome::Found(found))], "{one:?} {other:?}");
         }
+    }
+}
+
+/// An id that was given to two transfers has registers of both: the vote of one shard says nothing about the other transfer.
+#[test]
+fn what_is_said_of_two_transfers_is_not_added_up() {
+    use Status::*;
+    for (one, other, found) in [
+        (Yes, Yes, Found::InDoubt),
+        (Yes, Aborted(Reason::LockContention), Found::InDoubt),
+        (Committed, Aborted(Reason::LockContention), Found::Committed),
+        (YesAborted, Aborted(Reason::LockContention), Found::Aborted(None)),
+    ] {
+        let mut world = world();
+        let out = world.turn([look_up(5, 1)]);
+        let another = Transfer { amount: 2, ..NAMED };
+        let of = |server| if server == S1 { (Some(one), Some(NAMED)) } else { (Some(other), Some(another)) };
+        let out = world.turn(statuses(&out.send, of));
+        assert_eq!(outcomes(&out), [(5, Outcome::Found(found))], "{one:?} {other:?}");
     }
 }
 
@@ -162,7 +188,7 @@ fn a_session_is_opened_where_there_is_room() {
     let mut world = world();
     let open = |tag| Input::Submit { tag, op: Op::Open };
     let out = world.turn([open(1)]);
-    assert_eq!(kinds(&out.send, S1), ["open"]);
+    assert_eq!(kinds(&out.send, S1), ["open for names"]);
     let out = world.turn([done(&out.send, S1, vec![full.clone()])]);
     let opened = BlockResult::Opened(Session::new(ShardId(2), 3));
     let out = world.turn([done(&out.send, S2, vec![opened])]);
@@ -191,9 +217,27 @@ fn the_issuer_of_a_session_hears_that_it_is_in_use() {
         assert_eq!(out.send.iter().any(|(to, _)| *to == S1), hears, "{seq}");
         let mut answers = vec![done(&out.send, S2, vec![one(Status::Committed)])];
         if hears {
-            assert_eq!(kinds(&out.send, S1), ["mark"]);
+            assert_eq!(kinds(&out.send, S1), ["touch"]);
             answers.push(done(&out.send, S1, vec![one(Status::Done)]));
         }
         world.turn(answers);
     }
+}
+
+/// Something is left for a shard that has no majority, so that nobody looks for one: whoever comes then waited for ever.
+#[test]
+fn nobody_waits_for_a_shard_that_is_known_to_have_no_majority() {
+    let mut world = world();
+    begun(&mut world);
+    world.lose_s2();
+    let elsewhere = TxnId { session: Session::new(ShardId(2), 3), seq: 1 };
+    let out = world.turn([Input::Submit { tag: 5, op: Op::Named { id: elsewhere, transfer: NAMED } }]);
+    assert_eq!(outcomes(&out), [(5, Outcome::Unknown)], "its session is not known to be one");
+    world.leading.clear();
+    world.turn([Input::Disconnected(S1)]);
+    let out = world.turn([Input::Submit { tag: 6, op: Op::Open }]);
+    assert!(outcomes(&out).is_empty());
+    world.leading.push(S1);
+    let out = world.turn([Input::Connected(S1)]);
+    assert!(kinds(&out.send, S1).contains(&"open for names"), "not at S2, which would not answer");
 }

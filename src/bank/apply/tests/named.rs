@@ -89,6 +89,28 @@ fn a_client_may_name_as_many_as_its_window_takes() {
     assert_eq!(log.transfer(s, last + 1, t(1, 2, 1)), Status::Committed);
 }
 
+/// Marks pass what a coordinator has finished with. Were it named, another coordinator would read *forgotten* in one shard
+/// and a vote in the other.
+#[test]
+fn only_what_was_opened_for_names_takes_them() {
+    let (mut log, own) = Log::new();
+    log.put(named::put_open);
+    let BlockResult::Opened(clients) = log.effects.results[0] else { panic!("an open opens") };
+    let mut touch = |session| log.put(|out| command::put_touch(out, session))[0];
+    assert_eq!(touch(clients), Status::Done);
+    let elsewhere = Session::new(ShardId(2), 1);
+    for session in [own, Session::new(D1, 3), elsewhere] {
+        assert_eq!(touch(session), Status::Expired, "{session}");
+    }
+    assert_eq!(log.bank.sessions(), 2, "nothing is taken up for that");
+    assert_eq!(log.bank.digest(), log.bank.digest_anew());
+    log.close(clients);
+    assert_eq!(log.put(|out| command::put_touch(out, clients)), [Status::Done]);
+    assert_eq!(log.expire(clients, &[]), Status::Done);
+    assert_eq!(log.put(|out| command::put_touch(out, clients)), [Status::Expired]);
+    assert_eq!(log.bank.digest(), log.bank.digest_anew());
+}
+
 /// Names are part of the state (P4): of its digest, of its image, and they go with their session.
 #[test]
 fn names_are_part_of_the_state() {
