@@ -322,6 +322,8 @@ fn large_frames_pass_through_tiny_socket_buffers_in_both_directions() {
     assert!(short_writes > 3, "the system took everything at once; nothing was tested");
     assert!(a.flush().expect("writable") && b.flush().expect("writable"));
     assert_eq!((a.bytes_out(), b.bytes_out()), (b.bytes_in(), a.bytes_in()));
+    // At once if it was far too much, otherwise when it has not been needed for a while.
+    (0..32).for_each(|_| _ = drain(&mut a, &mut Vec::new()));
     assert!(a.buffer_bytes() < 200_000, "{} bytes held after the large frame", a.buffer_bytes());
 }
 
