@@ -21,7 +21,7 @@ MUTATION_DIR := target/mutants-out
 SHARD        ?=
 SIM_SEEDS    ?= 150
 
-.PHONY: help run test check sim soak kills power model mutants mutation mutation-report bench deploy perf clean-perf
+.PHONY: help run test check sim soak kills power model torture overload mutants mutation mutation-report bench deploy perf clean-perf
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,8 @@ help:
 	@echo 'make soak     the simulator on ever new seeds, from where the last soak ended     MINUTES=$(MINUTES)'
 	@echo 'make kills    real processes under load: kill -9, and damaged disks     KILLS=$(KILLS)'
 	@echo 'make power    real servers whose power goes, over disks that forget     CUTS=$(CUTS)'
+	@echo 'make torture  nine processes in network namespaces under load: kills, cut cables, lost packets, full disks     MINUTES=$(MINUTES)'
+	@echo 'make overload the same servers with far more requests than they can take: rate and memory'
 	@echo 'make model    every schedule within stated bounds, checked: a few minutes on two cores'
 	@echo 'make mutants  planted bugs: does the simulator notice each?     MUTANT=   MUTANT_ARGS="--with sim|tests|model --seeds 0..1000 --from 12"'
 	@echo 'make mutation SHARD=k/n   cargo-mutants on the k-th of n samples of all mutants   SIM_SEEDS=$(SIM_SEEDS)'
@@ -74,6 +76,12 @@ kills:
 
 power:
 	POWER_CUTS=$(CUTS) $(CARGO) test --release --test power -- --nocapture
+
+torture:
+	$(CARGO) bench --bench torture -- --minutes $(MINUTES)
+
+overload:
+	$(CARGO) bench --bench torture -- --overload
 
 # Builds the executable once for each of them; MUTANT is the name or the number of one.
 mutants:

@@ -53,6 +53,9 @@ find_patch() {
     fail "no planted bug is called $1"
 }
 
+# Without what debuggers read: that takes most of the time, and nobody looks at these executables.
+export CARGO_PROFILE_DEV_DEBUG=0
+
 build() {
     local only=()
     [ "$with" = sim ] || only=(--no-run)

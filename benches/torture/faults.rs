@@ -1,0 +1,199 @@
+//! What is done to the servers, and what that did at the victim.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
+use shardpaxosbank::workload::SplitMix64;
+
+use crate::net::{self, Drop};
+use crate::proxy::Mode;
+use crate::servers::{PROXIED, SERVERS, Servers};
+
+/// What can be done to one server while the others of its cluster are well.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Harm {
+    Kill,
+    Pause,
+    LinkDown,
+    OneWay,
+    Loss,
+    Delay,
+    HalfOpen,
+    FewDescriptors,
+}
+
+/// What is done for a random time.
+const ALL: [Harm; 8] = [
+    Harm::Kill,
+    Harm::Pause,
+    Harm::LinkDown,
+    Harm::OneWay,
+    Harm::Loss,
+    Harm::Delay,
+    Harm::HalfOpen,
+    Harm::FewDescriptors,
+];
+
+/// So long the space that a server has set aside may last.
+const FULL_AFTER: Duration = Duration::from_secs(15);
+/// As `ulimit -n`.
+const DESCRIPTORS: u64 = 64;
+
+/// How often each was done, and how often it was seen to have met its victim.
+#[derive(Default)]
+pub struct Tally(BTreeMap<String, (u64, u64)>);
+
+impl Tally {
+    fn count(&mut self, harm: String, met: bool) {
+        let (done, hit) = self.0.entry(harm).or_default();
+        *done += 1;
+        *hit += u64::from(met);
+    }
+
+    pub fn print(&self) {
+        println!("harm to single servers, and how often it was seen to meet them:");
+        for (harm, (done, met)) in &self.0 {
+            println!("  {:<16} {done:>5} {met:>5}", harm);
+        }
+    }
+
+    /// What was done and never met anybody.
+    pub fn missed(&self) -> Vec<&str> {
+        self.0
+            .iter()
+            .filter(|(_, (done, met))| *done > 3 && *met == 0)
+            .map(|(harm, _)| harm.as_str())
+            .collect()
+    }
+}
+
+/// Harm under way, to be undone.
+struct Under {
+    harm: Harm,
+    server: u16,
+    before: Option<Rlimit>,
+}
+
+/// Two to four servers of different clusters or one in each suffer for some time, each from something.
+pub fn some_harm(servers: &mut Servers, rng: &mut SplitMix64, tally: &mut Tally) -> Result<(), String> {
+    let mut clusters = BTreeSet::new();
+    let mut under = Vec::new();
+    for _ in 0..1 + rng.below(3) {
+        let server = 1 + rng.below(u64::from(SERVERS)) as u16;
+        let harm = ALL[rng.below(ALL.len() as u64) as usize];
+        let proxied = matches!(harm, Harm::Delay | Harm::HalfOpen);
+        let server = if proxied { PROXIED.start() + rng.below(3) as u16 } else { server };
+        if clusters.insert(servers.shard_of(server)) {
+            under.push(begin(servers, rng, harm, server)?);
+        }
+    }
+    crate::pause(Duration::from_millis(300 + rng.below(5000)));
+    for done in under {
+        let met = end(servers, &done)?;
+        tally.count(format!("{:?}", done.harm), met);
+    }
+    Ok(())
+}
+
+/// Takes a server's disk away until it notices, and a little longer.
+pub fn fill_disk(servers: &mut Servers, server: u16, tally: &mut Tally) -> Result<(), String> {
+    fill(servers, server)?;
+    let is_full = |servers: &Servers| servers.status(server).is_some_and(|status| status.room.is_some());
+    let since = Instant::now();
+    while !is_full(servers) && since.elapsed() < FULL_AFTER {
+        crate::pause(Duration::from_millis(50));
+    }
+    tally.count("DiskFull".into(), is_full(servers));
+    crate::pause(Duration::from_secs(1));
+    let filler = filler(servers, server);
+    std::fs::remove_file(&filler).map_err(|e| format!("{}: {e}", filler.display()))
+}
+
+fn begin(servers: &mut Servers, rng: &mut SplitMix64, harm: Harm, server: u16) -> Result<Under, String> {
+    let mut before = None;
+    match harm {
+        Harm::Kill => servers.kill(server)?,
+        Harm::Pause => servers.signal(server, Signal::STOP)?,
+        Harm::LinkDown => net::link(server, false)?,
+        Harm::OneWay => {
+            let others: Vec<u16> =
+                servers.members(servers.shard_of(server)).into_iter().filter(|s| *s != server).collect();
+            let other = others[rng.below(others.len() as u64) as usize];
+            net::drop_packets(server, Drop::From(other))?;
+        }
+        Harm::Loss => net::drop_packets(server, Drop::Share(5 + rng.below(30) as u8))?,
+        Harm::Delay => proxy(servers, server).set(Mode::Delay(Duration::from_millis(20 + rng.below(400)))),
+        Harm::HalfOpen => proxy(servers, server).set(Mode::HalfOpen),
+        Harm::FewDescriptors => {
+            let pid = servers.pid(server).ok_or("it runs")?;
+            let usual = getrlimit(Resource::Nofile);
+            let few = Rlimit { current: Some(DESCRIPTORS), maximum: usual.maximum };
+            before = Some(prlimit(Some(pid), Resource::Nofile, few).map_err(|e| format!("prlimit: {e}"))?);
+        }
+    }
+    Ok(Under { harm, server, before })
+}
+
+/// Undoes it; tells whether it met its victim.
+fn end(servers: &mut Servers, under: &Under) -> Result<bool, String> {
+    let server = under.server;
+    let met = match under.harm {
+        Harm::Kill => {
+            servers.start(server)?;
+            true
+        }
+        Harm::Pause => {
+            let pid = servers.pid(server).ok_or("it runs")?.as_raw_nonzero();
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            servers.signal(server, Signal::CONT)?;
+            stat.contains(") T ")
+        }
+        Harm::LinkDown => {
+            let state = std::fs::read_to_string(format!("/sys/class/net/v{server}/operstate"));
+            net::link(server, true)?;
+            // The new network is not shown where the old /sys is still mounted; the command would have failed.
+            state.map_or(true, |state| state.trim() == "down")
+        }
+        Harm::OneWay | Harm::Loss => net::drop_nothing(server)? > 0,
+        Harm::Delay | Harm::HalfOpen => {
+            let proxy = proxy(servers, server);
+            proxy.set(Mode::Pass);
+            proxy.touched() > 0
+        }
+        Harm::FewDescriptors => {
+            let pid = servers.pid(server).ok_or("it runs")?;
+            let few = prlimit(Some(pid), Resource::Nofile, under.before.expect("it was noted"));
+            few.map_err(|e| format!("prlimit: {e}"))?.current == Some(DESCRIPTORS)
+        }
+    };
+    Ok(met)
+}
+
+fn proxy(servers: &Servers, server: u16) -> &crate::proxy::Proxy {
+    &servers.proxies[usize::from(server - PROXIED.start())]
+}
+
+fn filler(servers: &Servers, server: u16) -> PathBuf {
+    servers.place(server).join("filler")
+}
+
+/// Takes all the space that is left.
+fn fill(servers: &Servers, server: u16) -> Result<(), String> {
+    let path = filler(servers, server);
+    let mut file = File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let mut piece: &[u8] = &[0; 64 * 1024];
+    loop {
+        match file.write(piece) {
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::StorageFull && piece.len() > 512 => {
+                piece = &piece[..piece.len() / 8];
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+            Err(e) => return Err(format!("{}: {e}", path.display())),
+        }
+    }
+}

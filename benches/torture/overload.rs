@@ -1,0 +1,136 @@
+//! More requests under way than the servers can take: what becomes of the rate of commits, and of memory.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use shardpaxosbank::workload::SplitMix64;
+
+use crate::servers::{SERVERS, Servers};
+
+const THREADS: usize = 8;
+const MEASURE: Duration = Duration::from_secs(8);
+/// Connections, and requests under way on each.
+const STEPS: [(usize, usize); 7] =
+    [(8, 4), (16, 16), (64, 32), (128, 64), (320, 64), (640, 128), (1600, 128)];
+
+#[derive(Default)]
+struct Counts {
+    committed: AtomicU64,
+    busy: AtomicU64,
+    refused: AtomicU64,
+    over: AtomicBool,
+}
+
+pub fn measure(servers: &mut Servers, seed: u64) -> Result<(), String> {
+    servers.heal()?;
+    let accounts = servers.topology().accounts;
+    println!(
+        "under way   connections   committed/s   busy/s   other errors/s   MB of all servers, before and after"
+    );
+    let mut peak: f64 = 0.0;
+    for (connections, window) in STEPS {
+        let counts = Counts::default();
+        let before = resident(servers);
+        let took = thread::scope(|scope| {
+            let workers: Vec<_> = (0..THREADS)
+                .map(|thread| {
+                    let (counts, rng) = (&counts, SplitMix64::new(seed ^ thread as u64));
+                    scope.spawn(move || drive(thread, connections / THREADS, window, counts, rng, accounts))
+                })
+                .collect();
+            // Until connections stand and buffers are full, nothing is counted.
+            crate::pause(MEASURE / 4);
+            let counted = [&counts.committed, &counts.busy, &counts.refused];
+            counted.iter().for_each(|count| count.store(0, Ordering::Relaxed));
+            let start = Instant::now();
+            crate::pause(MEASURE);
+            let rates =
+                counted.map(|count| count.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64());
+            let after = resident(servers);
+            counts.over.store(true, Ordering::Relaxed);
+            let ends: Result<Vec<()>, String> =
+                workers.into_iter().map(|worker| worker.join().expect("no client panics")).collect();
+            ends.map(|_| (rates, after))
+        });
+        let ([committed, busy, refused], after) = took?;
+        peak = peak.max(committed);
+        println!(
+            "{:>9}   {connections:>11}   {committed:>11.0}   {busy:>6.0}   {refused:>14.0}   {before:.0}, {after:.0}; {:.0} % of the peak",
+            connections * window,
+            100.0 * committed / peak
+        );
+        servers.heal()?;
+    }
+    Ok(())
+}
+
+/// Keeps half a window to a whole one under way on each of its connections.
+fn drive(
+    thread: usize,
+    connections: usize,
+    window: usize,
+    counts: &Counts,
+    mut rng: SplitMix64,
+    accounts: u64,
+) -> Result<(), String> {
+    let connections = connections.max(1);
+    let name = |e: std::io::Error| format!("client {thread}: {e}");
+    let mut requests = |count: usize| -> String {
+        let one = |_| {
+            let from = 1 + rng.below(accounts);
+            let third = accounts / 3;
+            let near = 1 + (from - 1) / third * third + rng.below(third);
+            let to = if rng.one_in(4) { 1 + rng.below(accounts) } else { near };
+            format!("TRANSFER {from} {} 1\r\n", if to == from { from % accounts + 1 } else { to })
+        };
+        (0..count).map(one).collect()
+    };
+    let mut streams = Vec::new();
+    for n in 0..connections {
+        let server = ((thread + n * THREADS) % usize::from(SERVERS)) as u16 + 1;
+        let stream = TcpStream::connect(Servers::client_address(server)).map_err(name)?;
+        stream.set_nodelay(true).map_err(name)?;
+        stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(name)?;
+        let mut stream = BufReader::new(stream);
+        stream.get_mut().write_all(requests(window).as_bytes()).map_err(name)?;
+        streams.push(stream);
+    }
+    let mut line = String::new();
+    loop {
+        let over = counts.over.load(Ordering::Relaxed);
+        for stream in &mut streams {
+            for _ in 0..if over { window } else { window / 2 } {
+                line.clear();
+                if stream.read_line(&mut line).map_err(name)? == 0 {
+                    return Err(format!("client {thread}: a server closed the connection"));
+                }
+                let count = match line.split(' ').next().unwrap_or_default().trim_end() {
+                    "+OK" => &counts.committed,
+                    "-BUSY" => &counts.busy,
+                    _ => &counts.refused,
+                };
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            if !over {
+                stream.get_mut().write_all(requests(window / 2).as_bytes()).map_err(name)?;
+            }
+        }
+        if over {
+            return Ok(());
+        }
+    }
+}
+
+/// Megabytes of all servers in memory, from the kernel.
+fn resident(servers: &Servers) -> f64 {
+    let of = |server: u16| {
+        let pid = servers.pid(server)?.as_raw_nonzero();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim();
+        line.trim_end_matches(" kB").parse::<f64>().ok()
+    };
+    (1..=SERVERS).filter_map(of).sum::<f64>() / 1024.0
+}
