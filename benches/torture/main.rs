@@ -29,6 +29,8 @@ use load::{CLIENTS, Load, Shared};
 use servers::{CLUSTERS, PATIENCE, SERVERS, Servers};
 
 const ACCOUNTS: u64 = 3000;
+/// So many that requests seldom meet each other's locks.
+const MANY_ACCOUNTS: u64 = 1_000_000;
 const INITIAL_BALANCE: u64 = 100;
 /// Transfers per second below which a run means nothing.
 const LEAST_RATE: f64 = 500.0;
@@ -90,7 +92,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let seed = args.seed.unwrap_or_else(rand::random);
-    let done = in_place(|servers| {
+    let accounts = if args.overload { MANY_ACCOUNTS } else { ACCOUNTS };
+    let done = in_place(accounts, |servers| {
         if args.overload {
             return overload::measure(servers, seed).map(|()| ExitCode::SUCCESS);
         }
@@ -107,10 +110,13 @@ fn main() -> ExitCode {
 }
 
 /// Founds a bank for as long as something is done to it.
-fn in_place(act: impl FnOnce(&mut Servers) -> Result<ExitCode, String>) -> Result<ExitCode, String> {
+fn in_place(
+    accounts: u64,
+    act: impl FnOnce(&mut Servers) -> Result<ExitCode, String>,
+) -> Result<ExitCode, String> {
     let place = tempfile::Builder::new().prefix("bank-torture-").tempdir().map_err(|e| e.to_string())?;
     net::build(SERVERS)?;
-    let mut servers = Servers::found(place.path(), ACCOUNTS, INITIAL_BALANCE)?;
+    let mut servers = Servers::found(place.path(), accounts, INITIAL_BALANCE)?;
     let done = act(&mut servers);
     drop(servers);
     if !matches!(&done, Ok(code) if *code == ExitCode::SUCCESS) {

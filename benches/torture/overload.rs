@@ -20,6 +20,7 @@ const STEPS: [(usize, usize); 7] =
 struct Counts {
     committed: AtomicU64,
     busy: AtomicU64,
+    locked: AtomicU64,
     refused: AtomicU64,
     over: AtomicBool,
 }
@@ -28,7 +29,7 @@ pub fn measure(servers: &mut Servers, seed: u64) -> Result<(), String> {
     servers.heal()?;
     let accounts = servers.topology().accounts;
     println!(
-        "under way   connections   committed/s   busy/s   other errors/s   MB of all servers, before and after"
+        "under way   connections   committed/s   busy/s   locked/s   other errors/s   MB of all servers, before and after"
     );
     let mut peak: f64 = 0.0;
     for (connections, window) in STEPS {
@@ -43,7 +44,7 @@ pub fn measure(servers: &mut Servers, seed: u64) -> Result<(), String> {
                 .collect();
             // Until connections stand and buffers are full, nothing is counted.
             crate::pause(MEASURE / 4);
-            let counted = [&counts.committed, &counts.busy, &counts.refused];
+            let counted = [&counts.committed, &counts.busy, &counts.locked, &counts.refused];
             counted.iter().for_each(|count| count.store(0, Ordering::Relaxed));
             let start = Instant::now();
             crate::pause(MEASURE);
@@ -55,10 +56,10 @@ pub fn measure(servers: &mut Servers, seed: u64) -> Result<(), String> {
                 workers.into_iter().map(|worker| worker.join().expect("no client panics")).collect();
             ends.map(|_| (rates, after))
         });
-        let ([committed, busy, refused], after) = took?;
+        let ([committed, busy, locked, refused], after) = took?;
         peak = peak.max(committed);
         println!(
-            "{:>9}   {connections:>11}   {committed:>11.0}   {busy:>6.0}   {refused:>14.0}   {before:.0}, {after:.0}; {:.0} % of the peak",
+            "{:>9}   {connections:>11}   {committed:>11.0}   {busy:>6.0}   {locked:>8.0}   {refused:>14.0}   {before:.0}, {after:.0}; {:.0} % of the peak",
             connections * window,
             100.0 * committed / peak
         );
@@ -110,6 +111,7 @@ fn drive(
                 let count = match line.split(' ').next().unwrap_or_default().trim_end() {
                     "+OK" => &counts.committed,
                     "-BUSY" => &counts.busy,
+                    "-LOCKED" => &counts.locked,
                     _ => &counts.refused,
                 };
                 count.fetch_add(1, Ordering::Relaxed);
