@@ -12,9 +12,9 @@ use crate::servers::{SERVERS, Servers};
 
 const THREADS: usize = 8;
 const MEASURE: Duration = Duration::from_secs(8);
-/// Connections, and requests under way on each.
-const STEPS: [(usize, usize); 7] =
-    [(8, 4), (16, 16), (64, 32), (128, 64), (320, 64), (640, 128), (1600, 128)];
+/// Connections, and requests under way on each. The last steps differ in nothing but that time has passed.
+const STEPS: [(usize, usize); 9] =
+    [(8, 4), (16, 16), (64, 32), (128, 64), (320, 64), (640, 128), (1600, 128), (1600, 128), (1600, 128)];
 
 #[derive(Default)]
 struct Counts {

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Plants each bug of this folder in a copy of the sources and lets somebody look for it; see tests/mutants.rs.
 #
-#   run.sh [--with sim|tests|model] [--seeds A..B] [--jobs N] [--from NAME] [--limit SECONDS] [NAME...]
+#   run.sh [--with sim|tests|model|compiler] [--seeds A..B] [--jobs N] [--from NAME] [--limit SECONDS] [NAME...]
 #
 #   sim     the simulator, on these seeds; each failure must also tell its story
 #   tests   the tests that give examples: those beside the code, and golden scripts
 #   model   the model checker within the bounds of the usual tests, where a rule must break; without a NAME, only what it
 #           must notice (`Model: yes`)
+#
+#   compiler  nobody: only whether each still fits and builds, which takes seconds
 #
 # NAME is a patch's name or number. Exit status: 0 all were noticed, 1 some survived, 2 something does not fit or build.
 set -euo pipefail
@@ -29,7 +31,8 @@ case $with in
     sim) build=(build --bin bank) ;;
     tests) build=(test --lib --test golden) ;;
     model) build=(test --test model) ;;
-    *) echo "$0: --with $with: must be sim, tests or model" >&2 && exit 2 ;;
+    compiler) build=(check --lib) ;;
+    *) echo "$0: --with $with: must be sim, tests, model or compiler" >&2 && exit 2 ;;
 esac
 
 scratch=$PWD/target/mutants
@@ -58,14 +61,18 @@ export CARGO_PROFILE_DEV_DEBUG=0
 
 build() {
     local only=()
-    [ "$with" = sim ] || only=(--no-run)
+    case $with in tests | model) only=(--no-run) ;; esac
     (cd "$tree" && CARGO_TARGET_DIR=$scratch/build cargo "${build[@]}" "${only[@]}" --quiet) >"$log" 2>&1
 }
 
 # Each of these sets `seed` to the first that failed if there are seeds, and `said` to what the failure named, or `verdict`.
 look() {
     verdict='' seed='' said=''
-    if [ "$with" = sim ]; then look_with_sim; else look_with_tests; fi
+    case $with in
+        compiler) if [ "$patch" = healthy ]; then verdict=SURVIVED; else said=builds; fi ;;
+        sim) look_with_sim ;;
+        *) look_with_tests ;;
+    esac
 }
 
 look_with_sim() {
@@ -159,8 +166,13 @@ for patch in healthy "${patches[@]}"; do
         patch --quiet --batch --strip=1 --fuzz=0 --directory="$tree" <"$patch" >"$log" 2>&1 \
             || { cat "$log" >&2 && fail "$name no longer fits the sources"; }
     fi
-    build || { cat "$log" >&2 && fail "$name does not build"; }
-    look
+    if build; then
+        look
+    elif [ "$with" = compiler ]; then
+        verdict='DOES NOT BUILD'
+    else
+        cat "$log" >&2 && fail "$name does not build"
+    fi
     if [ "$patch" != healthy ]; then
         patch --quiet --batch --reverse --strip=1 --directory="$tree" <"$patch" >/dev/null
         [ -z "$verdict" ] || survivors+=("$name")
