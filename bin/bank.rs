@@ -44,13 +44,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Use a bank whose servers run elsewhere.
+    /// Use a bank whose servers run elsewhere; without a request, from a prompt, which needs allow_admin.
     Client {
         /// The bank's configuration file.
         #[arg(long)]
         config: PathBuf,
         #[command(subcommand)]
-        wish: Wish,
+        wish: Option<Wish>,
     },
     /// Look into the write-ahead log of a data directory, whether its server runs or not; nothing is changed.
     #[command(subcommand)]
@@ -415,7 +415,8 @@ fn main() -> ExitCode {
             say(local::init(&InitArgs { dir, topology, hosts, base_port, config_only }), Exit::Usage)
         }
         Command::Status { config, json } => overview::status(&config, json),
-        Command::Client { config, wish } => teller::client(&config, &wish.wish()),
+        Command::Client { config, wish: Some(wish) } => teller::client(&config, &wish.wish()),
+        Command::Client { config, wish: None } => session::prompt(&config),
         Command::Up(Local { config, data_dir }) => say(local::up(&config, data_dir), Exit::Failure),
         Command::Down(Local { config, data_dir }) => say(local::down(&config, data_dir), Exit::Failure),
         Command::Wal(WalCommand::Verify { dir }) => inspect::command(&dir, &Look::Verify),

@@ -135,7 +135,7 @@ static COMMANDS: &[Spec] = &[
         name: "quit",
         aliases: &["exit"],
         takes: Takes::Nothing(PromptCommand::Quit),
-        what: "stop all servers; Ctrl-C and Ctrl-D do the same",
+        what: "leave; servers that this started stop; Ctrl-C and Ctrl-D do the same",
     },
 ];
 

@@ -441,6 +441,25 @@ impl Processes {
         Ok(fleet)
     }
 
+    /// Looks at every server and leaves it as it is. Errors as of [`Processes::connect`].
+    pub fn attach(config: ClusterConfig) -> Result<Processes, String> {
+        let servers: Vec<NodeId> = config.context.topology.servers().collect();
+        let mut fleet = Processes { config, states: BTreeMap::new() };
+        for server in servers {
+            let state = match fleet.ask(server, Order::Status) {
+                Ok(Report::Status(status)) if status.failed => ServerState::Failed,
+                Ok(_) => ServerState::Live,
+                Err(e) if fleet.state(server) == ServerState::Crashed => {
+                    log::warn!("{e}; it counts as down");
+                    ServerState::Crashed
+                }
+                Err(e) => return Err(e),
+            };
+            fleet.states.insert(server, state);
+        }
+        Ok(fleet)
+    }
+
     /// Gives an order that brings a server into `state`, unless it is away.
     fn change(&mut self, server: NodeId, order: Order, state: ServerState) -> Result<(), String> {
         match self.ask(server, order) {

@@ -1,7 +1,7 @@
-//! `bank run` and `bank node`: what the two commands do from their arguments to their exit codes.
+//! `bank run`, `bank node` and the prompt of `bank client`: what the two commands do from their arguments to their exit codes.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -83,6 +83,32 @@ pub fn run(args: RunArgs) -> Exit {
     };
     let result =
         if args.interactive { interact(&mut runner, &sets) } else { run_all(&mut runner, &sets, args.json) };
+    conclude(&runner, result)
+}
+
+/// The prompt alone, on servers that run elsewhere and are left as they are.
+pub fn prompt(config: &Path) -> Exit {
+    let attached = || {
+        let config = config_file::load(config)?;
+        let interrupt = on_interrupt()?;
+        let options = Options { in_flight: 1, race: false, reset_each_set: false, progress: false };
+        let factory: Factory =
+            Box::new(move || Ok(Box::new(Processes::attach(config.clone())?) as Box<dyn Fleet>));
+        Runner::new(factory, options, Some(interrupt)).map_err(|stop| match stop {
+            Stop::Failed(what) => what,
+            Stop::Interrupted => "interrupted".into(),
+        })
+    };
+    match attached() {
+        Err(what) => refuse(&what),
+        Ok(mut runner) => {
+            let result = interact(&mut runner, &[]);
+            conclude(&runner, result)
+        }
+    }
+}
+
+fn conclude(runner: &Runner, result: Result<(), Ended>) -> Exit {
     match result {
         Ok(()) if runner.has_unknown() => Exit::Unknown,
         Ok(()) => Exit::Success,
@@ -194,7 +220,7 @@ fn place_of(data: &DataDir) -> String {
 }
 
 /// Whether a path lies in memory: syncing there says nothing about a disk.
-fn is_tmpfs(path: &std::path::Path) -> bool {
+fn is_tmpfs(path: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
     let mut info = std::mem::MaybeUninit::<libc::statfs>::uninit();
@@ -245,10 +271,14 @@ fn interact(runner: &mut Runner, sets: &[Set]) -> Result<(), Ended> {
     let mut prompt = Prompt::new(*runner.topology())?;
     let mut next = 0;
     let mut last: Option<SetReport> = None;
-    say(&format!("{} sets; `next` runs the first, `help` lists what else can be said", sets.len()))?;
+    say(&match sets.len() {
+        0 => "`transfer A B X` moves money, `help` lists what else can be said".into(),
+        count => format!("{count} sets; `next` runs the first, `help` lists what else can be said"),
+    })?;
     loop {
         let waiting = match sets.get(next) {
             Some(set) => format!("bank (next: set {})> ", set.number),
+            None if sets.is_empty() => "bank> ".into(),
             None => "bank (no sets left)> ".into(),
         };
         let command = prompt.read(&waiting)?;
@@ -256,7 +286,7 @@ fn interact(runner: &mut Runner, sets: &[Set]) -> Result<(), Ended> {
             PromptCommand::Quit => return Ok(()),
             PromptCommand::Help => help(),
             PromptCommand::Next | PromptCommand::Skip if next == sets.len() => {
-                "all sets have run; `quit` ends, `transfer A B X` runs one more transaction".into()
+                "no set is left; `quit` ends, `transfer A B X` runs one more transaction".into()
             }
             PromptCommand::Skip => {
                 next += 1;

@@ -2,11 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::common::{LIMIT, Running, bank, data, eventually, put, run, temp};
+use crate::process::Processes;
 
 /// A base port such that the ports of three servers are free, and below those that the system gives out.
 fn base_port() -> u16 {
@@ -164,4 +166,39 @@ fn what_cannot_be_made_is_refused_by_name() {
     assert!(text.contains("S3 = { peer = \"c:7001\", client = \"c:7101\", admin = \"c:7201\""), "{text}");
     let example = std::fs::read_to_string(data("cluster.toml")).expect("the example");
     assert!(example.contains("[servers]"));
+}
+
+/// Without a request it asks for some. It finds the servers as they are, and leaves them so.
+#[test]
+fn the_prompt_of_a_client() {
+    let all = Processes::start_clusters(2, |text| text);
+    let ask = |lines: &str| {
+        let mut command = bank(&["client", "--config", &all.path]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        child.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("it reads");
+        let out = child.wait_with_output().expect("it ends");
+        assert!(out.status.success(), "{out:?}");
+        String::from_utf8(out.stdout).expect("text")
+    };
+    let said =
+        ask("transfer 1 12 5\nbalance 1\nbalance 12\nviews\nfail S2\nnext\ncrash S1\nnonsense\nquit\n");
+    for part in ["committed", "95", "105", "no set is left", "S1 is a process of its own"] {
+        assert!(said.contains(part), "no {part:?} in\n{said}");
+    }
+    assert!(all.status(2).expect("it runs").failed);
+    ask("transfer 1 12 5\nperformance\nlog S1\n");
+    assert!(all.status(2).expect("it runs").failed, "looking at it does not recover it");
+    ask("recover S2\n");
+    assert!(!all.status(2).expect("it runs").failed);
+    all.audit();
+
+    let text = std::fs::read_to_string(&all.path).expect("it is there").replace("0d0e0f", "0d0e00");
+    let other = put(all.dir.path(), "other.toml", &text);
+    let ran = run(&["client", "--config", &other]);
+    assert_eq!(ran.code, Some(2), "another bank's: {ran:?}");
 }
