@@ -7,7 +7,6 @@ use crate::sim::coverage::{Coverage, Seen};
 use crate::sim::network::{Place, Weather};
 use crate::sim::plan::{FAST_US, FORGETFUL_MS, Plan};
 use crate::sim::plot::Plot;
-use crate::sim::server::Server;
 use crate::sim::trace::Trace;
 use crate::sim::world::{Options, World};
 use crate::txn::{Op, Outcome};
@@ -116,8 +115,7 @@ impl Run {
 
     /// A server that believes to lead, or any if there is none.
     pub(super) fn any_leader(&mut self) -> NodeId {
-        let leads = |s: &&Server| s.running.as_ref().is_some_and(|r| r.shard.replica().is_leader());
-        let all: Vec<NodeId> = self.world.servers.values().filter(leads).map(|s| s.id).collect();
+        let all: Vec<NodeId> = self.world.servers.values().filter(|s| s.leads()).map(|s| s.id).collect();
         match all.len() {
             0 => self.any_server(),
             n => all[self.below(n as u64) as usize],

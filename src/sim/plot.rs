@@ -25,6 +25,11 @@ pub(super) enum Plot {
     Decide(Cast, Time),
     /// The candidate goes on among `late` until time is up.
     Campaign(Cast, Time),
+    /// S2: in a cluster of three, `unaware` hears nothing while the leader and the victim decide. When time is up, the victim
+    /// loses its vote.
+    Doubt { leader: NodeId, victim: NodeId, unaware: NodeId, until: Time },
+    /// Those two, who know nothing of what was decided, are among themselves until time is up.
+    Doubters { leader: NodeId, victim: NodeId, unaware: NodeId, until: Time },
 }
 
 /// Who plays in the plot of an old promise, in a cluster of five.
@@ -78,6 +83,12 @@ impl Run {
                 self.plot = Some(Plot::Campaign(cast, self.soon(20_000, 300_000)));
             }
             Some(Plot::Campaign(cast, until)) if until <= now => self.end(cast),
+            Some(Plot::Doubt { leader, victim, unaware, until }) if until <= now => {
+                self.begin_doubt(leader, victim, unaware);
+            }
+            Some(Plot::Doubters { leader, victim, unaware, until }) if until <= now => {
+                self.join(&[leader], &[victim, unaware]);
+            }
             waits => self.plot = waits,
         }
     }
@@ -119,12 +130,19 @@ impl Run {
             let j = self.below(i as u64 + 1) as usize;
             others.swap(i, j);
         }
-        match (self.below(6), &others[..]) {
+        match (self.below(7), &others[..]) {
             (0, _) => self.lose_overwrite(),
             // S1: what it had told is in that segment, and no mark may know of it.
             (1, _) => self.world.lose_segment(others[0]),
             (2..4, &[ally, victim, late, candidate]) => {
                 self.begin_old_promise(Cast { leader, ally, victim, late, candidate });
+            }
+            (4.., &[victim, unaware]) if self.world.servers[&leader].leads() => {
+                self.world
+                    .note(|| format!("plot: {unaware} hears of nothing, and {victim} will lose its votes"));
+                self.part(&[unaware], &[leader, victim]);
+                let until = self.soon(50_000, 300_000);
+                self.plot = Some(Plot::Doubt { leader, victim, unaware, until });
             }
             _ => {
                 let unaware = others.split_off(topology.majority() - 1);
@@ -172,6 +190,42 @@ impl Run {
             }
         }
         self.end(cast);
+    }
+
+    /// The victim has lost what it wrote last. A candidate hears of the votes from the old leader and dies with its own
+    /// unwritten; the victim hears of the new ballot, and not of what is to be accepted in it.
+    fn begin_doubt(&mut self, leader: NodeId, victim: NodeId, unaware: NodeId) {
+        self.join(&[unaware], &[leader, victim]);
+        self.world.lose_segment(victim);
+        if self.world.servers[&victim].running.is_some() {
+            return;
+        }
+        self.part(&[leader], &[victim]);
+        self.world.start(victim);
+        let election_us = self.plan.timeouts.election().as_micros() as u64;
+        self.world.jump(unaware, 3 * election_us as i64);
+        let end = Time(self.world.now.0 + 2 * election_us);
+        let running = |run: &Run| run.world.servers[&unaware].running.is_some();
+        let campaigns = |run: &Run| {
+            let running = run.world.servers[&unaware].running.as_ref();
+            running.is_some_and(|r| r.shard.replica().promised().leader() == Some(unaware))
+        };
+        if self.run_while(end, |run| !campaigns(run)) {
+            self.world.hold(Place::Server(unaware), Place::Server(victim));
+            self.world.arm(unaware, Harm::Fuse(0));
+            if self.run_while(end, running) {
+                self.world.note(|| format!("plot: {unaware} and {victim} are among themselves"));
+                self.world.release_heartbeats();
+                self.part(&[leader], &[unaware]);
+                self.world.start(unaware);
+                let until = self.soon(300_000, 1_500_000);
+                self.plot = Some(Plot::Doubters { leader, victim, unaware, until });
+                return;
+            }
+            self.world.disarm(unaware);
+        }
+        self.world.release();
+        self.join(&[leader], &[victim]);
     }
 
     /// Lets things happen one by one while something holds; false if it still does when time is up.

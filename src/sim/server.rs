@@ -148,6 +148,11 @@ impl Server {
     pub fn is_up(&self) -> bool {
         self.running.is_some() && !self.failed
     }
+
+    /// Whether it believes to lead.
+    pub fn leads(&self) -> bool {
+        self.running.as_ref().is_some_and(|r| r.shard.replica().is_leader())
+    }
 }
 
 /// Something that a turn sent.

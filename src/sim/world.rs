@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::{Limits, Timeouts, Topology};
 use crate::drive;
+use crate::paxos::Message;
 use crate::shard::{self, Input};
 use crate::sim::checker::{Checker, Observed};
 use crate::sim::clients::{Asked, Client};
@@ -238,6 +239,12 @@ impl World {
             };
             self.schedule(self.now, Event::Arrive { from, to, packet });
         }
+    }
+
+    /// The same, but of what servers say to each other nothing arrives that asks for anything to be accepted.
+    pub fn release_heartbeats(&mut self) {
+        self.network.parked.retain(|(.., packet)| matches!(packet, Packet::Peer(Message::Heartbeat(_))));
+        self.release();
     }
 
     fn arrive(&mut self, from: Place, to: Place, packet: Packet) {
