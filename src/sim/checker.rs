@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::bank::command::{self, Command};
-use crate::bank::{Bank, Committed, Effects, Status};
+use crate::bank::{Bank, BlockResult, Committed, Effects, Status};
 use crate::config::{Limits, Topology};
 use crate::shard::{Divergence, Shard};
 use crate::sim::acceptances::Acceptances;
@@ -253,6 +253,9 @@ impl Checker {
         self.coverage.see_if(effects.crowded, Seen::NoRoom);
         for (block, result) in command::blocks(&value.0).zip(&effects.results) {
             let Ok(block) = block else { panic!("P4: slot {slot} of {shard} holds malformed bytes") };
+            if let (Command::Open { named: true }, BlockResult::Opened(session)) = (block, result) {
+                self.sessions.opened_for_names(*session);
+            }
             self.mentions(shard, block, &result.unpack().unwrap_or_default());
         }
         for done in &effects.committed {
@@ -267,6 +270,7 @@ impl Checker {
         let (range, participants, commits) = match block {
             Command::Open { .. } | Command::Rejoin { .. } => return,
             Command::Touch { session } => {
+                statuses.iter().for_each(|status| self.sessions.touched(shard, session, *status));
                 let known = self.logs[shard.index()].bank.known_sessions().any(|s| s == session);
                 return self.coverage.see_if(known && statuses == [Status::Expired], Seen::NotForNames);
             }
@@ -489,13 +493,6 @@ impl Checker {
         }
     }
 
-    /// Whether everybody who has a vote on a transfer of this id has decided a YES (T2).
-    pub fn has_committed(&self, id: TxnId) -> bool {
-        let yes = |txn: &Txn| txn.participants.iter().all(|part| txn.votes.get(part) == Some(&true));
-        let mut all = self.txns.range((id, None)..).take_while(|((other, _), _)| *other == id);
-        all.any(|(_, txn)| !txn.participants.is_empty() && yes(txn))
-    }
-
     /// What an account holds after everything that was decided.
     pub fn balance(&self, account: AccountId) -> u64 {
         let shard = self.topology.shard_of(account).expect("an account of this bank");
@@ -580,3 +577,5 @@ impl Checker {
         Ok(())
     }
 }
+
+mod lookups;

@@ -239,11 +239,7 @@ impl World {
     fn found(&mut self, id: TxnId, committed: bool, found: Found) {
         self.coverage.see_if(matches!(found, Found::Committed | Found::Aborted(_)), Seen::LookedUp);
         self.coverage.see_if(found == Found::InDoubt, Seen::LookedUpInDoubt);
-        let agrees = match found {
-            Found::Committed => self.checker.has_committed(id),
-            Found::Finished => true,
-            _ => !committed,
-        };
+        let agrees = self.checker.bears_out(id, committed, found);
         assert!(agrees, "T2: {id} was found {found}; it had committed before: {committed}");
     }
 }

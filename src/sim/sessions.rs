@@ -9,6 +9,7 @@ use crate::types::{Session, ShardId, TxnId};
 /// Which shard has closed which session, and let it expire.
 #[derive(Default)]
 pub struct Sessions {
+    naming: BTreeSet<Session>,
     closed: BTreeSet<(ShardId, Session)>,
     expired: BTreeSet<(ShardId, Session)>,
 }
@@ -28,6 +29,18 @@ impl Sessions {
     pub fn expire(&mut self, shard: ShardId, session: Session, status: Status) -> bool {
         assert_eq!(status, Status::Done, "T7: {shard} was told to let {session} expire too early");
         self.expired.insert((shard, session))
+    }
+
+    /// A session was opened that is for names.
+    pub fn opened_for_names(&mut self, session: Session) {
+        self.naming.insert(session);
+    }
+
+    /// A shard said whether a session is one of those.
+    pub fn touched(&self, shard: ShardId, session: Session, status: Status) {
+        self.check_status(shard, session, status);
+        let right = session.shard() == shard && self.naming.contains(&session);
+        assert!(right || status != Status::Done, "T7: {shard} takes {session} for one that a client opened");
     }
 
     fn check_status(&self, shard: ShardId, session: Session, status: Status) {

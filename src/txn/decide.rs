@@ -7,7 +7,7 @@ use crate::txn::coordinator::{Coordinator, Life};
 use crate::txn::group::{Group, Told, Verdict};
 use crate::txn::link::{Ask, Reach, Sent, UnitId, Work};
 use crate::txn::port::{Event, Outcome, Output};
-use crate::types::{Reason, ShardId, Time, TxnId};
+use crate::types::{Reason, Session, ShardId, Time, TxnId};
 
 /// How long a shard without space is spared new work.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
@@ -201,6 +201,13 @@ impl Coordinator {
         };
         let clients: Vec<(UnitId, u64)> = sent.units.iter().filter_map(open_for).collect();
         clients.iter().for_each(|(id, _)| _ = link.remove(*id));
+        // Its client need not wait until there is space: it may ask again.
+        let touch = |id: &UnitId| match link.units.get(id)?.work {
+            Work::Touch { session } if !begins => Some((*id, session)),
+            _ => None,
+        };
+        let touches: Vec<(UnitId, Session)> = sent.units.iter().filter_map(touch).collect();
+        touches.iter().for_each(|(id, _)| _ = link.remove(*id));
         let opening = sent.units.iter().find(|id| link.units.get(id).is_some_and(|u| u.work == Work::Open));
         if let Some(id) = opening {
             link.remove(*id);
@@ -208,6 +215,7 @@ impl Coordinator {
         }
         self.give_up(now, index, sent, true, out);
         clients.into_iter().for_each(|(_, tag)| self.open_elsewhere(now, tag, shard, out));
+        touches.into_iter().for_each(|(_, session)| self.drop_touch(session, out));
         let link = &self.links[index];
         let unsent = |(work, _): &(Work, UnitId)| match work {
             Work::Execute { group } => Some(*group),

@@ -126,7 +126,7 @@ impl Coordinator {
         waiting.into_iter().for_each(|w| self.answer(w.tag, outcome.clone(), None, out));
     }
 
-    /// The shard that issued a session has no majority.
+    /// The shard that issued a session has no majority, or no space.
     pub(super) fn drop_touch(&mut self, session: Session, out: &mut Output) {
         let waiting = self.touching.remove(&session).unwrap_or_default();
         waiting.into_iter().for_each(|w| self.answer(w.tag, Outcome::Unknown, None, out));
@@ -255,7 +255,8 @@ impl Lookup {
         let all = || self.answers.values();
         let verdicts: Vec<Found> = all().filter_map(|answer| self.found_of(answer.name)).collect();
         let aborted = |found: &&Found| matches!(found, Found::Aborted(_));
-        if let Some(found) = [Found::Committed, Found::InDoubt].into_iter().find(|f| verdicts.contains(f)) {
+        let first = [Found::Committed, Found::InDoubt, Found::Finished];
+        if let Some(found) = first.into_iter().find(|found| verdicts.contains(found)) {
             return found;
         }
         if let Some(found) = verdicts.iter().find(aborted) {
@@ -279,6 +280,14 @@ impl Lookup {
             || participants.any(|all| all.iter().all(votes_yes))
         {
             return Some(Found::Committed);
+        }
+        // Who has forgotten it knew that it was over: a YES that it has elsewhere was read before.
+        let over = |shard: &ShardId| {
+            let status = self.answers.get(shard).and_then(|answer| answer.status);
+            matches!(status, Some(Status::Finished | Status::Expired))
+        };
+        if votes().filter_map(|(_, answer)| answer.participants).any(|all| all.iter().any(over)) {
+            return Some(Found::Finished);
         }
         let reasons = statuses().filter_map(|s| if let Status::Aborted(why) = s { Some(why) } else { None });
         let reason = reasons.min();

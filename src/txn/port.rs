@@ -92,11 +92,12 @@ pub enum Outcome {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Found {
     Committed,
-    /// `None` if it is not known any more who said NO, or if its session was closed before it was ever executed.
+    /// For good, unless the id is given to another transfer. `None` if it is not known any more who said NO, or if its
+    /// session was closed before it was ever executed.
     Aborted(Option<Reason>),
     /// It is under way, or waits to be recovered (T4).
     InDoubt,
-    /// The shards that took part have forgotten it.
+    /// It is over and forgotten. (Of a coordinator's own transaction a shard without a part in it may say so too early.)
     Finished,
     /// No shard has ever heard of it; it may yet come.
     NeverSeen,

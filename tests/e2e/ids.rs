@@ -23,7 +23,7 @@ fn a_transfer_with_an_id_takes_effect_once_at_whatever_servers() {
         (format!("TRANSFER 1 2 1 ID {session}:4097"), "-SESSIONFULL "),
         ("TRANSFER 1 2 1 ID D1-999:1".into(), "-EXPIRED "),
         ("TRANSFER 1 2 1 ID D9-1:1".into(), "-EXPIRED "),
-        ("TXN D1-999:1".into(), "+finished"),
+        ("TXN D1-999:1".into(), "+never seen"),
         (format!("TRANSFER 1 2 1 ID {session}:0"), "-ERR "),
     ] {
         let said = s5.ask(&request);

@@ -46,8 +46,12 @@ impl Bank {
         if id.seq < state.mark() { Some(Status::Finished) } else { state.get(id.seq).status() }
     }
 
-    /// The same, for somebody who asks how it ended: what a closed session has no register of never happens.
+    /// The same, for somebody who asks how it ended: what a closed session has no register of never happens, and what was
+    /// not opened yet has not expired.
     pub fn lookup(&self, id: TxnId) -> Option<Status> {
+        if id.session.shard() == self.shard && !self.has_opened(id.session) {
+            return None;
+        }
         let closed = self.sessions.get(&id.session).is_some_and(SessionState::is_closed);
         self.status(id).or(closed.then_some(Status::Closed))
     }

@@ -77,3 +77,19 @@ fn a_session_is_opened_elsewhere() {
     let out = world.turn([refused(&out.send, S1, Refusal::StorageFull)]);
     assert_eq!((outcomes(&out), kinds(&out.send, S2)), (vec![(1, FULL)], vec!["open"]));
 }
+
+/// The shard that issued a session has not even space to say so. The client of a named transfer is not kept waiting for that.
+#[test]
+fn a_named_transfer_does_not_wait_for_space() {
+    let mut world = World::new(Coordinator::hosted(TOPOLOGY, Timeouts::default(), START));
+    let named = Op::Named {
+        id: TxnId { session: Session::new(ShardId(1), 7), seq: 1 },
+        transfer: Transfer { from: AccountId(1), to: AccountId(3), amount: 1 },
+    };
+    let out = world.turn([Input::Submit { tag: 1, op: named }]);
+    assert_eq!(kinds(&out.send, S1), ["touch"]);
+    let out = world.turn([refused(&out.send, S1, Refusal::StorageFull)]);
+    assert_eq!((outcomes(&out), out.send), (vec![(1, Outcome::Unknown)], vec![]));
+    let out = world.later(Duration::from_millis(250), [Input::Submit { tag: 2, op: named }]);
+    assert_eq!(kinds(&out.send, S1), ["touch"], "it may ask again");
+}
