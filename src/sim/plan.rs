@@ -178,6 +178,9 @@ impl Plan {
         swarm.mislead = if rng.one_in(4) { 10 } else { 0 };
         let mut segment_bytes = segment_bytes;
         limits.reserve_bytes = segment_bytes / 8;
+        // However many sessions clients leave behind: a value is no longer than a segment.
+        limits.batch_bytes = limits.batch_bytes.min(segment_bytes as usize / 4);
+        limits.frame_bytes = limits.frame_bytes.min(segment_bytes as usize / 4);
         if rng.one_in(4) {
             swarm.full = 5 + rng.below(25);
             // Disks are full only for who needs another segment: small ones, and a reserve of a few slots.

@@ -237,8 +237,9 @@ impl Contents {
     pub fn lose(&mut self, records: u64, at: Position) -> Result<(), String> {
         self.settle();
         self.lossy = true;
-        // A snapshot from elsewhere moves a server on without a record.
-        let to = Slot(self.stood.max(self.foreign).max(self.known).0 + records);
+        // A snapshot from elsewhere moves a server on without a record. Its own, from which this log is read, was taken later:
+        // if that counted, old damage would bring new doubts at every start.
+        let to = Slot(self.stood.max(self.foreign).0 + records);
         self.stood = to;
         self.check_doubts(to.0.saturating_sub(self.known.0))?;
         self.hide(self.known.next(), to, at);
@@ -385,6 +386,24 @@ mod tests {
         contents.raise_decided(Slot(3));
         contents.lose(1, at).expect("not too much");
         assert_eq!((contents.known, contents.last()), (Slot(3), Slot(4)));
+    }
+
+    /// A snapshot of its own lies ahead of the damage, which therefore brings no doubts about what came behind.
+    #[test]
+    fn what_is_lost_in_front_of_a_snapshot_raises_no_doubts_behind_it() {
+        let at = Position::start_of(1);
+        let mut contents = Contents::behind(Slot(52), Slot(11));
+        contents.lose(11, at).expect("not too much");
+        assert_eq!((contents.last(), contents.is_hidden(Slot(53))), (Slot(52), false));
+        contents.lose(40, at).expect("not too much");
+        assert!(
+            contents.is_hidden(Slot(53)) && contents.is_hidden(Slot(62)) && !contents.is_hidden(Slot(63))
+        );
+        // From elsewhere: nobody knows when it came.
+        let mut contents = Contents::behind(Slot(52), Slot(11));
+        contents.foreign = Slot(52);
+        contents.lose(11, at).expect("not too much");
+        assert!(contents.is_hidden(Slot(63)));
     }
 
     /// Whoever voted for one value and learned that another was decided has lost that one with the record that said so.

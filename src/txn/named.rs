@@ -255,14 +255,22 @@ impl Lookup {
         let all = || self.answers.values();
         let verdicts: Vec<Found> = all().filter_map(|answer| self.found_of(answer.name)).collect();
         let aborted = |found: &&Found| matches!(found, Found::Aborted(_));
-        let first = [Found::Committed, Found::InDoubt, Found::Finished];
-        if let Some(found) = first.into_iter().find(|found| verdicts.contains(found)) {
+        let says = |status| all().any(|answer| answer.status == Some(status));
+        if verdicts.contains(&Found::Committed) {
+            return Found::Committed;
+        }
+        // Some shards were asked before the session expired, and others when nothing of it was in doubt any more: one of its
+        // transfers may have committed where that is forgotten.
+        if says(Status::Expired) {
+            return Found::Finished;
+        }
+        if let Some(found) = [Found::InDoubt, Found::Finished].into_iter().find(|f| verdicts.contains(f)) {
             return found;
         }
         if let Some(found) = verdicts.iter().find(aborted) {
             return *found;
         }
-        if all().any(|answer| matches!(answer.status, Some(Status::Finished | Status::Expired))) {
+        if says(Status::Finished) {
             return Found::Finished;
         }
         // What one shard has closed may yet be executed in another.
@@ -284,7 +292,7 @@ impl Lookup {
         // Who has forgotten it knew that it was over: a YES that it has elsewhere was read before.
         let over = |shard: &ShardId| {
             let status = self.answers.get(shard).and_then(|answer| answer.status);
-            matches!(status, Some(Status::Finished | Status::Expired))
+            status == Some(Status::Finished)
         };
         if votes().filter_map(|(_, answer)| answer.participants).any(|all| all.iter().any(over)) {
             return Some(Found::Finished);

@@ -137,7 +137,8 @@ fn what_the_shards_say_of_an_id_is_added_up() {
         (Some(Expired), None, Found::Finished),
         (Some(Expired), Some(Yes), Found::Finished),
         (Some(Finished), Some(Yes), Found::Finished),
-        (Some(Expired), Some(no), Found::Aborted(Some(Reason::LockContention))),
+        (Some(Expired), Some(no), Found::Finished),
+        (Some(Finished), Some(no), Found::Aborted(Some(Reason::LockContention))),
     ] {
         for swap in [false, true] {
             let mut world = world();
