@@ -78,7 +78,7 @@ struct Under {
     before: Option<Rlimit>,
 }
 
-/// Two to four servers of different clusters or one in each suffer for some time, each from something.
+/// One to three servers, no two of one cluster, suffer for some time, each from something.
 pub fn some_harm(servers: &mut Servers, rng: &mut SplitMix64, tally: &mut Tally) -> Result<(), String> {
     let mut clusters = BTreeSet::new();
     let mut under = Vec::new();
@@ -153,10 +153,9 @@ fn end(servers: &mut Servers, under: &Under) -> Result<bool, String> {
             stat.contains(") T ")
         }
         Harm::LinkDown => {
-            let state = std::fs::read_to_string(format!("/sys/class/net/v{server}/operstate"));
+            let down = net::is_down(server)?;
             net::link(server, true)?;
-            // The new network is not shown where the old /sys is still mounted; the command would have failed.
-            state.map_or(true, |state| state.trim() == "down")
+            down
         }
         Harm::OneWay | Harm::Loss => net::drop_nothing(server)? > 0,
         Harm::Delay | Harm::HalfOpen => {

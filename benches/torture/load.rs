@@ -101,6 +101,13 @@ impl Load {
     }
 }
 
+/// Any account of the shard that holds this one.
+pub fn of_same_shard(topology: &Topology, rng: &mut SplitMix64, account: u64) -> u64 {
+    let shard = topology.shard_of(AccountId(account)).expect("an account of this bank");
+    let accounts = topology.accounts_of(shard);
+    accounts.start() + rng.below(accounts.end() + 1 - accounts.start())
+}
+
 struct Client {
     number: u32,
     shared: Arc<Shared>,
@@ -116,33 +123,22 @@ struct Client {
     unsettled: bool,
 }
 
-/// Why a connection is left.
-enum Left {
-    Broken,
-    Done,
-}
-
 impl Client {
     fn live(mut self) -> Story {
-        let mut ends = None;
+        let mut end = None;
         loop {
-            let over = self.shared.over.load(Ordering::Relaxed);
-            let end = *ends.get_or_insert_with(|| Instant::now() + LAST);
-            if !over {
-                ends = None;
-            } else if self.open.is_empty() || Instant::now() > end {
-                return self.story;
-            }
             self.server = self.server % SERVERS + 1;
-            match self.serve_at(&Servers::client_address(self.server)) {
-                Ok(Left::Done) => return self.story,
-                Ok(Left::Broken) | Err(_) => {}
+            let served = self.serve_at(&Servers::client_address(self.server));
+            let over = self.shared.over.load(Ordering::Relaxed);
+            let late = over && Instant::now() > *end.get_or_insert_with(|| Instant::now() + LAST);
+            if served.is_ok() || late {
+                return self.story;
             }
         }
     }
 
-    /// Uses one connection for as long as it lasts.
-    fn serve_at(&mut self, address: &str) -> std::io::Result<Left> {
+    /// Uses one connection until all is done; an error is its end, and the next server goes on.
+    fn serve_at(&mut self, address: &str) -> std::io::Result<()> {
         let address = address.parse().expect("an address");
         let stream = TcpStream::connect_timeout(&address, SILENCE / 4)?;
         stream.set_nodelay(true)?;
@@ -158,7 +154,7 @@ impl Client {
         loop {
             let over = self.shared.over.load(Ordering::Relaxed);
             if over && self.open.is_empty() {
-                return Ok(Left::Done);
+                return Ok(());
             }
             if !over {
                 let spent = self.session.as_ref().is_none_or(|(_, next)| *next > SESSION);
@@ -182,7 +178,7 @@ impl Client {
             loop {
                 line.clear();
                 if stream.read_line(&mut line)? == 0 {
-                    return Ok(Left::Broken);
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
                 }
                 self.take(line.trim_end(), &mut batch);
                 if self.open.is_empty() || !stream.buffer().contains(&b'\n') {
@@ -236,7 +232,8 @@ impl Client {
 
     /// Accounts of all shards, some of them far more often than others.
     fn call(&mut self) -> Call {
-        let accounts = self.shared.topology.accounts;
+        let topology = &self.shared.topology;
+        let accounts = topology.accounts;
         let rng = &mut self.rng;
         let hot = rng.one_in(20);
         let mut account = |near: Option<u64>| {
@@ -245,10 +242,7 @@ impl Client {
             }
             match near {
                 // In the same shard, mostly.
-                Some(other) if !rng.one_in(4) => {
-                    let shard = (other - 1) / (accounts / 3);
-                    1 + shard * (accounts / 3) + rng.below(accounts / 3)
-                }
+                Some(other) if !rng.one_in(4) => of_same_shard(topology, rng, other),
                 _ => 1 + rng.below(accounts),
             }
         };

@@ -54,15 +54,18 @@ pub fn enter() -> Result<(), String> {
     Err(format!("unshare: {error}"))
 }
 
-/// Runs a command to its end, and says what went wrong.
-pub fn run(line: &str) -> Result<(), String> {
+/// Runs a command to its end; returns what it said, or what went wrong.
+pub fn run(line: &str) -> Result<String, String> {
     let mut words = line.split_whitespace();
     let out = Command::new(words.next().unwrap_or_default())
         .args(words)
         .output()
         .map_err(|e| format!("{line}: {e}"))?;
     let said = String::from_utf8_lossy(&out.stderr);
-    if out.status.success() { Ok(()) } else { Err(format!("{line}: {}", said.trim())) }
+    if !out.status.success() {
+        return Err(format!("{line}: {}", said.trim()));
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into())
 }
 
 /// Namespaces `n1` to `n{servers}`, each with one interface on the bridge.
@@ -87,7 +90,13 @@ pub fn build(servers: u16) -> Result<(), String> {
 
 /// Pulls a server's cable, or puts it back.
 pub fn link(server: u16, up: bool) -> Result<(), String> {
-    run(&format!("ip link set v{server} {}", if up { "up" } else { "down" }))
+    run(&format!("ip link set v{server} {}", if up { "up" } else { "down" })).map(drop)
+}
+
+/// Whether a server's cable is pulled.
+pub fn is_down(server: u16) -> Result<bool, String> {
+    let line = format!("ip -o link show dev v{server} up");
+    Ok(run(&line)?.is_empty())
 }
 
 /// What a server's namespace does not let in.
@@ -113,11 +122,7 @@ pub fn drop_packets(server: u16, drop: Drop) -> Result<(), String> {
 
 /// Lets everything in again; tells how many packets were dropped.
 pub fn drop_nothing(server: u16) -> Result<u64, String> {
-    let out = Command::new("ip")
-        .args(["netns", "exec", &format!("n{server}"), "nft", "list", "ruleset"])
-        .output()
-        .map_err(|e| format!("nft: {e}"))?;
-    let text = String::from_utf8_lossy(&out.stdout);
+    let text = run(&format!("ip netns exec n{server} nft list ruleset"))?;
     let packets = text.split_once("packets ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
     nft(server, "flush ruleset\n")?;
     Ok(packets.unwrap_or(0))

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use shardpaxosbank::config::Topology;
 use shardpaxosbank::workload::SplitMix64;
 
+use crate::load::of_same_shard;
 use crate::servers::{SERVERS, Servers};
 
 const THREADS: usize = 8;
@@ -27,7 +29,7 @@ struct Counts {
 
 pub fn measure(servers: &mut Servers, seed: u64) -> Result<(), String> {
     servers.heal()?;
-    let accounts = servers.topology().accounts;
+    let topology = servers.topology();
     println!(
         "under way   connections   committed/s   busy/s   locked/s   other errors/s   MB of all servers, before and after"
     );
@@ -39,7 +41,7 @@ pub fn measure(servers: &mut Servers, seed: u64) -> Result<(), String> {
             let workers: Vec<_> = (0..THREADS)
                 .map(|thread| {
                     let (counts, rng) = (&counts, SplitMix64::new(seed ^ thread as u64));
-                    scope.spawn(move || drive(thread, connections / THREADS, window, counts, rng, accounts))
+                    scope.spawn(move || drive(thread, connections / THREADS, window, counts, rng, &topology))
                 })
                 .collect();
             // Until connections stand and buffers are full, nothing is counted.
@@ -75,16 +77,16 @@ fn drive(
     window: usize,
     counts: &Counts,
     mut rng: SplitMix64,
-    accounts: u64,
+    topology: &Topology,
 ) -> Result<(), String> {
     let connections = connections.max(1);
     let name = |e: std::io::Error| format!("client {thread}: {e}");
     let mut requests = |count: usize| -> String {
         let one = |_| {
+            let accounts = topology.accounts;
             let from = 1 + rng.below(accounts);
-            let third = accounts / 3;
-            let near = 1 + (from - 1) / third * third + rng.below(third);
-            let to = if rng.one_in(4) { 1 + rng.below(accounts) } else { near };
+            let across = rng.one_in(4);
+            let to = if across { 1 + rng.below(accounts) } else { of_same_shard(topology, &mut rng, from) };
             format!("TRANSFER {from} {} 1\r\n", if to == from { from % accounts + 1 } else { to })
         };
         (0..count).map(one).collect()

@@ -171,17 +171,14 @@ impl Run {
             self.world.jump(id, 3 * election_us as i64);
         }
         let end = Time(self.world.now.0 + election_us / 2);
-        let promised = |run: &Run, id: NodeId| {
-            let running = run.world.servers[&id].running.as_ref();
-            running.is_some_and(|r| r.shard.replica().promised().leader() == Some(candidate))
-        };
-        if self.run_while(end, |run| !promised(run, candidate)) {
+        if self.run_while(end, |run| !run.has_promised(candidate, candidate)) {
             self.world.hold(Place::Server(candidate), Place::Server(late));
             self.world.hold(Place::Server(victim), Place::Server(candidate));
             self.world.skew(candidate, FROZEN);
             // What it promises must be on its way before its disk is lost.
-            let leaves =
-                |run: &Run| promised(run, victim) && run.world.now >= run.world.servers[&victim].busy_until;
+            let leaves = |run: &Run| {
+                run.has_promised(victim, candidate) && run.world.now >= run.world.servers[&victim].busy_until
+            };
             if self.run_while(end, |run| !leaves(run)) && self.lose_disk(victim) {
                 self.join(&[leader], &[victim, late]);
                 self.join(&[victim], &[late]);
@@ -206,11 +203,7 @@ impl Run {
         self.world.jump(unaware, 3 * election_us as i64);
         let end = Time(self.world.now.0 + 2 * election_us);
         let running = |run: &Run| run.world.servers[&unaware].running.is_some();
-        let campaigns = |run: &Run| {
-            let running = run.world.servers[&unaware].running.as_ref();
-            running.is_some_and(|r| r.shard.replica().promised().leader() == Some(unaware))
-        };
-        if self.run_while(end, |run| !campaigns(run)) {
+        if self.run_while(end, |run| !run.has_promised(unaware, unaware)) {
             self.world.hold(Place::Server(unaware), Place::Server(victim));
             self.world.arm(unaware, Harm::Fuse(0));
             if self.run_while(end, running) {
@@ -226,6 +219,12 @@ impl Run {
         }
         self.world.release();
         self.join(&[leader], &[victim]);
+    }
+
+    /// Whether a server runs whose latest promise is to this candidate.
+    fn has_promised(&self, id: NodeId, candidate: NodeId) -> bool {
+        let running = self.world.servers[&id].running.as_ref();
+        running.is_some_and(|r| r.shard.replica().promised().leader() == Some(candidate))
     }
 
     /// Lets things happen one by one while something holds; false if it still does when time is up.

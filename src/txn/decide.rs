@@ -7,7 +7,7 @@ use crate::txn::coordinator::{Coordinator, Life};
 use crate::txn::group::{Group, Told, Verdict};
 use crate::txn::link::{Ask, Reach, Sent, UnitId, Work};
 use crate::txn::port::{Event, Outcome, Output};
-use crate::types::{Reason, Session, ShardId, Time, TxnId};
+use crate::types::{Reason, ShardId, Time, TxnId};
 
 /// How long a shard without space is spared new work.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
@@ -193,29 +193,22 @@ impl Coordinator {
         if !begins {
             link.pause = link.full_until;
         }
-        // A session can be opened elsewhere.
         let shard = link.shard;
-        let open_for = |id: &UnitId| match link.units.get(id)?.work {
-            Work::OpenFor { tag } => Some((*id, tag)),
+        let for_client = |id: &UnitId| match link.units.get(id)?.work {
+            work @ Work::OpenFor { .. } => Some((*id, work)),
+            // It may have been refused for the company that it was in.
+            work @ Work::Touch { .. } if !begins => Some((*id, work)),
             _ => None,
         };
-        let clients: Vec<(UnitId, u64)> = sent.units.iter().filter_map(open_for).collect();
+        let clients: Vec<(UnitId, Work)> = sent.units.iter().filter_map(for_client).collect();
         clients.iter().for_each(|(id, _)| _ = link.remove(*id));
-        // Its client need not wait until there is space: it may ask again.
-        let touch = |id: &UnitId| match link.units.get(id)?.work {
-            Work::Touch { session } if !begins => Some((*id, session)),
-            _ => None,
-        };
-        let touches: Vec<(UnitId, Session)> = sent.units.iter().filter_map(touch).collect();
-        touches.iter().for_each(|(id, _)| _ = link.remove(*id));
         let opening = sent.units.iter().find(|id| link.units.get(id).is_some_and(|u| u.work == Work::Open));
         if let Some(id) = opening {
             link.remove(*id);
             self.life = Life::Unopened;
         }
         self.give_up(now, index, sent, true, out);
-        clients.into_iter().for_each(|(_, tag)| self.open_elsewhere(now, tag, shard, out));
-        touches.into_iter().for_each(|(_, session)| self.drop_touch(session, out));
+        clients.into_iter().for_each(|(_, work)| self.turn_away(now, shard, work, out));
         let link = &self.links[index];
         let unsent = |(work, _): &(Work, UnitId)| match work {
             Work::Execute { group } => Some(*group),
@@ -242,14 +235,10 @@ impl Coordinator {
                 Work::Open => {
                     self.links[index].remove(id);
                 }
-                Work::OpenFor { tag } => {
+                Work::OpenFor { .. } | Work::Touch { .. } => {
                     let shard = self.links[index].shard;
                     self.links[index].remove(id);
-                    self.open_elsewhere(now, tag, shard, out);
-                }
-                Work::Touch { session } => {
-                    self.links[index].remove(id);
-                    self.drop_touch(session, out);
+                    self.turn_away(now, shard, work, out);
                 }
                 Work::Read { tag, ask: Ask::Status(_) } => self.drop_lookup(tag, out),
                 Work::Close { session } | Work::Expire { session } => self.drop_retirement(session, out),

@@ -90,6 +90,15 @@ impl Coordinator {
         self.open_for(now, tag, out);
     }
 
+    /// A shard cannot take what a client wants of a session: another one may open it, or the client may ask again.
+    pub(super) fn turn_away(&mut self, now: Time, shard: ShardId, work: Work, out: &mut Output) {
+        match work {
+            Work::OpenFor { tag } => self.open_elsewhere(now, tag, shard, out),
+            Work::Touch { session } => self.drop_touch(session, out),
+            _ => {}
+        }
+    }
+
     pub(super) fn opened_for(&mut self, now: Time, tag: u64, session: Session, out: &mut Output) {
         self.opening.remove(&tag);
         self.remember(now, session);
@@ -127,7 +136,7 @@ impl Coordinator {
     }
 
     /// The shard that issued a session has no majority, or no space.
-    pub(super) fn drop_touch(&mut self, session: Session, out: &mut Output) {
+    fn drop_touch(&mut self, session: Session, out: &mut Output) {
         let waiting = self.touching.remove(&session).unwrap_or_default();
         waiting.into_iter().for_each(|w| self.answer(w.tag, Outcome::Unknown, None, out));
     }
