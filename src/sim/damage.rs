@@ -219,10 +219,13 @@ fn inflict(rng: &mut SplitMix64, disk: &MemDisk, name: &str, harm: Damage) -> Op
 /// Where the groups of a segment stand, as far as they do in this segment; `None` if there are none.
 fn groups(disk: &MemDisk, name: &str) -> Option<Vec<(usize, usize)>> {
     let mut groups: BTreeMap<u64, (usize, usize)> = BTreeMap::new();
+    let length = disk.contents(name)?.len();
     survey(disk, |seen| {
         if name == format!("wal-{:08}.seg", seen.segment) {
             let from = seen.offset as usize;
             let to = from + 56 + seen.payload.len().next_multiple_of(8);
+            // What fills the last record up may have been cut off.
+            let to = to.min(length);
             groups.entry(seen.group).or_insert((from, to)).1 = to;
         }
     })

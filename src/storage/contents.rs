@@ -143,6 +143,7 @@ impl Contents {
     /// Takes in a record that stands, or will stand, at `at`. `Err` names what cannot be.
     pub fn note(&mut self, kind: Kind, slot: Slot, ballot: Ballot, at: Position) -> Result<(), String> {
         if kind.has_value() {
+            self.check_gap(slot)?;
             self.stood = self.stood.max(slot);
         }
         match kind {
@@ -151,10 +152,9 @@ impl Contents {
                 if kind == Kind::Accept {
                     self.raise_promise(ballot);
                 }
-                if slot != Slot::ZERO && slot <= self.base {
+                if slot <= self.base {
                     return Ok(());
                 }
-                self.check_gap(slot)?;
                 self.staged.push((slot, at.pack()));
                 self.staged_top = self.staged_top.max(slot);
                 if slot == self.present.next() {
@@ -166,13 +166,13 @@ impl Contents {
                 }
             }
             Kind::Decided => {
-                if slot > self.top() {
+                if slot > self.reached() {
                     return Err(format!("slot {slot} decided while the log holds 1 to {}", self.present));
                 }
                 self.raise_decided(slot);
             }
             Kind::History => {
-                if slot > self.top() {
+                if slot > self.reached() {
                     return Err(format!("history of slot {slot} while the log holds 1 to {}", self.present));
                 }
                 self.raise_decided(slot);
@@ -191,8 +191,15 @@ impl Contents {
         self.known.max(self.present).max(self.last()).max(self.staged_top).max(self.jumped)
     }
 
+    /// How far the server had come, whatever of that stands in this log. Where it went back for what damage took, and votes
+    /// for these slots stand farther on once more, the log in front of them is not read again, and a record may be about a
+    /// slot of which nothing was said yet.
+    fn reached(&self) -> Slot {
+        self.top().max(self.stood.min(Slot(self.base.0 + MAX_DOUBTS)))
+    }
+
     fn check_gap(&self, slot: Slot) -> Result<(), String> {
-        if slot == Slot::ZERO || slot.0 > self.top().0 + MAX_GAP {
+        if slot == Slot::ZERO || slot.0 > self.reached().0 + MAX_GAP {
             return Err(format!("value for slot {slot} while the log holds 1 to {}", self.present));
         }
         Ok(())
@@ -214,11 +221,11 @@ impl Contents {
         if kind == Kind::Accept {
             self.raise_promise(ballot);
         }
+        self.check_gap(slot)?;
         self.stood = self.stood.max(slot);
-        if slot != Slot::ZERO && slot <= self.base {
+        if slot <= self.base {
             return Ok(());
         }
-        self.check_gap(slot)?;
         // What was voted for before is not what was decided.
         let open = slot > self.known;
         if kind == Kind::Learn && slot == self.known.next() {
@@ -351,6 +358,7 @@ impl Contents {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::NodeId;
 
     /// The index is as long as the highest slot, so a record of a slot from nowhere must not be believed.
     #[test]
@@ -404,6 +412,23 @@ mod tests {
         contents.foreign = Slot(52);
         contents.lose(11, at).expect("not too much");
         assert!(contents.is_hidden(Slot(63)));
+    }
+
+    /// A server that lost its snapshot voted once more for what stood behind it, and took the snapshot again: the log is read
+    /// from between the first votes and the second ones, where it says what came of the first.
+    #[test]
+    fn records_about_slots_whose_votes_stand_farther_on_are_taken_in() {
+        let at = Position::start_of(1);
+        let mut contents = Contents::behind(Slot(32), Slot(57));
+        contents.note(Kind::History, Slot(36), Ballot::new(33, NodeId(0)), at).expect("it stood there");
+        contents.note(Kind::Decided, Slot(57), Ballot::ZERO, at).expect("it stood there");
+        assert!(contents.note(Kind::Decided, Slot(58), Ballot::ZERO, at).is_err(), "it never came so far");
+        assert_eq!((contents.noted, contents.known, contents.decided), (Slot(36), Slot(32), Slot(32)));
+        (33..=57)
+            .for_each(|slot| contents.note(Kind::Accept, Slot(slot), Ballot::ZERO, at).expect("in order"));
+        contents.settle();
+        contents.raise_decided(Slot(57));
+        assert_eq!((contents.decided, contents.gaps()), (Slot(57), vec![]));
     }
 
     /// Whoever voted for one value and learned that another was decided has lost that one with the record that said so.
