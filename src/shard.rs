@@ -23,6 +23,7 @@ mod digests;
 mod history;
 mod idle;
 mod io;
+mod late;
 mod learners;
 mod reads;
 mod recovery;
@@ -37,6 +38,7 @@ use digests::Comparison;
 pub use digests::Divergence;
 pub use history::{History, Run};
 use idle::Idle;
+use late::Lateness;
 use reads::{Pending, Question};
 
 /// The client under whose name this server's own recoverer asks its own shard. Drivers number clients from 1.
@@ -92,6 +94,7 @@ pub struct Shard {
     no_transfer_before: Time,
     /// One that is complete, and not durable yet.
     installing: Option<Bank>,
+    lateness: Lateness,
     /// It is about to stop.
     leaving: bool,
 }
@@ -136,6 +139,7 @@ impl Shard {
             let_in: BTreeMap::new(),
             no_transfer_before: Time::default(),
             installing: None,
+            lateness: Lateness::default(),
             leaving: false,
         }
     }
@@ -239,6 +243,7 @@ impl Shard {
             Input::Remote(input) => self.recovery_step(now, input, out),
             Input::Timer { random } => {
                 self.random = random;
+                self.judge_lateness(now, out);
                 if self.replica.next_deadline() <= now {
                     self.replica.timer(now, random, &mut out.paxos);
                 }
@@ -261,9 +266,7 @@ impl Shard {
                 self.recovery_step(now, txn::Input::TurnEnd, out);
                 self.refuse_for_space(now, out);
                 self.propose_queue(now, out);
-                if self.leaving && self.queue.is_empty() {
-                    self.replica.resign(now, &mut out.paxos);
-                }
+                self.leave_lead(now, out);
                 self.begin_reads(out);
                 self.replica.turn_end(now, &mut out.paxos);
                 if self.installing.is_some() {
@@ -308,7 +311,7 @@ impl Shard {
             return;
         }
         let mut standing = self.replica.standing(now);
-        if self.leaving {
+        if self.leaving || self.lateness.leaves(now) {
             let leader = if let Standing::Following(leader) = standing { Some(leader) } else { None };
             return out.replies.push(refuse(Refusal::NotLeader(leader)));
         }
@@ -441,6 +444,7 @@ impl Shard {
             }
         }
         self.leading = leading;
+        self.lateness.begin(now);
         self.let_in.clear();
         self.doubts.clear();
         self.idle = Idle::default();

@@ -34,7 +34,7 @@ pub enum Message {
     },
     Digests(Digests),
     Learner(Learner),
-    /// The leader of this ballot leads no more and is about to stop: whoever hears this may campaign at once.
+    /// The leader of this ballot leads no more, for it is about to stop or too slow: whoever hears this may campaign at once.
     Resign {
         ballot: Ballot,
     },

@@ -4,7 +4,8 @@
 use crate::bank::command::{self, Command};
 use crate::bank::validate;
 use crate::paxos::Standing;
-use crate::shard::Shard;
+use crate::paxos::handover::{LEAVES, TOO_SLOW};
+use crate::shard::{Event, Output, Shard};
 use crate::types::{Time, Value};
 
 impl Shard {
@@ -18,6 +19,24 @@ impl Shard {
         let alone = self.topology.servers_per_cluster == 1;
         let followed = matches!(self.replica.standing(now), Standing::Following(_));
         self.leaving && (followed || alone && self.queue.is_empty() && self.pending.is_empty())
+    }
+
+    /// Whether this leader is too slow to lead while another server could. Nothing is asked of one that is about to stop.
+    pub(super) fn judge_lateness(&mut self, now: Time, out: &mut Output) {
+        let due = self.next_deadline();
+        let leads = self.leading.is_some() && !self.leaving;
+        if leads && self.lateness.came(now, due, &self.timeouts) && self.replica.successor(now).is_some() {
+            self.lateness.leave(now, &self.timeouts);
+            out.events.push(Event::TooSlow);
+        }
+    }
+
+    /// Leaves the lead if it is about to stop, or too slow, and nobody waits for a slot any more.
+    pub(super) fn leave_lead(&mut self, now: Time, out: &mut Output) {
+        let why = if self.leaving { LEAVES } else { TOO_SLOW };
+        if (self.leaving || self.lateness.leaves(now)) && self.queue.is_empty() {
+            self.replica.resign(now, why, &mut out.paxos);
+        }
     }
 
     /// Whether clients are told nothing of its state, since others contradict it (P4).

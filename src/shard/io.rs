@@ -91,6 +91,8 @@ pub enum Event {
         committed: u64,
         aborted: Vec<Option<Reason>>,
     },
+    /// This leader comes so late to its own deadlines that it leaves the lead to another server.
+    TooSlow,
     /// This leader finishes a transaction that stayed in doubt too long.
     Recovering {
         id: TxnId,

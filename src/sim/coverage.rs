@@ -116,6 +116,7 @@ sights! {
     DeposedInFlight "a leader was deposed with proposals in flight",
     CheckQuorum "a leader stepped down because it heard no majority",
     Resigned "a leader that was told to stop left the lead to another server",
+    TooSlow "a leader that was too slow left the lead to another server",
     Succeeded "a server campaigned at once because its leader left",
     OldTail "a new leader proposed an old ballot's tail again",
     CaughtUp "a candidate fetched what others knew as decided",

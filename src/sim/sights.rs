@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::paxos::handover::LEAVES;
+use crate::paxos::handover::{LEAVES, TOO_SLOW};
 use crate::paxos::membership::{LOST_DISK_PROMISED, LOST_DISK_VOUCHED};
 use crate::paxos::replica::RENEWS;
 use crate::paxos::{self, Message};
@@ -121,6 +121,7 @@ impl World {
                 Seen::HandedOver
             }
             paxos::Event::LostLeadership { why, .. } if *why == LEAVES => Seen::Resigned,
+            paxos::Event::LostLeadership { why, .. } if *why == TOO_SLOW => Seen::TooSlow,
             paxos::Event::Succeeds { .. } => Seen::Succeeded,
             paxos::Event::LostLeadership { why, .. } if *why == RENEWS => Seen::RenewedBallot,
             paxos::Event::Rewritten { .. } => Seen::Rewritten,

@@ -1,11 +1,11 @@
-//! A leader that is about to stop, and the server that it leaves the lead to.
+//! A leader that leaves, and the server that it leaves the lead to.
 
 use super::*;
 use crate::paxos::handover::LEAVES;
 
 fn resign(replica: &mut Replica, now: Time) -> (bool, Vec<(NodeId, Message)>) {
     let mut left = false;
-    let sent = step(replica, now, |r, out| left = r.resign(now, out));
+    let sent = step(replica, now, |r, out| left = r.resign(now, LEAVES, out));
     (left, sent)
 }
 
@@ -22,7 +22,7 @@ fn a_leader_resigns_when_all_it_proposed_is_decided_and_to_who_has_come_furthest
     step(&mut s1, now, |r, out| r.message(now, S3, echo(ballot, 1, 4), out));
     assert_eq!(s1.decided(), Slot(4));
     let mut out = Output::default();
-    assert!(s1.resign(now, &mut out) && !s1.is_leader());
+    assert!(s1.resign(now, LEAVES, &mut out) && !s1.is_leader());
     assert!(out.now.contains(&(S3, Message::Resign { ballot })), "{:?}", out.now);
     assert!(!out.now.iter().any(|(to, m)| *to == S2 && matches!(m, Message::Resign { .. })));
     assert!(out.events.contains(&Event::LostLeadership { ballot, why: LEAVES }));
