@@ -32,6 +32,7 @@ impl Bank {
                     return Err(Error::Aborted { id: None, reason: Reason::UnknownAccount });
                 }
                 Outcome::Aborted(why) => reason = Some(why),
+                Outcome::NoAnswer => reason = Some(Reason::NoQuorum),
                 outcome => return Ok(outcome),
             }
             refusal = reply.refusal.or(refusal);

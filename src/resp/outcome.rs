@@ -43,6 +43,13 @@ pub fn unknown(id: Option<TxnId>) -> Reply {
     Reply::Error(format!("UNKNOWN it may or may not take effect; {advice}"))
 }
 
+/// A shard that has to be asked lacks a majority.
+pub fn no_answer() -> Reply {
+    let text = "UNAVAILABLE too few servers of a shard are up to tell what became of it; ask again later, and never send it \
+                under another ID before";
+    Reply::Error(text.into())
+}
+
 /// A balance. All the money of a bank is no more than fits.
 pub fn balance(units: u64) -> Reply {
     Reply::Integer(i64::try_from(units).unwrap_or(i64::MAX))
@@ -74,7 +81,9 @@ pub fn forgotten() -> Reply {
     )
 }
 
-/// The server did not take the request, for it has too many under way.
-pub fn overloaded() -> Reply {
-    Reply::Error("BUSY too many requests are under way; this one was not taken, send it again later".into())
+/// The server did not take the request, for it has too many under way. What it took of an ID before may still take effect.
+pub fn overloaded(id: Option<TxnId>) -> Reply {
+    let with = id.map(|id| format!(", with ID {id}")).unwrap_or_default();
+    let text = "too many requests are under way; this one was not taken, send it again later";
+    Reply::Error(format!("BUSY {text}{with}"))
 }

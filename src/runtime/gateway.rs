@@ -14,12 +14,20 @@ use crate::runtime::conns::{Conns, Item, Role};
 use crate::runtime::outlet::{Outlet, Refusals};
 use crate::shard::Shard;
 use crate::txn::{Coordinator, Input, Op, Outcome, Output};
-use crate::types::{AccountId, Reason, Time};
+use crate::types::{AccountId, Reason, Time, TxnId};
 
 /// Transfers and reads under way for all connections together; more are answered with `BUSY`, but for a few of each.
 const IN_FLIGHT: usize = 16 * 1024;
 /// So many one connection may have under way whatever the others do.
 const GRANTED: usize = 16;
+
+/// The id under which a client sent its transfer, if under any.
+fn id_of(op: Op) -> Option<TxnId> {
+    match op {
+        Op::Named { id, .. } => Some(id),
+        _ => None,
+    }
+}
 
 /// Whether a connection with `own` under way may have one more, while there are `all` of all connections: as long as it has
 /// fewer than are still free, so that those who want much leave room for each other.
@@ -163,7 +171,7 @@ impl Gateway {
     fn submit(&mut self, now: Time, asker: (usize, u64), op: Op) -> Option<Reply> {
         let guest = self.guests.entry(asker.0).or_default();
         if !admits(guest.under_way, self.asked.len()) {
-            return Some(resp::outcome::overloaded());
+            return Some(resp::outcome::overloaded(id_of(op)));
         }
         guest.under_way += 1;
         let tag = self.next_tag;
@@ -227,10 +235,8 @@ impl Gateway {
             Outcome::Committed | Outcome::Confirmed(_) | Outcome::Settled => Reply::OK,
             Outcome::Balance(balance) => resp::outcome::balance(balance),
             Outcome::Aborted(reason) => resp::outcome::refused(reason),
-            Outcome::Unknown => resp::outcome::unknown(match op {
-                Op::Named { id, .. } => Some(id),
-                _ => None,
-            }),
+            Outcome::Unknown => resp::outcome::unknown(id_of(op)),
+            Outcome::NoAnswer => resp::outcome::no_answer(),
             Outcome::Opened(session) => resp::outcome::opened(session),
             Outcome::SessionFull => resp::outcome::session_full(self.outlet.coordinator.named_max()),
             Outcome::Closed => resp::outcome::closed(),

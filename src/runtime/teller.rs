@@ -87,6 +87,11 @@ fn ask(config: &ClusterConfig, op: Op) -> Result<String, (Exit, String)> {
         Outcome::SessionFull => {
             Err(failed("aborted: the session has no ids as high as this one; open another one".into()))
         }
+        Outcome::NoAnswer => Err((
+            Exit::Unknown,
+            "unknown: a shard has too few servers up to be asked; ask again, and do not send it under another id before"
+                .into(),
+        )),
         Outcome::Forgotten => Err((
             Exit::Unknown,
             "unknown: the session was never opened, or the bank has forgotten it and what became of its transfers".into(),

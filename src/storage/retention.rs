@@ -41,12 +41,13 @@ impl<D: Disk> Wal<D> {
         }
         // Votes that come later stand behind the end, wherever their slots are.
         let start = match self.contents.lowest_above(slot) {
-            Some(lowest) => *self
-                .boundaries
-                .values()
-                .rev()
-                .find(|start| start.at <= lowest)
-                .expect("S2: what is read stands behind a boundary"),
+            Some(lowest) => {
+                let lies = |start: &&Start| start.at <= lowest;
+                let start = self.boundaries.values().rev().find(lies);
+                let start = *start.expect("S2: what is read stands behind a boundary");
+                // A snapshot from elsewhere may have come behind this place. The mark says so, too, but it may be lost.
+                Start { stood: start.stood.max(self.jump.slot), ..start }
+            }
             None => Start { group: self.group, at: self.end, stood: self.contents.stood },
         };
         self.abandon_snapshot()?;

@@ -276,6 +276,8 @@ impl<'a, D: Disk> Scan<'a, D> {
             self.fault(at, "not zero behind the last record of the segment");
             // Unless it is the End that does not belong where it stands, and the log went on here.
             if let Some(bytes) = lost {
+                // What was lost counts from where the server stood with the records in front of it.
+                self.note_open()?;
                 self.lose(bytes / HEADER + 1, next, at)?;
             }
         }

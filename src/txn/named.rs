@@ -18,8 +18,9 @@ use crate::types::{Reason, Session, ShardId, Time, Transfer, TxnId};
 /// Sessions of clients that this coordinator remembers to exist. Whoever is forgotten is asked for again.
 const KNOWN_SESSIONS: usize = 4096;
 
-/// So often within the time in which an idle session expires its issuer hears that one is in use.
-const SIGNS_OF_LIFE: u32 = 4;
+/// So often within the time in which an idle session expires its issuer hears that one is in use: more often than sessions
+/// are idle for an eighth of it, the least that makes one give way to others where there is no room.
+const SIGNS_OF_LIFE: u32 = 16;
 
 /// A question about an id, on its way to shards.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -236,7 +237,7 @@ impl Coordinator {
             units.into_iter().for_each(|id| _ = link.remove(id));
         }
         let first_sent = self.first_sent.remove(&tag);
-        self.answer(tag, Outcome::Aborted(Reason::NoQuorum), first_sent, out);
+        self.answer(tag, Outcome::NoAnswer, first_sent, out);
     }
 
     pub(super) fn on_status(&mut self, index: usize, sent: Sent, remembered: Remembered, out: &mut Output) {

@@ -83,6 +83,9 @@ pub enum Outcome {
     /// Nobody knows the session of a named transfer: it was never opened, or nobody will ever know how the transfer ended.
     Forgotten,
     Found(Found),
+    /// A question about an id could not be put to every shard, one of which lacks a majority: nothing is said of what became
+    /// of its transfer, least of all that it was aborted (T8).
+    NoAnswer,
     /// By shard; none is `Searching`.
     Confirmed(Vec<Reach>),
     Settled,

@@ -37,6 +37,12 @@ fn a_transfer_with_an_id_takes_effect_once_at_whatever_servers() {
     let s9 = &mut guests[8];
     let said = s9.ask(&third);
     assert!(said.starts_with("-UNKNOWN ") || said.starts_with("-NOQUORUM "), "{said}");
+    // Nor of one that has committed, least of all that it was refused.
+    let first = format!("{session}:1");
+    let said = s9.ask(&format!("TXN {first}"));
+    assert!(said.starts_with("-UNAVAILABLE "), "{said}");
+    let said = run(&["client", "--config", &all.path, "txn", &first]).with_code(3).err;
+    assert!(said.contains("ask again") && !said.contains("aborted"), "{said}");
     all.launch(1);
     all.listens(1);
     let told = eventually("a definite answer", || {
@@ -52,6 +58,7 @@ fn a_transfer_with_an_id_takes_effect_once_at_whatever_servers() {
     assert_eq!(guests[8].ask(&third), told, "a definite answer stays");
     assert_eq!(guests[8].ask("BALANCE 21"), format!(":{}", 100 + moved));
     assert_eq!(guests[4].ask("BALANCE 3"), format!(":{}", 100 - moved));
+    assert_eq!(guests[4].ask(&format!("TXN {first}")), "+committed");
     all.launch(2);
     all.listens(2);
     all.agree();

@@ -496,6 +496,31 @@ fn a_misdirected_or_lost_write_is_noticed() {
     assert!(named > 250 && refused < named / 4, "{named} {refused}");
 }
 
+/// The end of a segment written over records in front of it, of the same write: what is behind is lost, and the server had
+/// come farther by then than to the group before.
+#[test]
+fn an_end_within_its_own_group_hides_the_votes_behind_it() {
+    let disk = MemDisk::new();
+    let mut wal = format(disk.clone());
+    commit(&mut wal, &[accept(1, 1, 1, 8)]);
+    commit(&mut wal, &(2..=40).map(|slot| accept(slot, 1, slot as u8, 8)).collect::<Vec<_>>());
+    commit(&mut wal, &[accept(41, 1, 41, 8)]);
+    drop(wal);
+    let truth = Truth::of(&disk);
+    let mut places = Vec::new();
+    survey(&disk, |seen| places.extend((seen.segment == 1).then_some(seen.offset as usize)))
+        .expect("formatted");
+    let bytes = disk.contents("wal-00000001.seg").expect("segment");
+    let end = places.pop().expect("records");
+    for target in places {
+        let mut bad = bytes.clone();
+        bad.copy_within(end..end + 56, target);
+        let copy = disk.copy();
+        copy.overwrite("wal-00000001.seg", bad);
+        assert!(!check_honest(&copy, &truth).is_empty(), "{target}");
+    }
+}
+
 /// Both begin with a block of the same make, so that only what the block says tells them apart.
 #[test]
 fn a_segment_is_no_identity() {

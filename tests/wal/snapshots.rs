@@ -532,3 +532,32 @@ fn the_log_comes_before_a_snapshot_in_the_making() {
     assert_eq!(wal.secure(1000, false).expect("space"), None, "there is space without it");
     assert!(!wal.has_work());
 }
+
+/// A snapshot from elsewhere moved the server on, and then it took one of its own, which is all that is left to say so: the
+/// mark is an older one. Damage between the two hides votes above both.
+#[test]
+fn a_snapshot_says_how_far_an_earlier_one_from_elsewhere_took_the_server() {
+    let disk = MemDisk::new();
+    let mut wal = Wal::format(disk.clone(), identity(), 1 << 16).unwrap_or_else(|e| panic!("{e}"));
+    (1..=11).for_each(|slot| commit(&mut wal, &[accept(slot, 1, 1, 20)]));
+    let mark = disk.contents("mark").expect("mark");
+    write(&mut wal, 100, true);
+    for slot in 101..=107 {
+        commit(&mut wal, &[accept(slot, 1, 1, 300)]);
+        wal.set_decided(Slot(slot.min(104)));
+    }
+    write(&mut wal, 104, false);
+    commit(&mut wal, &[Record::Promise(ballot(2))]);
+    drop(wal);
+    let mut places = Vec::new();
+    survey(&disk, |seen| places.push((seen.group, seen.offset as usize))).expect("formatted");
+    let at = |group: u64| places.iter().find(|(g, _)| *g == group).expect("it was written").1;
+    let mut log = disk.contents("wal-00000001.seg").expect("segment");
+    log[at(12)..at(19)].fill(0);
+    disk.overwrite("wal-00000001.seg", log);
+    disk.overwrite("mark", mark);
+    let (_, recovered) = open(disk);
+    assert_eq!(recovered.snapshot, Some(State(104).cut()), "{:?}", recovered.damaged);
+    let loss = recovered.loss.expect("it voted for three slots more");
+    assert!(loss.hidden >= Slot(107), "{loss:?}");
+}

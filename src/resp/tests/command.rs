@@ -224,7 +224,9 @@ fn codes_of_outcomes() {
         (outcome::refused(Reason::LockContention), "LOCKED"),
         (outcome::refused(Reason::InsufficientBalance), "INSUFFICIENT"),
         (outcome::unknown(Some(ID)), "UNKNOWN"),
-        (outcome::overloaded(), "BUSY"),
+        (outcome::overloaded(None), "BUSY"),
+        (outcome::overloaded(Some(ID)), "BUSY"),
+        (outcome::no_answer(), "UNAVAILABLE"),
     ];
     for (reply, code) in table {
         let Reply::Error(text) = reply else { panic!("no error: {reply:?}") };
