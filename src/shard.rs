@@ -213,7 +213,7 @@ impl Shard {
         let reads = self.reads.iter().map(|r| r.deadline).min();
         let recovery = self.recoverer.next_deadline();
         let (digests, idle) = (self.comparison.next_deadline(), self.idle.next_look());
-        let mine = [doubts, reads, recovery, digests, idle];
+        let mine = [doubts, reads, recovery, digests, idle, self.lateness.next_deadline()];
         mine.into_iter().flatten().fold(self.replica.next_deadline(), Time::min)
     }
 
@@ -269,6 +269,7 @@ impl Shard {
                 self.leave_lead(now, out);
                 self.begin_reads(out);
                 self.replica.turn_end(now, &mut out.paxos);
+                self.lateness.watch(now, !self.pending.is_empty(), &self.timeouts);
                 if self.installing.is_some() {
                     // It is being written; a campaign's clock stands still meanwhile.
                     self.replica.catching_up(now);
@@ -444,7 +445,7 @@ impl Shard {
             }
         }
         self.leading = leading;
-        self.lateness.begin(now);
+        self.lateness.begin(now, &self.timeouts);
         self.let_in.clear();
         self.doubts.clear();
         self.idle = Idle::default();

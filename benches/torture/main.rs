@@ -38,6 +38,8 @@ const LEAST_RATE: f64 = 500.0;
 const USUAL_RATE: u32 = 2000;
 /// The same while a disk is to become full.
 const FAST_RATE: u32 = 12_000;
+/// A leader that is throttled has so long to find that it is.
+const BEFORE_MEASURE: Duration = Duration::from_secs(2);
 /// How long each throughput is measured, with one server throttled and without.
 const MEASURE: Duration = Duration::from_secs(5);
 
@@ -252,7 +254,7 @@ fn await_commits(shared: &Shared, shard: ShardId) -> Result<(), String> {
     Ok(())
 }
 
-/// Measures what is left when one server that follows, or one that leads, runs for a twentieth of the time only.
+/// Measures what is left when one server that follows, or one that led when that began, runs for a twentieth of the time only.
 fn throttle(servers: &mut Servers, shared: &Shared) -> Result<(), String> {
     for leads in [false, true] {
         let mut shares = Vec::new();
@@ -261,15 +263,17 @@ fn throttle(servers: &mut Servers, shared: &Shared) -> Result<(), String> {
             let other = servers.members(shard).into_iter().find(|s| *s != leader).expect("clusters of three");
             let victim = if leads { leader } else { other };
             let whole = rate(shared, || pause(MEASURE));
-            let left = rate(shared, || {
-                let until = Instant::now() + MEASURE;
+            let mut throttled = |time| {
+                let until = Instant::now() + time;
                 while Instant::now() < until {
                     let _ = servers.signal(victim, Signal::STOP);
                     pause(Duration::from_millis(57));
                     let _ = servers.signal(victim, Signal::CONT);
                     pause(Duration::from_millis(3));
                 }
-            });
+            };
+            throttled(BEFORE_MEASURE);
+            let left = rate(shared, || throttled(MEASURE));
             shares.push(100.0 * left / whole);
             servers.heal()?;
             println!(

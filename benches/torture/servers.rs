@@ -111,7 +111,7 @@ impl Servers {
             .arg(config_path(&self.dir, server))
             .args(["--server", &format!("S{server}"), "--format", "--data-dir"])
             .arg(self.place(server).join("data"))
-            .env("RUST_LOG", "warn")
+            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into()))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn();

@@ -28,6 +28,8 @@ impl Replica {
             out.now.push((to, Message::Resign { ballot }));
         }
         self.step_down(now, why, out);
+        // Not before the other had its time does it ask for the lead again because clients ask it.
+        self.promised_at = Some(now);
         true
     }
 

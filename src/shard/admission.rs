@@ -21,11 +21,9 @@ impl Shard {
         self.leaving && (followed || alone && self.queue.is_empty() && self.pending.is_empty())
     }
 
-    /// Whether this leader is too slow to lead while another server could. Nothing is asked of one that is about to stop.
+    /// Begins to leave the lead if this leader is too slow and another server could take it.
     pub(super) fn judge_lateness(&mut self, now: Time, out: &mut Output) {
-        let due = self.next_deadline();
-        let leads = self.leading.is_some() && !self.leaving;
-        if leads && self.lateness.came(now, due, &self.timeouts) && self.replica.successor(now).is_some() {
+        if self.lateness.is_too_slow(now, &self.timeouts) && self.replica.successor(now).is_some() {
             self.lateness.leave(now, &self.timeouts);
             out.events.push(Event::TooSlow);
         }

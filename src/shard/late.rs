@@ -2,8 +2,9 @@
 //! that it comes late to everything.
 //!
 //! Its heartbeats still arrive within an election time-out, so nobody else takes the lead, and the whole cluster is as slow
-//! as its leader. It judges itself, by how late it comes to its own deadlines, and leaves the lead to another server; if
-//! that one is no faster, not again for a while. Nothing that is safe depends on any of this.
+//! as its leader. It judges itself: while something that it proposed is open it sets itself a near deadline, again and again,
+//! and notes how late it comes to each. If it is too slow it leaves the lead to another server; if that one is no faster, not
+//! again for a while. Nothing that is safe depends on any of this.
 //!
 //! Source of the problem: P. Huang et al., "Gray Failure: The Achilles' Heel of Cloud-Scale Systems" (HotOS 2017).
 
@@ -14,8 +15,11 @@ use crate::types::Time;
 
 /// It judges itself over stretches of so many election time-outs. Who was late for one of them, all in all, is too slow.
 const STRETCH: u32 = 3;
-/// For so many election time-outs after it has judged itself too slow it does not do so again.
+/// For so many election time-outs after it has left the lead it does not judge itself again.
 const PAUSE: u32 = 100;
+
+/// Its deadlines follow each other at this part of a heartbeat interval.
+const PART: u32 = 10;
 
 /// How late one leader comes to its deadlines.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
@@ -24,6 +28,7 @@ pub struct Lateness {
     since: Time,
     /// By how much it was late since then, all in all.
     late: Duration,
+    due: Option<Time>,
     /// It leaves the lead, or tries to, up to here.
     leaves_until: Option<Time>,
     /// Up to here it does not judge itself again.
@@ -32,27 +37,37 @@ pub struct Lateness {
 
 impl Lateness {
     /// It leads from now on, or does not lead any more.
-    pub fn begin(&mut self, now: Time) {
-        *self = Lateness { since: now, not_before: self.not_before, ..Lateness::default() };
+    pub fn begin(&mut self, now: Time, timeouts: &Timeouts) {
+        let pause = if self.leaves(now) { now + timeouts.election() * PAUSE } else { self.not_before };
+        *self = Lateness { since: now, not_before: pause, ..Lateness::default() };
     }
 
-    /// This leader came to a deadline. Whether it is too slow, of which it is told once.
+    /// A turn of this leader ends. While it is `busy` it has a deadline.
+    pub fn watch(&mut self, now: Time, busy: bool, timeouts: &Timeouts) {
+        let next = now + timeouts.heartbeat() / PART;
+        self.due = busy.then(|| self.due.unwrap_or(next));
+    }
+
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.due
+    }
+
+    /// If this leader has come to its deadline: whether it is too slow, of which it is told once.
     ///
     /// Half a heartbeat interval late is nothing: a turn with much to do takes as long.
-    pub fn came(&mut self, now: Time, due: Time, timeouts: &Timeouts) -> bool {
+    pub fn is_too_slow(&mut self, now: Time, timeouts: &Timeouts) -> bool {
+        let Some(due) = self.due.take_if(|due| *due <= now) else { return false };
         self.late += now.since(due).saturating_sub(timeouts.heartbeat() / 2);
-        if now.since(self.since) < timeouts.election() * STRETCH {
-            return false;
+        let slow = self.late >= timeouts.election() && now >= self.not_before;
+        if slow || now.since(self.since) >= timeouts.election() * STRETCH {
+            (self.since, self.late) = (now, Duration::ZERO);
         }
-        let slow = self.late >= now.since(self.since) / STRETCH && now >= self.not_before;
-        (self.since, self.late) = (now, Duration::ZERO);
         slow
     }
 
-    /// It takes no new requests for an election time-out, so that what it has proposed can be decided and it can go.
+    /// It takes no new requests for two election time-outs, so that what it has proposed can be decided and it can go.
     pub fn leave(&mut self, now: Time, timeouts: &Timeouts) {
-        self.leaves_until = Some(now + timeouts.election());
-        self.not_before = now + timeouts.election() * PAUSE;
+        self.leaves_until = Some(now + timeouts.election() * 2);
     }
 
     /// Whether it is about to leave the lead to another server.
@@ -69,50 +84,74 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    /// Deadlines one behind the other, each met so many milliseconds late: when it is found too slow, within five seconds.
-    fn found(pause: u64, late: impl Fn(u64) -> u64) -> Vec<u64> {
+    /// Turns of a busy leader, one behind the other, each so many milliseconds long: when it is found too slow, within five
+    /// seconds.
+    fn found(length: impl Fn(u64) -> u64) -> Vec<u64> {
         let timeouts = Timeouts::default();
         let mut lateness = Lateness::default();
-        lateness.begin(Time(0));
+        lateness.begin(Time(0), &timeouts);
         let (mut now, mut found, mut n) = (Time(0), Vec::new(), 0);
         while now < Time(5_000_000) {
-            let due = now + ms(pause);
-            now = due + ms(late(n));
-            n += 1;
-            if lateness.came(now, due, &timeouts) {
+            if lateness.is_too_slow(now, &timeouts) {
                 lateness.leave(now, &timeouts);
-                assert!(lateness.leaves(now + ms(299)) && !lateness.leaves(now + ms(300)));
+                assert!(lateness.leaves(now + ms(599)) && !lateness.leaves(now + ms(600)));
+                lateness.begin(now, &timeouts);
                 found.push(now.0 / 1000);
             }
+            lateness.watch(now, true, &timeouts);
+            now = now + ms(length(n));
+            n += 1;
         }
         found
     }
 
     #[test]
     fn who_runs_a_twentieth_of_the_time_is_too_slow_and_told_so_once() {
-        assert_eq!(found(3, |_| 57), [900]);
-        assert_eq!(found(1, |n| if n % 2 == 0 { 0 } else { 95 }), [970]);
+        assert_eq!(found(|n| if n % 4 == 0 { 57 } else { 1 }), [657]);
+        assert_eq!(found(|n| if n % 6 == 0 { 95 } else { 1 }), [495]);
     }
 
     #[test]
     fn turns_with_much_to_do_are_not_too_slow_nor_is_one_pause() {
-        assert!(found(1, |_| 25).is_empty());
-        assert!(found(50, |_| 40).is_empty());
-        assert!(found(50, |n| if n % 20 == 3 { 299 } else { 1 }).is_empty());
+        assert!(found(|_| 1).is_empty());
+        assert!(found(|_| 40).is_empty());
+        assert!(found(|n| if n % 1000 == 3 { 299 } else { 1 }).is_empty());
+    }
+
+    #[test]
+    fn who_has_nothing_to_do_has_no_deadline() {
+        let timeouts = Timeouts::default();
+        let mut lateness = Lateness::default();
+        lateness.watch(Time(0), true, &timeouts);
+        assert_eq!(lateness.next_deadline(), Some(Time(5_000)));
+        lateness.watch(Time(1_000), true, &timeouts);
+        assert_eq!(lateness.next_deadline(), Some(Time(5_000)));
+        lateness.watch(Time(2_000), false, &timeouts);
+        assert_eq!(
+            (lateness.next_deadline(), lateness.is_too_slow(Time(9_000_000), &timeouts)),
+            (None, false)
+        );
     }
 
     #[test]
     fn what_was_in_an_earlier_lead_does_not_count() {
         let timeouts = Timeouts::default();
         let mut lateness = Lateness::default();
-        assert!(!lateness.came(Time(800_000), Time(0), &timeouts));
-        lateness.begin(Time(900_000));
-        assert!(!lateness.came(Time(1_900_000), Time(1_900_000), &timeouts));
-        assert!(lateness.came(Time(2_900_000), Time(1_900_000), &timeouts));
+        let mut comes = |lateness: &mut Lateness, from: u64, to: u64| {
+            lateness.watch(Time(from), true, &timeouts);
+            lateness.is_too_slow(Time(to), &timeouts)
+        };
+        assert!(!comes(&mut lateness, 0, 320_000));
+        lateness.begin(Time(900_000), &timeouts);
+        assert!(!comes(&mut lateness, 1_894_000, 1_900_000));
+        assert!(comes(&mut lateness, 1_900_000, 2_900_000));
         lateness.leave(Time(2_900_000), &timeouts);
-        lateness.begin(Time(3_000_000));
-        assert!(!lateness.leaves(Time(3_000_000)));
-        assert!(!lateness.came(Time(5_000_000), Time(3_000_000), &timeouts), "not again so soon");
-        assert!(lateness.came(Time(40_000_000), Time(5_000_000), &timeouts));
+        // Something stayed undecided, and it stayed.
+        assert!(comes(&mut lateness, 4_000_000, 5_000_000));
+        lateness.leave(Time(5_000_000), &timeouts);
+        lateness.begin(Time(5_100_000), &timeouts);
+        assert!(!lateness.leaves(Time(5_100_000)));
+        assert!(!comes(&mut lateness, 6_000_000, 8_000_000), "not again so soon");
+        assert!(comes(&mut lateness, 8_000_000, 40_000_000));
     }
 }

@@ -27,6 +27,12 @@ fn a_leader_resigns_when_all_it_proposed_is_decided_and_to_who_has_come_furthest
     assert!(!out.now.iter().any(|(to, m)| *to == S2 && matches!(m, Message::Resign { .. })));
     assert!(out.events.contains(&Event::LostLeadership { ballot, why: LEAVES }));
     assert_eq!(resign(&mut s1, now), (true, vec![]), "it has");
+    // Its clients still ask it. It leaves the lead all the same.
+    let sent = step(&mut s1, now, |r, out| r.campaign_if_leaderless(now, out));
+    assert_eq!(sent, vec![]);
+    let later = now + Timeouts::default().election();
+    let sent = step(&mut s1, later, |r, out| r.campaign_if_leaderless(later, out));
+    assert!(sent.iter().any(|(_, m)| matches!(m, Message::PreVote(_))), "{sent:?}");
 }
 
 /// Nobody who was not heard lately, or may have forgotten votes, is of use. It goes all the same.
