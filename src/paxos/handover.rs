@@ -28,8 +28,9 @@ impl Replica {
             out.now.push((to, Message::Resign { ballot }));
         }
         self.step_down(now, why, out);
-        // Not before the other had its time does it ask for the lead again because clients ask it.
-        self.promised_at = Some(now);
+        // Not before the others had their time does it ask for the lead again because clients ask it: they wait for a leader
+        // that they do not hear up to two election time-outs.
+        self.promised_at = Some(now + self.timeouts.election());
         true
     }
 

@@ -65,7 +65,7 @@ pub struct Replica {
     pub(super) leader_heard: Time,
     /// When this server acts if it hears nothing; unused while it leads.
     pub(super) deadline: Time,
-    /// When another server was last promised its ballot.
+    /// When another server was last promised its ballot; of one that left the lead, until when it leaves it to others.
     pub(super) promised_at: Option<Time>,
     /// When each peer was last heard, with anything.
     pub(super) heard: BTreeMap<NodeId, Time>,

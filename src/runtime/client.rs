@@ -343,8 +343,10 @@ impl Worker {
 
     fn reply(&mut self, tag: u64, outcome: Outcome) {
         let Some((number, to)) = self.asked.remove(&tag) else { return };
-        let unreached =
-            matches!(outcome, Outcome::Unknown | Outcome::Aborted(Reason::NoQuorum) | Outcome::Confirmed(_));
+        let unreached = matches!(
+            outcome,
+            Outcome::Unknown | Outcome::Aborted(Reason::NoQuorum) | Outcome::NoAnswer | Outcome::Confirmed(_)
+        );
         let refusal = self.refusals.values().next().filter(|_| unreached).cloned();
         // Whoever asked may have given up.
         let _ = to.send(Reply { number, outcome, refusal });

@@ -15,7 +15,10 @@ use crate::types::Time;
 
 /// It judges itself over stretches of so many election time-outs. Who was late for one of them, all in all, is too slow.
 const STRETCH: u32 = 3;
-/// For so many election time-outs after it has left the lead it does not judge itself again.
+/// For so many election time-outs after it has tried to leave the lead in vain it does not judge itself again: meanwhile it
+/// takes requests.
+const RETRY: u32 = 10;
+/// The same after it has left the lead.
 const PAUSE: u32 = 100;
 
 /// Its deadlines follow each other at this part of a heartbeat interval.
@@ -57,9 +60,12 @@ impl Lateness {
     /// Half a heartbeat interval late is nothing: a turn with much to do takes as long.
     pub fn is_too_slow(&mut self, now: Time, timeouts: &Timeouts) -> bool {
         let Some(due) = self.due.take_if(|due| *due <= now) else { return false };
+        if due.since(self.since) >= timeouts.election() * STRETCH {
+            (self.since, self.late) = (due, Duration::ZERO);
+        }
         self.late += now.since(due).saturating_sub(timeouts.heartbeat() / 2);
         let slow = self.late >= timeouts.election() && now >= self.not_before;
-        if slow || now.since(self.since) >= timeouts.election() * STRETCH {
+        if slow {
             (self.since, self.late) = (now, Duration::ZERO);
         }
         slow
@@ -68,6 +74,7 @@ impl Lateness {
     /// It takes no new requests for two election time-outs, so that what it has proposed can be decided and it can go.
     pub fn leave(&mut self, now: Time, timeouts: &Timeouts) {
         self.leaves_until = Some(now + timeouts.election() * 2);
+        self.not_before = now + timeouts.election() * RETRY;
     }
 
     /// Whether it is about to leave the lead to another server.
@@ -116,6 +123,13 @@ mod tests {
         assert!(found(|_| 1).is_empty());
         assert!(found(|_| 40).is_empty());
         assert!(found(|n| if n % 1000 == 3 { 299 } else { 1 }).is_empty());
+        // Pauses far apart do not add up, also if hardly a deadline was met between them.
+        let (timeouts, mut lateness) = (Timeouts::default(), Lateness::default());
+        for pause in 1..5 {
+            let begins = Time(pause * 60_000_000);
+            lateness.watch(begins, true, &timeouts);
+            assert!(!lateness.is_too_slow(begins + ms(290), &timeouts));
+        }
     }
 
     #[test]
@@ -147,11 +161,12 @@ mod tests {
         assert!(comes(&mut lateness, 1_900_000, 2_900_000));
         lateness.leave(Time(2_900_000), &timeouts);
         // Something stayed undecided, and it stayed.
-        assert!(comes(&mut lateness, 4_000_000, 5_000_000));
-        lateness.leave(Time(5_000_000), &timeouts);
-        lateness.begin(Time(5_100_000), &timeouts);
-        assert!(!lateness.leaves(Time(5_100_000)));
-        assert!(!comes(&mut lateness, 6_000_000, 8_000_000), "not again so soon");
-        assert!(comes(&mut lateness, 8_000_000, 40_000_000));
+        assert!(!comes(&mut lateness, 3_000_000, 4_000_000), "meanwhile it takes requests");
+        assert!(comes(&mut lateness, 4_900_000, 5_910_000));
+        lateness.leave(Time(5_910_000), &timeouts);
+        lateness.begin(Time(6_000_000), &timeouts);
+        assert!(!lateness.leaves(Time(6_000_000)));
+        assert!(!comes(&mut lateness, 35_000_000, 35_990_000), "not again so soon");
+        assert!(comes(&mut lateness, 36_000_000, 37_000_000));
     }
 }

@@ -129,6 +129,8 @@ fn a_server_that_turns_a_client_away_is_not_the_bank() {
     }
     let said = client(&other, &["transfer", "1", "2", "1"]).with_code(2).err;
     assert!(said.contains("election_timeout_ms is 301"), "{said}");
+    let said = client(&other, &["txn", "D1-1:1"]).with_code(2).err;
+    assert!(said.contains("election_timeout_ms is 301"), "{said}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn a_leader_resigns_when_all_it_proposed_is_decided_and_to_who_has_come_furthest
     // Its clients still ask it. It leaves the lead all the same.
     let sent = step(&mut s1, now, |r, out| r.campaign_if_leaderless(now, out));
     assert_eq!(sent, vec![]);
-    let later = now + Timeouts::default().election();
+    let later = now + Timeouts::default().election() * 2;
     let sent = step(&mut s1, later, |r, out| r.campaign_if_leaderless(later, out));
     assert!(sent.iter().any(|(_, m)| matches!(m, Message::PreVote(_))), "{sent:?}");
 }
