@@ -5,10 +5,12 @@ use crate::sim::chaos::Run;
 use crate::sim::disk::Doom;
 use crate::sim::network::Place;
 use crate::sim::server::{Harm, Server};
-use crate::types::{NodeId, Time};
+use crate::types::{NodeId, Slot, Time};
 
 /// The clock of who is to wait runs at so many millionths.
 const FROZEN: u64 = 100;
+/// So long things happen one by one, at most, before the rest of the run goes on.
+const MOMENT_US: u64 = 10_000;
 
 /// A plot that has begun, and how it goes on.
 pub(super) enum Plot {
@@ -20,8 +22,8 @@ pub(super) enum Plot {
     /// S3: the victim has promised something to a candidate, which has not heard of that, and has lost its disk. It is
     /// waited for until its new one is let in.
     LetIn(Cast, Time),
-    /// `late`, who knows of that, is cut off from the others, who decide with the new disk until time is up. Then the old
-    /// promise arrives, and together with that of `late` it is one of a majority.
+    /// `late`, who knows of that, is cut off from the others until they have decided something with the new disk of which its
+    /// server has not heard yet. Then the old promise arrives, and together with that of `late` it is one of a majority.
     Decide(Cast, Time),
     /// The candidate goes on among `late` until time is up.
     Campaign(Cast, Time),
@@ -71,16 +73,29 @@ impl Run {
                     |s: &Server| s.running.as_ref().is_some_and(|r| r.shard.replica().membership().votes());
                 if votes(&self.world.servers[&cast.victim]) {
                     self.part(&[cast.late], &[cast.leader, cast.ally, cast.victim]);
-                    self.plot = Some(Plot::Decide(cast, self.soon(20_000, 150_000)));
+                    self.plot = Some(Plot::Decide(cast, self.soon(500_000, 1_000_000)));
                 } else if until <= now {
                     self.end(cast);
                 } else {
                     self.plot = Some(Plot::LetIn(cast, until));
                 }
             }
-            Some(Plot::Decide(cast, until)) if until <= now => {
-                self.world.release();
-                self.plot = Some(Plot::Campaign(cast, self.soon(20_000, 300_000)));
+            Some(Plot::Decide(cast, until)) => {
+                let Cast { leader, victim, late, candidate, .. } = cast;
+                let unheard = |run: &Run| {
+                    let there = run.decided(leader);
+                    there > run.decided(late) && there > run.decided(victim)
+                };
+                if self.run_while(Time(now.0 + MOMENT_US), |run| !unheard(run)) {
+                    self.part(&[leader], &[victim]);
+                    self.world.skew(candidate, 1_000_000);
+                    self.world.release();
+                    self.plot = Some(Plot::Campaign(cast, self.soon(200_000, 1_000_000)));
+                } else if until <= now {
+                    self.end(cast);
+                } else {
+                    self.plot = Some(Plot::Decide(cast, until));
+                }
             }
             Some(Plot::Campaign(cast, until)) if until <= now => self.end(cast),
             Some(Plot::Doubt { leader, victim, unaware, until }) if until <= now => {
@@ -219,6 +234,11 @@ impl Run {
         }
         self.world.release();
         self.join(&[leader], &[victim]);
+    }
+
+    /// Up to where a server knows that all is decided, if it runs.
+    fn decided(&self, id: NodeId) -> Option<Slot> {
+        self.world.servers[&id].running.as_ref().map(|r| r.shard.replica().decided())
     }
 
     /// Whether a server runs whose latest promise is to this candidate.
