@@ -263,7 +263,7 @@ fn throttle(servers: &mut Servers, shared: &Shared) -> Result<(), String> {
             let other = servers.members(shard).into_iter().find(|s| *s != leader).expect("clusters of three");
             let victim = if leads { leader } else { other };
             let whole = rate(shared, || pause(MEASURE));
-            let mut throttled = |time| {
+            let throttled = |time| {
                 let until = Instant::now() + time;
                 while Instant::now() < until {
                     let _ = servers.signal(victim, Signal::STOP);

@@ -151,7 +151,7 @@ mod tests {
     fn what_was_in_an_earlier_lead_does_not_count() {
         let timeouts = Timeouts::default();
         let mut lateness = Lateness::default();
-        let mut comes = |lateness: &mut Lateness, from: u64, to: u64| {
+        let comes = |lateness: &mut Lateness, from: u64, to: u64| {
             lateness.watch(Time(from), true, &timeouts);
             lateness.is_too_slow(Time(to), &timeouts)
         };

@@ -92,7 +92,7 @@ fn a_leader_knows_the_room_of_its_followers() {
     turn(&mut shard, now, reply(3, None));
     room(&mut shard, now, Some(0));
     assert!(is_refused(&turn(&mut shard, now, transfer(3)), &Refusal::Busy));
-    let later = shard.next_deadline();
+    let later = now + Timeouts::default().heartbeat();
     turn(&mut shard, later, Input::Timer { random: 1 });
     assert!(!shard.replica().is_leader());
 }
