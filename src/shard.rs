@@ -312,7 +312,7 @@ impl Shard {
             return;
         }
         let mut standing = self.replica.standing(now);
-        if self.leaving || self.lateness.leaves(now) {
+        if self.leaves(now).is_some() {
             let leader = if let Standing::Following(leader) = standing { Some(leader) } else { None };
             return out.replies.push(refuse(Refusal::NotLeader(leader)));
         }

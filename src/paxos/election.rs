@@ -18,9 +18,9 @@ impl Replica {
     /// while somebody else may be about to lead: two servers that hear their clients behind each other's prepare would
     /// take the lead from each other for ever.
     pub fn campaign_if_leaderless(&mut self, now: Time, out: &mut Output) {
-        let promised = self.promised_at.is_some_and(|at| now.since(at) < self.timeouts.election());
+        let yields = self.yields_until.is_some_and(|until| now < until);
         let free = matches!(self.role, Role::Follower) && self.membership.votes();
-        if free && self.live_leader(now).is_none() && !promised {
+        if free && self.live_leader(now).is_none() && !yields {
             self.begin_pre_vote(now, out);
         }
     }
@@ -29,7 +29,7 @@ impl Replica {
     pub fn resume(&mut self, now: Time, out: &mut Output) {
         self.step_down(now, "the server was cut off", out);
         self.leader = None;
-        self.promised_at = None;
+        self.yields_until = None;
         self.search_since = None;
         self.reset_deadline(now);
     }

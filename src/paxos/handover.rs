@@ -30,7 +30,7 @@ impl Replica {
         self.step_down(now, why, out);
         // Not before the others had their time does it ask for the lead again because clients ask it: they wait for a leader
         // that they do not hear up to two election time-outs.
-        self.promised_at = Some(now + self.timeouts.election());
+        self.yields_until = Some(now + self.timeouts.election() * 2);
         true
     }
 

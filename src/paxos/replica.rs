@@ -65,8 +65,8 @@ pub struct Replica {
     pub(super) leader_heard: Time,
     /// When this server acts if it hears nothing; unused while it leads.
     pub(super) deadline: Time,
-    /// When another server was last promised its ballot; of one that left the lead, until when it leaves it to others.
-    pub(super) promised_at: Option<Time>,
+    /// Up to here another server may be about to lead: one that was promised its ballot, or to which the lead was left.
+    pub(super) yields_until: Option<Time>,
     /// When each peer was last heard, with anything.
     pub(super) heard: BTreeMap<NodeId, Time>,
     /// When this server began to ask the others for a leader, if it knows none. Silence from servers that nobody asked
@@ -130,7 +130,7 @@ impl Replica {
             role: Role::Follower,
             leader: None,
             leader_heard: Time::default(),
-            promised_at: None,
+            yields_until: None,
             deadline: now,
             heard: BTreeMap::new(),
             search_since: None,
@@ -235,7 +235,7 @@ impl Replica {
                     return;
                 }
                 self.promise(now, ballot, out);
-                self.promised_at = Some(now);
+                self.yields_until = Some(now + self.timeouts.election());
             }
         }
         match message {

@@ -29,10 +29,16 @@ impl Shard {
         }
     }
 
-    /// Leaves the lead if it is about to stop, or too slow, and nobody waits for a slot any more.
+    /// Why this server takes no requests and leaves the lead if it has it: it is about to stop, or too slow.
+    pub(super) fn leaves(&self, now: Time) -> Option<&'static str> {
+        if self.leaving { Some(LEAVES) } else { self.lateness.leaves(now).then_some(TOO_SLOW) }
+    }
+
+    /// Leaves the lead if it is to, and nobody waits for a slot any more.
     pub(super) fn leave_lead(&mut self, now: Time, out: &mut Output) {
-        let why = if self.leaving { LEAVES } else { TOO_SLOW };
-        if (self.leaving || self.lateness.leaves(now)) && self.queue.is_empty() {
+        if let Some(why) = self.leaves(now)
+            && self.queue.is_empty()
+        {
             self.replica.resign(now, why, &mut out.paxos);
         }
     }

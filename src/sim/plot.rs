@@ -1,11 +1,12 @@
 //! Harm with an aim: steps that chance would hardly ever take one after the other, each of them the way to break a rule.
 //! What else a seed does goes on meanwhile and may foil a plot, which is given up then.
 
+use crate::paxos::Replica;
 use crate::sim::chaos::Run;
 use crate::sim::disk::Doom;
 use crate::sim::network::Place;
-use crate::sim::server::{Harm, Server};
-use crate::types::{NodeId, Slot, Time};
+use crate::sim::server::Harm;
+use crate::types::{NodeId, Time};
 
 /// The clock of who is to wait runs at so many millionths.
 const FROZEN: u64 = 100;
@@ -69,9 +70,7 @@ impl Run {
                 self.join(&others, &[victim]);
             }
             Some(Plot::LetIn(cast, until)) => {
-                let votes =
-                    |s: &Server| s.running.as_ref().is_some_and(|r| r.shard.replica().membership().votes());
-                if votes(&self.world.servers[&cast.victim]) {
+                if self.replica(cast.victim).is_some_and(|r| r.membership().votes()) {
                     self.part(&[cast.late], &[cast.leader, cast.ally, cast.victim]);
                     self.plot = Some(Plot::Decide(cast, self.soon(500_000, 1_000_000)));
                 } else if until <= now {
@@ -83,8 +82,8 @@ impl Run {
             Some(Plot::Decide(cast, until)) => {
                 let Cast { leader, victim, late, candidate, .. } = cast;
                 let unheard = |run: &Run| {
-                    let there = run.decided(leader);
-                    there > run.decided(late) && there > run.decided(victim)
+                    let decided = |id| run.replica(id).map(Replica::decided);
+                    decided(leader) > decided(late) && decided(leader) > decided(victim)
                 };
                 if self.run_while(Time(now.0 + MOMENT_US), |run| !unheard(run)) {
                     self.part(&[leader], &[victim]);
@@ -236,15 +235,14 @@ impl Run {
         self.join(&[leader], &[victim]);
     }
 
-    /// Up to where a server knows that all is decided, if it runs.
-    fn decided(&self, id: NodeId) -> Option<Slot> {
-        self.world.servers[&id].running.as_ref().map(|r| r.shard.replica().decided())
+    /// What a server is that runs.
+    fn replica(&self, id: NodeId) -> Option<&Replica> {
+        self.world.servers[&id].running.as_ref().map(|r| r.shard.replica())
     }
 
     /// Whether a server runs whose latest promise is to this candidate.
     fn has_promised(&self, id: NodeId, candidate: NodeId) -> bool {
-        let running = self.world.servers[&id].running.as_ref();
-        running.is_some_and(|r| r.shard.replica().promised().leader() == Some(candidate))
+        self.replica(id).is_some_and(|r| r.promised().leader() == Some(candidate))
     }
 
     /// Lets things happen one by one while something holds; false if it still does when time is up.
