@@ -254,15 +254,16 @@ fn await_commits(shared: &Shared, shard: ShardId) -> Result<(), String> {
     Ok(())
 }
 
-/// Measures what is left when one server that follows, or one that led when that began, runs for a twentieth of the time only.
+/// Measures what is left when one server that follows, or one that led when that began, runs for a twentieth of the time only:
+/// the part of what there is just before and just after, all in all.
 fn throttle(servers: &mut Servers, shared: &Shared) -> Result<(), String> {
+    let mut before = rate(shared, || pause(MEASURE));
     for leads in [false, true] {
         let mut shares = Vec::new();
         for shard in servers.topology().shards() {
             let leader = servers.leader(shard).ok_or("every shard is led")?;
             let other = servers.members(shard).into_iter().find(|s| *s != leader).expect("clusters of three");
             let victim = if leads { leader } else { other };
-            let whole = rate(shared, || pause(MEASURE));
             let throttled = |time| {
                 let until = Instant::now() + time;
                 while Instant::now() < until {
@@ -274,11 +275,13 @@ fn throttle(servers: &mut Servers, shared: &Shared) -> Result<(), String> {
             };
             throttled(BEFORE_MEASURE);
             let left = rate(shared, || throttled(MEASURE));
-            shares.push(100.0 * left / whole);
             servers.heal()?;
+            let after = rate(shared, || pause(MEASURE));
+            shares.push(100.0 * left / ((before + after) / 2.0));
             println!(
-                "{whole:.0} transfers/s; {left:.0} while S{victim} of {shard} runs a twentieth of the time"
+                "{before:.0} transfers/s; {left:.0} while S{victim} of {shard} runs a twentieth of the time; {after:.0}"
             );
+            before = after;
         }
         shares.sort_by(f64::total_cmp);
         let who = if leads { "leader" } else { "follower" };

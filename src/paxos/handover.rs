@@ -28,9 +28,10 @@ impl Replica {
             out.now.push((to, Message::Resign { ballot }));
         }
         self.step_down(now, why, out);
-        // Not before the others had their time does it ask for the lead again because clients ask it: they wait for a leader
-        // that they do not hear up to two election time-outs.
+        // Not before the others had their time does it ask for the lead again: they wait for a leader that they do not hear
+        // up to two election time-outs.
         self.yields_until = Some(now + self.timeouts.election() * 2);
+        self.deadline = self.deadline + self.timeouts.election();
         true
     }
 

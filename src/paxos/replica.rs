@@ -235,7 +235,7 @@ impl Replica {
                     return;
                 }
                 self.promise(now, ballot, out);
-                self.yields_until = Some(now + self.timeouts.election());
+                self.yields_until = self.yields_until.max(Some(now + self.timeouts.election()));
             }
         }
         match message {

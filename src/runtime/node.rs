@@ -548,7 +548,9 @@ impl Ports for NodePorts<'_> {
         match &event {
             Led { transactions, latency, .. } => self.turn.led.push((*transactions, *latency)),
             Applied { .. } => {}
-            TooSlow => log::warn!("{} is too slow to lead, and leaves the lead to another server", self.me),
+            TooSlow => {
+                log::warn!("{} is too slow to lead, and would leave the lead to another server", self.me)
+            }
             Recovering { id } => log::info!("{} finishes {id}, which is in doubt for too long", self.me),
             SnapshotBegun { from, slot } => {
                 log::info!("{} lags: {from} sends it the snapshot of slot {slot}", self.me)

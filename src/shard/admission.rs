@@ -34,10 +34,12 @@ impl Shard {
         if self.leaving { Some(LEAVES) } else { self.lateness.leaves(now).then_some(TOO_SLOW) }
     }
 
-    /// Leaves the lead if it is to, and nobody waits for a slot any more.
+    /// Leaves the lead if it is to, and nobody waits for a slot any more. One that is only slow stays if nobody could follow
+    /// it: then slow is better than nothing.
     pub(super) fn leave_lead(&mut self, now: Time, out: &mut Output) {
         if let Some(why) = self.leaves(now)
             && self.queue.is_empty()
+            && (self.leaving || self.replica.successor(now).is_some())
         {
             self.replica.resign(now, why, &mut out.paxos);
         }

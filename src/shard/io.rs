@@ -91,7 +91,7 @@ pub enum Event {
         committed: u64,
         aborted: Vec<Option<Reason>>,
     },
-    /// This leader comes so late to its own deadlines that it leaves the lead to another server.
+    /// This leader comes so late to its own deadlines that it begins to leave the lead to another server.
     TooSlow,
     /// This leader finishes a transaction that stayed in doubt too long.
     Recovering {

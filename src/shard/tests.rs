@@ -1,7 +1,9 @@
 //! Schedules that once broke a server, and input that no coordinator of ours would send.
 
-use std::time::Duration;
+mod slow;
 mod space;
+
+use std::time::Duration;
 
 use super::*;
 use crate::bank::command::Range;

@@ -83,7 +83,8 @@ impl Run {
                 let Cast { leader, victim, late, candidate, .. } = cast;
                 let unheard = |run: &Run| {
                     let decided = |id| run.replica(id).map(Replica::decided);
-                    decided(leader) > decided(late) && decided(leader) > decided(victim)
+                    let of = [leader, late, victim].map(decided);
+                    matches!(of, [Some(leader), Some(late), Some(victim)] if leader > late && leader > victim)
                 };
                 if self.run_while(Time(now.0 + MOMENT_US), |run| !unheard(run)) {
                     self.part(&[leader], &[victim]);

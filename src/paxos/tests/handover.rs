@@ -27,12 +27,31 @@ fn a_leader_resigns_when_all_it_proposed_is_decided_and_to_who_has_come_furthest
     assert!(!out.now.iter().any(|(to, m)| *to == S2 && matches!(m, Message::Resign { .. })));
     assert!(out.events.contains(&Event::LostLeadership { ballot, why: LEAVES }));
     assert_eq!(resign(&mut s1, now), (true, vec![]), "it has");
-    // Its clients still ask it. It leaves the lead all the same.
-    let sent = step(&mut s1, now, |r, out| r.campaign_if_leaderless(now, out));
-    assert_eq!(sent, vec![]);
-    let later = now + Timeouts::default().election() * 2;
+    // Its clients still ask it. It leaves the lead to the others as long as they may take to find that nobody leads, also
+    // if one of them tries and is not heard of again.
+    let election = Timeouts::default().election();
+    let prepare = Prepare { ballot: Ballot::new(2, S3), decided: Slot(4) };
+    step(&mut s1, now, |r, out| r.message(now, S3, Message::Prepare(prepare), out));
+    for at in
+        [now, now + election + Duration::from_micros(1), now + (election * 2 - Duration::from_micros(1))]
+    {
+        assert_eq!(step(&mut s1, at, |r, out| r.campaign_if_leaderless(at, out)), vec![]);
+    }
+    let later = now + election * 2;
     let sent = step(&mut s1, later, |r, out| r.campaign_if_leaderless(later, out));
     assert!(sent.iter().any(|(_, m)| matches!(m, Message::PreVote(_))), "{sent:?}");
+}
+
+/// It used to wait no longer than its followers, and took the lead back whenever nobody had heard it resign.
+#[test]
+fn who_left_the_lead_is_the_last_to_ask_for_it() {
+    let (mut s1, now) = leader();
+    let ballot = s1.promised();
+    for from in [S2, S3] {
+        step(&mut s1, now, |r, out| r.message(now, from, echo(ballot, 1, 3), out));
+    }
+    assert!(resign(&mut s1, now).0);
+    assert!(s1.next_deadline() >= now + Timeouts::default().election() * 2);
 }
 
 /// Nobody who was not heard lately, or may have forgotten votes, is of use. It goes all the same.
