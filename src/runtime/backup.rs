@@ -18,7 +18,7 @@ use crate::drive::{self, Checked};
 use crate::runtime::cluster::server_dir;
 use crate::runtime::inspect::servers;
 use crate::runtime::session::Exit;
-use crate::storage::{Expected, FileDisk, Identity, Overlay, Wal};
+use crate::storage::{Expected, FileDisk, Identity, Overlay, Wal, is_formatted};
 use crate::types::{Cut, NodeId, ShardId, Slot, Time};
 
 const MANIFEST: &str = "backup.json";
@@ -116,7 +116,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 fn write_backup(dirs: &[PathBuf], to: &Path) -> Result<String, String> {
     let mut sources = Vec::new();
     for dir in dirs {
-        for dir in servers(dir)? {
+        for dir in servers(dir, is_formatted)? {
             let name = dir.display().to_string();
             sources.push(Source { name, open: move || Overlay::new(FileDisk::look(&dir)) });
         }

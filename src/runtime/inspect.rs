@@ -13,7 +13,7 @@ use crate::drive;
 use crate::report::Scope;
 use crate::runtime::session::Exit;
 use crate::storage::{
-    Audit, Expected, FileDisk, Identity, Overlay, Seen, StorageError, Survey, Wal, is_formatted, survey,
+    Audit, Expected, FileDisk, Identity, Overlay, Seen, StorageError, Survey, Wal, holds_log, survey,
 };
 use crate::types::Time;
 
@@ -32,7 +32,7 @@ pub enum Look {
 
 /// Looks into a server's directory, or into all servers' directories in it, and prints to standard output.
 pub fn command(dir: &Path, look: &Look) -> Exit {
-    let dirs = match servers(dir) {
+    let dirs = match servers(dir, holds_log) {
         Ok(dirs) => dirs,
         Err(what) => {
             eprintln!("{what}");
@@ -85,14 +85,16 @@ impl From<StorageError> for Problem {
 }
 
 /// The directory itself if a server's, else those of servers in it, in order of their names.
-pub(super) fn servers(dir: &Path) -> Result<Vec<PathBuf>, String> {
-    let formatted = |dir: &Path| is_formatted(&FileDisk::look(dir)).unwrap_or(false);
-    if formatted(dir) {
+pub(super) fn servers(
+    dir: &Path,
+    is_one: impl Fn(&FileDisk) -> io::Result<bool>,
+) -> Result<Vec<PathBuf>, String> {
+    let is_one = |dir: &Path| is_one(&FileDisk::look(dir)).unwrap_or(false);
+    if is_one(dir) {
         return Ok(vec![dir.to_path_buf()]);
     }
     let entries = std::fs::read_dir(dir).map_err(|e| format!("{}: cannot be read: {e}", dir.display()))?;
-    let mut dirs: Vec<PathBuf> =
-        entries.flatten().map(|entry| entry.path()).filter(|p| formatted(p)).collect();
+    let mut dirs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|p| is_one(p)).collect();
     dirs.sort_by_key(|dir| (dir.as_os_str().len(), dir.clone()));
     if dirs.is_empty() {
         return Err(format!("{}: neither a server's data directory nor one that holds some", dir.display()));

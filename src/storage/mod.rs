@@ -49,7 +49,7 @@ pub use recover::read_identity;
 pub use retention::Retention;
 pub use snapshot::{Pieces, newest_snapshot};
 pub use survey::{Fault, Seen, Survey, snapshot_pieces, survey};
-pub use wal::{CommitStats, Wal, is_formatted};
+pub use wal::{CommitStats, Wal, holds_log, is_formatted};
 
 /// Whose directory this is. Written once, when it is formatted; checked against at every start.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -176,7 +176,7 @@ fn open_snapshots<D: Disk>(disk: &D, names: &[String], identity: &Identity) -> (
 
 /// Checks that no file is missing without which nothing can be said (S3), and returns the first and the last segment of
 /// the gapless run that ends with the last one.
-fn check_names(names: &[String]) -> Result<(u32, u32), StorageError> {
+pub(super) fn check_names(names: &[String]) -> Result<(u32, u32), StorageError> {
     let has = |name: &str| names.iter().any(|n| n == name);
     let numbers: Vec<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
     if !has(IDENTITY) {
@@ -207,7 +207,7 @@ fn unreadable(name: &str) -> impl Fn(std::io::Error) -> StorageError {
     move |e| damaged_file(name, 0, format!("cannot read: {e}"))
 }
 
-fn read_block<F: DiskFile>(file: &F, name: &str) -> Result<Block, StorageError> {
+pub(super) fn read_block<F: DiskFile>(file: &F, name: &str) -> Result<Block, StorageError> {
     let len = file.len().map_err(io_error(name, "read"))?;
     if len < BLOCK {
         return Err(damaged_file(name, len, "file is too short"));

@@ -188,6 +188,29 @@ impl Snapshot {
         self.read_piece_of(&file, n)
     }
 
+    /// Every piece that is not as it was written.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened.
+    pub fn damaged_pieces<D: Disk>(&self, disk: &D) -> Result<Vec<StorageError>, StorageError> {
+        let name = name(self.cut.slot);
+        let file = disk.open(&name).map_err(io_error(&name, "open"))?;
+        Ok((0..self.cut.pieces()).filter_map(|n| self.damage_of(&file, n)).collect())
+    }
+
+    fn damage_of<F: DiskFile>(&self, file: &F, n: u64) -> Option<StorageError> {
+        let (file_name, e) = (name(self.cut.slot), self.read_piece_of(file, n).err()?);
+        Some(match e.kind() {
+            io::ErrorKind::InvalidData => StorageError::Damaged {
+                file: file_name,
+                offset: Some(self.place(n)),
+                what: format!("bad checksum of piece {n}"),
+            },
+            _ => io_error(&file_name, "read")(e),
+        })
+    }
+
     fn read_piece_of<F: DiskFile>(&self, file: &F, n: u64) -> io::Result<Vec<u8>> {
         let (_, len) = self.cut.piece(n);
         let at = self.place(n);
@@ -233,13 +256,10 @@ pub(super) fn open<D: Disk>(
         return Err(damaged(len.min(expected), format!("{len} bytes long instead of {expected}")));
     }
     let verified = if whole { snapshot.cut.pieces() } else { 0 };
-    for n in 0..verified {
-        snapshot.read_piece_of(&file, n).map_err(|e| match e.kind() {
-            io::ErrorKind::InvalidData => damaged(snapshot.place(n), format!("bad checksum of piece {n}")),
-            _ => io_error(&name, "read")(e),
-        })?;
+    match (0..verified).find_map(|n| snapshot.damage_of(&file, n)) {
+        Some(e) => Err(e),
+        None => Ok(snapshot),
     }
-    Ok(snapshot)
 }
 
 /// A snapshot in the making.

@@ -10,7 +10,9 @@ use super::disk::{Disk, DiskFile};
 use super::format::{
     BLOCK, Bad, FoundMark, Kind, MARK, Mark, Position, RecordHeader, record_at, segment_name, segment_number,
 };
-use super::recover::{check_segment, damaged_file, gapless, read_identity, read_mark};
+use super::recover::{
+    check_names, check_segment, damaged_file, gapless, read_block, read_identity, read_mark,
+};
 use super::scan::{Unreadable, read_sectors};
 use super::snapshot::{self, Snapshot};
 use super::wal::io_error;
@@ -105,27 +107,39 @@ struct Walk {
 ///
 /// # Errors
 ///
-/// It cannot be listed, or was never formatted.
+/// It cannot be listed, or was never formatted: there is neither an identity nor a log without one.
 pub fn survey<D: Disk>(disk: &D, mut show: impl FnMut(Seen<'_>)) -> Result<Survey, StorageError> {
     let names = disk.list().map_err(io_error(".", "list the directory"))?;
     let mut survey = Survey::default();
     let (identity, segment_bytes) = match read_identity(disk) {
         Ok(found) => found,
-        Err(e @ StorageError::NotFormatted) => return Err(e),
         Err(e) => {
-            survey.faults.push(e.into());
-            return Ok(survey);
+            let lost = match e {
+                StorageError::NotFormatted => check_names(&names).err().unwrap_or(e),
+                other => other,
+            };
+            if matches!(lost, StorageError::NotFormatted) {
+                return Err(lost);
+            }
+            survey.faults.push(lost.into());
+            // Every segment says whose it is.
+            match names.iter().find_map(|name| owner(disk, name)) {
+                Some(found) => found,
+                None => return Ok(survey),
+            }
         }
     };
     survey.identity = Some(identity);
     let slots: Vec<Slot> = names.iter().filter_map(|name| snapshot::slot_of(name)).collect();
     let mut starts = Vec::new();
     for slot in &slots {
-        match snapshot::open(disk, *slot, &identity, true) {
-            Ok(Snapshot { cut, start, .. }) => {
+        let opened = snapshot::open(disk, *slot, &identity, false);
+        match opened.and_then(|snapshot| Ok((snapshot.damaged_pieces(disk)?, snapshot))) {
+            Ok((damaged, Snapshot { cut, start, .. })) if damaged.is_empty() => {
                 starts.push((cut.slot, start.at.segment));
                 survey.snapshots.push(cut);
             }
+            Ok((damaged, _)) => survey.faults.extend(damaged.into_iter().map(Fault::from)),
             Err(e) => survey.faults.push(e.into()),
         }
     }
@@ -169,6 +183,13 @@ pub fn survey<D: Disk>(disk: &D, mut show: impl FnMut(Seen<'_>)) -> Result<Surve
         walk.segment(disk, number, (identity, segment_bytes), &mut show);
     }
     Ok(walk.finish())
+}
+
+/// Whose segment this is, and how large it is, if the file is one and that can be read.
+fn owner<D: Disk>(disk: &D, name: &str) -> Option<(Identity, u64)> {
+    let number = segment_number(name)?;
+    let block = read_block(&disk.open(name).ok()?, name).ok()?;
+    (block.segment == number).then_some((block.identity, block.segment_bytes))
 }
 
 impl Walk {

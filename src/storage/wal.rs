@@ -130,6 +130,19 @@ pub fn is_formatted<D: Disk>(disk: &D) -> io::Result<bool> {
     Ok(disk.list()?.iter().any(|name| name == IDENTITY))
 }
 
+/// Whether there is anything of a log here, also where it lost its identity. Nothing that [`Wal::format`] left unfinished is.
+pub fn holds_log<D: Disk>(disk: &D) -> io::Result<bool> {
+    let names = disk.list()?;
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    Ok(has(IDENTITY) || !has(IDENTITY_NEW) && names.iter().any(|name| is_of_log(name)))
+}
+
+/// Whether a log has files of this name, complete or in the making.
+fn is_of_log(name: &str) -> bool {
+    let name = name.trim_end_matches(".new");
+    name == MARK || segment_number(name).is_some() || snapshot::slot_of(name).is_some()
+}
+
 /// A sync that fails has lost pages, also when it was for lack of space: it must not look like something to try again.
 pub(super) fn sync<F: DiskFile>(file: &mut F) -> io::Result<()> {
     file.sync_data().map_err(final_error)
@@ -158,12 +171,8 @@ impl<D: Disk> Wal<D> {
         }
         let names = disk.list().map_err(io_error(".", "list the directory"))?;
         let unfinished = names.iter().any(|name| name == IDENTITY_NEW);
-        let ours = |name: &str| {
-            let name = name.trim_end_matches(".new");
-            name == MARK || segment_number(name).is_some() || snapshot::slot_of(name).is_some()
-        };
         for name in &names {
-            if name == IDENTITY || !unfinished && ours(name) {
+            if name == IDENTITY || !unfinished && is_of_log(name) {
                 return Err(StorageError::AlreadyFormatted { file: name.clone() });
             }
         }
@@ -175,7 +184,7 @@ impl<D: Disk> Wal<D> {
             .and_then(|()| file.sync_data())
             .and_then(|()| disk.sync_dir())
             .map_err(io_error(IDENTITY_NEW, "write"))?;
-        for name in names.iter().filter(|name| ours(name)) {
+        for name in names.iter().filter(|name| is_of_log(name)) {
             disk.remove(name).map_err(io_error(name, "remove"))?;
         }
 

@@ -74,6 +74,12 @@ fn a_log_lists_exactly_what_the_clients_were_told() {
     assert_eq!(std::fs::read(&segment).expect("a segment"), bytes);
     let dumped = run(&["wal", "dump", &kept.join("S5").display().to_string(), "--json"]).with_code(1);
     assert!(dumped.err.contains("at offset 4096") && dumped.out.lines().count() > 2);
+    // Nor is a server passed over of which it is not known whose it is.
+    std::fs::remove_file(kept.join("S8/identity")).expect("remove");
+    for dir in [kept.clone(), kept.join("S8")] {
+        let text = verify(&dir, 1);
+        assert!(text.contains("S8/identity: missing, but there is a log"), "{text}");
+    }
     let wrong = run(&["wal", "verify", &dir.path().join("nowhere").display().to_string()]).with_code(2);
     assert!(wrong.err.contains("nowhere: cannot be read"), "{}", wrong.err);
 }

@@ -2,7 +2,7 @@
 
 use super::damage::older_mark;
 use super::*;
-use shardpaxosbank::storage::{Audit, Entry, survey};
+use shardpaxosbank::storage::{Audit, Entry, holds_log, survey};
 
 fn history(from: u64, to: u64, more: u16, bytes: &[u8]) -> Record {
     Record::History { from: Slot(from), to: Slot(to), more, bytes: Value::from_slice(bytes) }
@@ -86,6 +86,74 @@ fn verification_looks_at_the_segments_that_a_start_would_take() {
         judge(&disk);
     }
     assert!(judge(&disk).iter().any(|fault| fault.what.contains("newest snapshot")));
+}
+
+/// It used to say nothing of such a directory, or nothing of what else is in it.
+#[test]
+fn verification_reads_the_log_of_a_directory_that_lost_its_identity() {
+    let disk = MemDisk::new();
+    sample(&disk);
+    let clean = survey(&disk, |_| {}).expect("formatted");
+    assert!(holds_log(&disk).expect("list"));
+    let (segment, offset) = ("wal-00000002.seg", 4096 + 20);
+    let mut bytes = disk.contents(segment).expect("a segment");
+    bytes[offset] ^= 1;
+    disk.overwrite(segment, bytes);
+    let identity = disk.contents("identity").expect("a file");
+    let mut flipped = identity.clone();
+    flipped[20] ^= 1;
+    for (what, left) in [
+        ("missing, but there is a log", None),
+        ("bad checksum of the file header", Some(flipped)),
+        ("file is too short", Some(identity[..9].to_vec())),
+    ] {
+        let copy = disk.copy();
+        match left {
+            Some(left) => copy.overwrite("identity", left),
+            None => copy.remove("identity").expect("remove"),
+        }
+        assert!(holds_log(&copy).expect("list"));
+        let found = survey(&copy, |_| {}).expect("a log");
+        let named = |file: &str| found.faults.iter().any(|fault| fault.file == file);
+        assert!(named("identity") && named(segment), "{:?}", found.faults);
+        assert!(found.faults.iter().any(|fault| fault.what == what), "{:?}", found.faults);
+        assert_eq!((found.segments, found.identity), (clean.segments, clean.identity));
+        // Without a segment that says whose it is there is nothing to read.
+        log_files(&copy).iter().for_each(|name| copy.remove(name).expect("remove"));
+        let found = survey(&copy, |_| {}).expect("a mark is left");
+        assert_eq!((found.faults.len(), found.identity), (1, None));
+    }
+    let empty = MemDisk::new();
+    assert!(!holds_log(&empty).expect("list"));
+    assert!(matches!(survey(&empty, |_| {}), Err(StorageError::NotFormatted)));
+    // Formatting that was interrupted is none either.
+    empty.overwrite("identity.new", Vec::new());
+    empty.overwrite(segment, Vec::new());
+    assert!(!holds_log(&empty).expect("list"));
+    assert!(matches!(survey(&empty, |_| {}), Err(StorageError::NotFormatted)));
+}
+
+#[test]
+fn verification_names_every_damaged_piece_of_a_snapshot() {
+    let disk = MemDisk::new();
+    drop(crate::snapshots::sample_with_snapshots(&disk, 0));
+    let name = disk.list().expect("list").into_iter().filter(|name| name.starts_with("snapshot-")).max();
+    let name = name.expect("a snapshot");
+    let mut bytes = disk.contents(&name).expect("a file");
+    let places: Vec<u64> = survey(&disk, |_| {})
+        .expect("formatted")
+        .snapshots
+        .last()
+        .map(|cut| (0..cut.pieces()).map(|n| 4096 + n * (8 + u64::from(cut.piece_bytes))).collect())
+        .expect("a snapshot");
+    assert!(places.len() > 1, "{places:?}");
+    for at in &places {
+        bytes[*at as usize + 8] ^= 1;
+    }
+    disk.overwrite(&name, bytes);
+    let found = survey(&disk, |_| {}).expect("formatted");
+    let named: Vec<u64> = found.faults.iter().filter(|f| f.file == name).filter_map(|f| f.offset).collect();
+    assert_eq!(named, places);
 }
 
 /// Several faults are all named, and every whole record behind them is shown.
