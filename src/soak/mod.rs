@@ -23,6 +23,8 @@ pub use command::{SimArgs, command, describe, parse_range};
 const BLOCK: u64 = 200;
 /// So many runs must together have met everything there is to meet.
 pub const FULL_COVERAGE: u64 = 500;
+/// Of so many runs the history of one may be too hard to judge; the rules inside were checked in those as well.
+const UNJUDGED: u64 = 500;
 
 /// Which seeds, and when to stop.
 #[derive(Clone, Debug)]
@@ -50,8 +52,8 @@ pub struct Totals {
     /// The longest way from healing to rest, and the seed that took it.
     pub longest_rest_us: u64,
     pub longest_rest_seed: u64,
-    /// Runs whose clients' history was too hard to judge.
-    pub unjudged: u64,
+    /// Seeds of runs whose clients' history was too hard to judge.
+    pub unjudged: Vec<u64>,
     /// Wall time of the runs, over all parts of a range that was resumed.
     pub wall: Duration,
     pub coverage: Coverage,
@@ -76,7 +78,7 @@ impl Totals {
                 self.committed += summary.committed;
                 self.asked += summary.asked;
                 self.virtual_us += summary.virtual_us;
-                self.unjudged += u64::from(!summary.judged);
+                self.unjudged.extend((!summary.judged).then_some(summary.seed));
                 self.coverage.merge(&summary.coverage);
                 if summary.rest_us > self.longest_rest_us {
                     (self.longest_rest_us, self.longest_rest_seed) = (summary.rest_us, summary.seed);
@@ -101,8 +103,13 @@ impl Totals {
             self.longest_rest_us as f64 / 1e6,
             self.longest_rest_seed,
         );
-        if self.unjudged > 0 {
-            let _ = write!(text, "\n{} histories were too hard to judge", self.unjudged);
+        if !self.unjudged.is_empty() {
+            let some: Vec<_> = self.unjudged.iter().take(10).map(u64::to_string).collect();
+            let (n, some) = (self.unjudged.len(), some.join(", "));
+            let _ = write!(text, "\n{n} histories were too hard to judge, of seeds {some}");
+            if n > 10 {
+                text += ", …";
+            }
         }
         for sight in self.coverage.missing() {
             let _ = write!(text, "\nnever met: {}", sight.text());
@@ -110,9 +117,11 @@ impl Totals {
         text
     }
 
-    /// Whether the runs prove anything: no rule broke, and a full suite has met everything.
+    /// Whether the runs prove anything: no rule broke, nearly every history was judged, and a full suite has met everything.
     pub fn is_good(&self) -> bool {
-        self.violations.is_empty() && (self.runs < FULL_COVERAGE || self.coverage.missing().is_empty())
+        let judged = self.unjudged.len() as u64 <= 1 + self.runs / UNJUDGED;
+        let met = self.runs < FULL_COVERAGE || self.coverage.missing().is_empty();
+        self.violations.is_empty() && judged && met
     }
 }
 
@@ -151,6 +160,7 @@ pub fn soak(plan: &Plan) -> Result<Totals, String> {
             }
         });
         totals.violations.sort_by_key(|v| v.seed);
+        totals.unjudged.sort_unstable();
         totals.wall = before + started.elapsed();
         if !totals.violations.is_empty() && !plan.keep_going {
             totals.next = totals.violations[0].seed;
@@ -186,4 +196,23 @@ fn resume(file: &Path, plan: &Plan) -> Result<Totals, String> {
         ));
     }
     Ok(totals)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_whose_histories_nobody_could_judge_prove_little() {
+        let totals =
+            |unjudged: &[u64]| Totals { runs: 499, unjudged: unjudged.to_vec(), ..Totals::default() };
+        assert!(totals(&[]).is_good() && totals(&[7]).is_good());
+        let two = totals(&[7, 9]);
+        assert!(!two.is_good());
+        assert!(
+            two.text().contains("\n2 histories were too hard to judge, of seeds 7, 9\n"),
+            "{}",
+            two.text()
+        );
+    }
 }
