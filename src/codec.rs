@@ -13,7 +13,7 @@ use crate::types::NodeId;
 /// First bytes of the first frame on every connection.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"SHPXBANK");
 /// Version of the wire format; both ends must speak the same.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Frame kinds. A connection carries exactly one hello from its opener, then messages.
 pub mod kind {
@@ -34,8 +34,8 @@ pub mod kind {
 /// Who opens a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Opener {
-    /// A server of the same cluster; it only sends on this connection.
-    Peer { server: NodeId, incarnation: u128 },
+    /// A server of the same cluster; it only sends on this connection. `process` is drawn anew at each start.
+    Peer { server: NodeId, incarnation: u128, process: u64 },
     /// A coordinator, or a server of another cluster that recovers a transaction.
     Client,
     /// An operator's tool.

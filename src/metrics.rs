@@ -59,6 +59,21 @@ pub struct Counts {
     pub snapshots_installed: u64,
 }
 
+/// What a server did for the clients whose requests it sees through, those that speak RESP.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Served {
+    /// From reading a request to knowing what it is answered with: transfers within a shard, transfers across shards, reads.
+    /// Those that are answered *unknown* count with the time until then.
+    pub within: Durations,
+    pub across: Durations,
+    pub reads: Durations,
+    /// Requests that were refused since too much is under way.
+    pub refused: u64,
+    /// Connections that have asked for anything, and requests under way, now.
+    pub connections: u64,
+    pub under_way: u64,
+}
+
 /// One server's counters since it started; a restart begins at zero.
 #[derive(Clone, Default, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ServerMetrics {
@@ -79,6 +94,7 @@ pub struct ServerMetrics {
     pub sync_durations: Durations,
     /// Bytes appended to the write-ahead log.
     pub wal_bytes: u64,
+    pub served: Served,
     /// What was found damaged on its disk, in words: the first few.
     pub damage: Vec<String>,
     /// How many such finds there were.

@@ -8,6 +8,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::config::{Timeouts, Topology};
+use crate::metrics::{Durations, Served};
+use crate::report::Scope;
 use crate::resp::codec::Args;
 use crate::resp::{self, Command, Protocol, ProtocolError, Reply};
 use crate::runtime::conns::{Conns, Item, Role};
@@ -58,6 +60,7 @@ struct Asked {
     /// The connection, and the number of the request on it.
     asker: (usize, u64),
     op: Op,
+    since: Time,
 }
 
 /// The coordinator that a server hosts, and those who use it.
@@ -71,6 +74,8 @@ pub struct Gateway {
     /// Connections that have something to be sent, or to be closed.
     ready: Vec<usize>,
     turned_away: Refusals,
+    topology: Topology,
+    served: Served,
 }
 
 impl Gateway {
@@ -84,6 +89,27 @@ impl Gateway {
             out: Output::default(),
             ready: Vec::new(),
             turned_away: Refusals::default(),
+            topology,
+            served: Served::default(),
+        }
+    }
+
+    /// What it has done so far, and what it has to do.
+    pub fn served(&self) -> Served {
+        Served { connections: self.guests.len() as u64, under_way: self.asked.len() as u64, ..self.served }
+    }
+
+    /// Where the time goes that such a request takes, if anywhere.
+    fn durations(&mut self, op: Op) -> Option<&mut Durations> {
+        match op {
+            Op::Transfer(transfer) | Op::Named { transfer, .. } => {
+                match Scope::of(&transfer, &self.topology)? {
+                    Scope::IntraShard => Some(&mut self.served.within),
+                    Scope::CrossShard => Some(&mut self.served.across),
+                }
+            }
+            Op::Read(_) => Some(&mut self.served.reads),
+            Op::Open | Op::Lookup(_) | Op::Confirm { .. } | Op::Settle => None,
         }
     }
 
@@ -171,12 +197,13 @@ impl Gateway {
     fn submit(&mut self, now: Time, asker: (usize, u64), op: Op) -> Option<Reply> {
         let guest = self.guests.entry(asker.0).or_default();
         if !admits(guest.under_way, self.asked.len()) {
+            self.served.refused += 1;
             return Some(resp::outcome::overloaded(id_of(op)));
         }
         guest.under_way += 1;
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.asked.insert(tag, Asked { asker, op });
+        self.asked.insert(tag, Asked { asker, op, since: now });
         self.outlet.coordinator.step(now, Input::Submit { tag, op }, &mut self.out);
         None
     }
@@ -212,9 +239,12 @@ impl Gateway {
             }
             for answer in answers {
                 // A second answer tells how what was unknown has ended; the client has its reply.
-                let Some(Asked { asker: (token, number), op }) = self.asked.remove(&answer.tag) else {
+                let Some(Asked { asker: (token, number), op, since }) = self.asked.remove(&answer.tag) else {
                     continue;
                 };
+                if let Some(durations) = self.durations(op) {
+                    durations.record(now.since(since));
+                }
                 if let Some(guest) = self.guests.get_mut(&token) {
                     guest.under_way -= 1;
                 }

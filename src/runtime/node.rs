@@ -133,7 +133,7 @@ pub fn run<D: Disk>(setup: Setup<D>) -> io::Result<()> {
     let mut node = Node {
         me,
         peers: topology.servers_of(topology.shard_of_server(me)).filter(|s| *s != me).collect(),
-        opener: Opener::Peer { server: me, incarnation },
+        opener: Opener::Peer { server: me, incarnation, process: rand::random() },
         gateway: Gateway::new(
             Conns::new(context.clone(), poll.registry().try_clone()?, waker.clone(), GATEWAY_FIRST_CONN),
             topology,
@@ -277,6 +277,7 @@ impl<D: Disk> Node<D> {
             Received::Closed => {
                 match role {
                     Role::Resp => self.gateway.left(token),
+                    Role::Peer(from) => self.doorman.loses(from, token),
                     Role::Client => inputs.push(Input::ClientGone(ClientId(token as u64))),
                     Role::Dialled(server) if !self.peers.contains(&server) => {
                         inputs.push(Input::Remote(txn::Input::Disconnected(server)));
@@ -320,7 +321,7 @@ impl<D: Disk> Node<D> {
 
     fn greet(&mut self, now: Time, token: usize, hello: Hello) {
         let door = self.conns.door(token);
-        let role = match self.doorman.admit(now, &self.conns.context, door, &hello) {
+        let role = match self.doorman.admit(now, &self.conns.context, (token, door), &hello) {
             Ok(role) => role,
             Err(why) => {
                 log::warn!("{}: {} is turned away: {why}", self.me, self.conns.name(token));
@@ -450,6 +451,7 @@ impl<D: Disk> Node<D> {
             told: self.told,
             bytes: (bytes_in + own_in, bytes_out + own_out),
             dropped: self.conns.dropped,
+            served: self.gateway.served(),
         };
         turn.publish(now, &self.shard, &self.wal, around, &self.status);
     }

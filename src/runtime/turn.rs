@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::metrics::Counts;
+use crate::metrics::{Counts, Served};
 use crate::paxos::{self, Standing};
 use crate::report::Role;
 use crate::runtime::clock::uptime;
@@ -42,6 +42,7 @@ pub struct Around {
     /// Bytes of frames received and sent.
     pub bytes: (u64, u64),
     pub dropped: u64,
+    pub served: Served,
 }
 
 impl TurnLog {
@@ -122,6 +123,7 @@ impl TurnLog {
         metrics.messages_out += self.messages_out;
         (metrics.bytes_in, metrics.bytes_out) = around.bytes;
         metrics.dropped_messages = around.dropped;
+        metrics.served = around.served;
         metrics.wal_bytes += self.wal_bytes;
         metrics.syncs = syncs;
         self.damage.iter().for_each(|what| metrics.record_damage(what));

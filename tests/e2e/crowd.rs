@@ -5,7 +5,9 @@ use std::net::TcpStream;
 use std::process::Command;
 
 use crate::common::{LIMIT, eventually, put, set_text};
+use crate::hostile::peak_memory_kb;
 use crate::process::Processes;
+use crate::resp::talk;
 
 fn connect(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a server");
@@ -70,4 +72,30 @@ fn a_leader_leads_on_whatever_its_clients_send() {
     all.audit();
     assert_eq!(all.status(leader).expect("it runs").ballot, led, "it was given up for dead");
     drop(crowd);
+}
+
+/// Nothing can be decided, so all that clients send piles up, as far as it may: beyond that they are told so.
+#[test]
+fn a_server_that_has_too_much_under_way_says_so() {
+    const EACH: usize = 6000;
+    let mut all = Processes::start_clusters(1, |text| text);
+    let leader = all.leader(1..=3);
+    let others: Vec<usize> = (1..=3).filter(|server| *server != leader).collect();
+    others.iter().for_each(|server| all.kill(*server));
+    let address = all.client_address(leader);
+    let flood = b"TRANSFER 1 2 1\r\n".repeat(EACH);
+    let said: Vec<String> = std::thread::scope(|scope| {
+        let crowd: Vec<_> = (0..6).map(|_| scope.spawn(|| talk(&address, &flood))).collect();
+        crowd.into_iter().map(|client| client.join().expect("it is answered")).collect()
+    });
+    let begin =
+        |word: &str| said.iter().flat_map(|s| s.lines()).filter(|line| line.starts_with(word)).count();
+    let counts = ["-NOQUORUM ", "-UNKNOWN ", "-BUSY "].map(begin);
+    assert_eq!(counts.iter().sum::<usize>(), 6 * EACH, "{counts:?}");
+    assert!(counts.iter().take(2).sum::<usize>() > 0 && counts[2] > 0, "{counts:?}");
+    let peak = peak_memory_kb(all.running[leader - 1].as_ref().expect("it runs").id());
+    assert!(peak < 150_000, "{peak} kB");
+    others.iter().for_each(|server| all.launch(*server));
+    others.iter().for_each(|server| all.listens(*server));
+    eventually("it works again", || (talk(&address, b"TRANSFER 3 4 1\r\n") == "+OK\r\n").then_some(()));
 }

@@ -56,7 +56,7 @@ fn attack(address: SocketAddr, bytes: &[u8], cut: bool) -> Option<String> {
 }
 
 /// Most memory that a process ever used, in kB.
-fn peak_memory_kb(process: u32) -> u64 {
+pub fn peak_memory_kb(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("Linux says so");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
@@ -67,16 +67,15 @@ fn nothing_that_arrives_stops_the_bank() {
     let dir = temp();
     let path = put(dir.path(), "cluster.toml", &config_text(1, &free_ports(3)));
     let config = config_file::load(Path::new(&path)).expect("a sound configuration");
-    let mut servers: Vec<Running> = (1..=3)
-        .map(|s| {
-            let data = dir.path().join(format!("S{s}")).display().to_string();
-            let name = format!("S{s}");
-            let mut command =
-                bank(&["node", "--config", &path, "--server", &name, "--data-dir", &data, "--format"]);
-            command.env("RUST_LOG", "warn");
-            Running::start(command)
-        })
-        .collect();
+    let start = |s: u16| {
+        let data = dir.path().join(format!("S{s}")).display().to_string();
+        let name = format!("S{s}");
+        let mut command =
+            bank(&["node", "--config", &path, "--server", &name, "--data-dir", &data, "--format"]);
+        command.env("RUST_LOG", "warn");
+        Running::start(command)
+    };
+    let mut servers: Vec<Running> = (1..=3).map(start).collect();
     servers.iter_mut().for_each(|s| assert!(s.line().is_some(), "it listens"));
     let topology = config.context.topology;
     let rows = ["(1, 2, 1)", "(3, 4, 1)", "(1)"].map(String::from);
@@ -93,7 +92,8 @@ fn nothing_that_arrives_stops_the_bank() {
         let known = read_identity(&FileDisk::look(dir.path().join(format!("S{server}"))));
         known.map_or(7, |(identity, _)| identity.incarnation)
     };
-    let peer = |server| good(Opener::Peer { server: NodeId(server), incarnation: disk(server) });
+    let opener = |server| Opener::Peer { server: NodeId(server), incarnation: disk(server), process: 7 };
+    let peer = |server| good(opener(server));
     let mut rng = SplitMix64::new(1);
     let mut noise = |bytes: usize| -> Vec<u8> { (0..bytes).map(|_| rng.next_u64() as u8).collect() };
     let client = hello(&good(Opener::Client));
@@ -149,18 +149,20 @@ fn nothing_that_arrives_stops_the_bank() {
         (peer(1), "S1 is no peer"),
         (peer(9), "S9 is no peer"),
         (
-            good(Opener::Peer { server: NodeId(2), incarnation: 7 }),
+            good(Opener::Peer { server: NodeId(2), incarnation: 7, process: 7 }),
             "another S2 runs, with another data directory",
         ),
+        (peer(2), "another S2 runs, with a copy of this data directory"),
     ] {
         let reason = attack(address, &hello(&wrong), false).unwrap_or_default();
         assert!(reason.contains(part), "no {part:?} in {reason:?}");
         servers[0].complains_of(part);
     }
 
-    // A good beginning and a bad end, in each role.
+    // A good beginning and a bad end, in each role; in that of a server that does not run any more.
+    drop(servers.pop());
     let largest = |limit: usize| [&(limit as u32 + 1).to_le_bytes()[..], &[0; 100]].concat();
-    for opener in [Opener::Client, Opener::Admin, Opener::Peer { server: NodeId(2), incarnation: disk(2) }] {
+    for opener in [Opener::Client, Opener::Admin, opener(3)] {
         let (own, limit) = match opener {
             Opener::Client => (kind::REQUEST, limits::CLIENT_FRAME_BYTES),
             Opener::Admin => (kind::ADMIN, limits::CLIENT_FRAME_BYTES),
@@ -188,7 +190,7 @@ fn nothing_that_arrives_stops_the_bank() {
         .map(|i| {
             let mut stream = TcpStream::connect(address).expect("the server accepts connections");
             let announced = (limits::PEER_FRAME_BYTES as u32 - i).to_le_bytes();
-            let opener = hello(&peer(2 + i as u16 % 2));
+            let opener = hello(&peer(3));
             stream.write_all(&[&opener[..], &announced, &[0; 3000]].concat()).expect("it is read");
             stream
         })
@@ -200,6 +202,8 @@ fn nothing_that_arrives_stops_the_bank() {
         assert!(peak < 100_000, "{peak} kB");
     }
     drop(waiting);
+    let mut third = start(3);
+    assert!(third.line().is_some(), "it listens");
 
     let check = put(dir.path(), "audit.csv", &audit_set(1, &topology));
     let ran = run(&["run", &check, "--config", &path, "--json"]).with_code(0);

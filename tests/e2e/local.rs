@@ -9,18 +9,20 @@ use serde_json::{Value, json};
 
 use crate::common::{LIMIT, Running, bank, data, eventually, put, run, temp};
 use crate::process::Processes;
+use crate::resp::tool;
 
-/// A base port such that the ports of three servers are free, and below those that the system gives out.
-fn base_port() -> u16 {
+/// A base port such that the ports of so many servers are free, and below those that the system gives out.
+fn base_port(servers: u16) -> u16 {
     // Tests of one process take turns, and each has ports of its own.
     static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
     let mut taken = TAKEN.lock();
     let first = (std::process::id() % 90) as u16 * 100;
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let wanted = |base: u16| (1..=3).flat_map(move |server| [0, 100, 200].map(|kind| base + kind + server));
+    let wanted =
+        |base: u16| (1..=servers).flat_map(move |server| [0, 100, 200].map(|kind| base + kind + server));
     let all = (first..9_000).step_by(300).chain((0..first).step_by(300)).map(|offset| 10_000 + offset);
     let mut free = all.filter(|base| wanted(*base).all(is_free));
-    let base = free.find(|base| !taken.contains(base)).expect("nine free ports");
+    let base = free.find(|base| !taken.contains(base)).expect("free ports");
     taken.push(base);
     base
 }
@@ -48,7 +50,7 @@ impl Drop for Stops {
 fn a_bank_of_processes_is_made_started_used_and_stopped() {
     let dir = temp();
     let place = dir.path().join("bank").display().to_string();
-    let (base, config) = (base_port(), format!("{place}/cluster.toml"));
+    let (base, config) = (base_port(3), format!("{place}/cluster.toml"));
     let port = base.to_string();
     let made =
         ["init", &place, "--clusters", "1", "--accounts", "1000", "--base-port", &port, "--balance", "10"];
@@ -108,6 +110,24 @@ fn a_bank_of_processes_is_made_started_used_and_stopped() {
         (client(&["balance", "2", "--consistency", "local"]).with_code(0).out == "S1  13\nS2  13\nS3  13\n")
             .then_some(())
     });
+    // So is what its clients asked for, in the pages of the server that they asked.
+    let mut stream = TcpStream::connect(("127.0.0.1", base + 101)).expect("a server");
+    stream.set_read_timeout(Some(LIMIT)).expect("a socket");
+    stream.write_all(b"TRANSFER 5 6 1\r\nBALANCE 7\r\n").expect("room");
+    let mut said = [0; 10];
+    stream.read_exact(&mut said).expect("two replies");
+    assert_eq!(said, *b"+OK\r\n:10\r\n");
+    let metrics = get(base + 201, "/metrics");
+    let number = |request: &str| {
+        let count = format!("request=\"{request}\"");
+        let is_it =
+            |line: &&str| line.contains("client_request_duration_seconds_count") && line.contains(&count);
+        let line = metrics.lines().find(is_it).unwrap_or_else(|| panic!("no {request}: {metrics}"));
+        line.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok()).expect("a number")
+    };
+    let counts = ["transfer-within-shard", "transfer-across-shards", "balance"].map(number);
+    assert_eq!(counts, [1.0, 0.0, 1.0]);
+    drop(stream);
     let hasty = text.replace("election_timeout_ms = 300", "election_timeout_ms = 301");
     let other = put(dir.path(), "other.toml", &hasty);
     let said = run(&["client", "--config", &other, "balance", "2"]).with_code(2).err;
@@ -121,13 +141,44 @@ fn a_bank_of_processes_is_made_started_used_and_stopped() {
     // It goes on where it was.
     run(&["up", "--config", &config]).with_code(0);
     balance(16);
+    // Who is left alone says so, and is ready again when the others are back.
+    let ready = || get(base + 201, "/readyz");
+    for server in ["S2", "S3"] {
+        let number = std::fs::read_to_string(format!("{place}/{server}.pid")).expect("its number");
+        let number = number.trim().parse().expect("a number");
+        // SAFETY: a plain system call on a process of this test.
+        assert_eq!(unsafe { libc::kill(number, libc::SIGKILL) }, 0);
+    }
+    eventually("it is not ready", || ready().starts_with("HTTP/1.1 503").then_some(()));
+    run(&["up", "--config", &config]).with_code(0);
+    eventually("it is ready", || ready().starts_with("HTTP/1.1 200").then_some(()));
+    balance(19);
+}
+
+/// What the README begins with: nine processes, and a transfer by somebody else's client.
+#[test]
+fn a_new_user_moves_money_by_redis_cli() {
+    let dir = temp();
+    let place = dir.path().join("bank").display().to_string();
+    let (base, config) = (base_port(9), format!("{place}/cluster.toml"));
+    run(&["init", &place, "--base-port", &base.to_string()]).with_code(0);
+    let _stops = Stops(config.clone());
+    run(&["up", "--config", &config]).with_code(0);
+    let cli = |server: u16, request: &[&str]| {
+        let port = (base + 100 + server).to_string();
+        tool("redis-cli", &[&["-p", &port], request].concat())
+    };
+    assert_eq!(cli(1, &["TRANSFER", "100", "1501", "8"]), "OK\n");
+    assert_eq!(cli(8, &["BALANCE", "1501"]), "18\n");
+    assert!(cli(2, &["SESSION"]).starts_with('D'));
+    assert_eq!(run(&["down", "--config", &config]).with_code(0).out.trim(), "9 servers have stopped");
 }
 
 #[test]
 fn a_server_that_does_not_start_is_named_with_its_reason() {
     let dir = temp();
     let place = dir.path().join("bank").display().to_string();
-    let base = base_port();
+    let base = base_port(3);
     let config = format!("{place}/cluster.toml");
     run(&["init", &place, "--clusters", "1", "--base-port", &base.to_string()]).with_code(0);
     let _taken = TcpListener::bind(("127.0.0.1", base + 102)).expect("a free port");

@@ -23,3 +23,4 @@ mod restart;
 mod run;
 mod syncs;
 mod torture;
+mod twins;

@@ -8,7 +8,7 @@ use crate::common::LIMIT;
 use crate::process::Processes;
 
 /// Sends bytes and no more, and returns everything that comes until the server closes the connection.
-fn talk(address: &str, bytes: &[u8]) -> String {
+pub fn talk(address: &str, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).expect("a server");
     stream.set_read_timeout(Some(LIMIT)).expect("a socket");
     stream.write_all(bytes).expect("room");
@@ -19,7 +19,7 @@ fn talk(address: &str, bytes: &[u8]) -> String {
 }
 
 /// Runs a tool of Debian's redis-tools or python3-redis.
-fn tool(program: &str, arguments: &[&str]) -> String {
+pub fn tool(program: &str, arguments: &[&str]) -> String {
     let ran = Command::new(program).args(arguments).output();
     let ran = ran.unwrap_or_else(|e| panic!("{program}: {e}; install it (as .ci/run does)"));
     assert!(ran.status.success(), "{program} {arguments:?}: {ran:?}");

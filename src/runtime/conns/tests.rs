@@ -86,7 +86,7 @@ fn a_failed_dial_that_nobody_asks_for_again_leaves_no_deadline() {
     assert_eq!(end.conns.redial_due(&[S2, S3]), None);
     // A peer is dialled again whatever happens, and alone decides how long the loop sleeps.
     let later = START + Duration::from_secs(1);
-    end.conns.dial(later, S2, Opener::Peer { server: NodeId(1), incarnation: 1 });
+    end.conns.dial(later, S2, Opener::Peer { server: NodeId(1), incarnation: 1, process: 1 });
     if end.conns.dialled(S2).is_some() {
         end.until_closed();
     }
@@ -236,7 +236,7 @@ fn the_longest_idle_connection_makes_room_and_none_that_waits_for_an_answer() {
 #[test]
 fn a_peer_that_sends_nothing_is_dialled_anew_and_dead_ends_are_found_by_the_system() {
     let mut end = End::new(&[S2, S3]);
-    let opener = Opener::Peer { server: NodeId(1), incarnation: 1 };
+    let opener = Opener::Peer { server: NodeId(1), incarnation: 1, process: 1 };
     let message = Message::GetPiece { slot: crate::types::Slot(64), n: 0 };
     let [to_silent, to_talking] = [S2, S3].map(|s| end.conns.dial(START, s, opener).expect("it listens"));
     let (other, _second) = (end.listener.accept().expect("a dial"), end.listener.accept().expect("a dial"));

@@ -60,6 +60,7 @@ impl Collector for Server {
         page.gauge("stopped", "1 if the server stopped for good", u64::from(self.status.stopped.is_some()))?;
         page.gauge("cut_off", "1 while an order keeps the server cut off", u64::from(self.status.failed))?;
         self.transactions(&mut page)?;
+        self.served(&mut page)?;
 
         page.labelled_gauge(
             "role",
@@ -163,6 +164,29 @@ impl Server {
     }
 }
 
+impl Server {
+    fn served(&self, page: &mut Page<'_>) -> fmt::Result {
+        let served = &self.status.metrics.served;
+        page.labelled_histogram(
+            "client_request_duration_seconds",
+            "From reading a request of a client that speaks RESP to knowing the reply, on the server that it asked",
+            "request",
+            [
+                ("transfer-within-shard", &served.within),
+                ("transfer-across-shards", &served.across),
+                ("balance", &served.reads),
+            ],
+        )?;
+        page.counter(
+            "client_requests_refused",
+            "Requests of such clients that were refused with BUSY, since too much was under way at this server",
+            served.refused,
+        )?;
+        page.gauge("client_requests_in_flight", "Requests of such clients under way", served.under_way)?;
+        page.gauge("client_connections", "Such clients that have asked for something", served.connections)
+    }
+}
+
 /// Writes one family after the other.
 struct Page<'a>(DescriptorEncoder<'a>);
 
@@ -203,12 +227,32 @@ impl Page<'_> {
     }
 
     fn histogram(&mut self, name: &str, help: &str, durations: &Durations) -> fmt::Result {
-        let ranges: Vec<(f64, u64)> =
-            durations.ranges().map(|(bound, count)| (bound.as_secs_f64(), count)).collect();
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         let sum = durations.sum().as_secs_f64();
-        family.encode_histogram::<NoLabelSet>(sum, durations.count(), &ranges, None)
+        family.encode_histogram::<NoLabelSet>(sum, durations.count(), &ranges(durations), None)
     }
+
+    fn labelled_histogram<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'static str, &'a Durations)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (which, durations) in values {
+            let sum = durations.sum().as_secs_f64();
+            let labels = [(label, which)];
+            let mut one = family.encode_family(&labels)?;
+            one.encode_histogram::<NoLabelSet>(sum, durations.count(), &ranges(durations), None)?;
+        }
+        Ok(())
+    }
+}
+
+/// For an encoder: the upper ends in seconds, and how many lie in each range.
+fn ranges(durations: &Durations) -> Vec<(f64, u64)> {
+    durations.ranges().map(|(bound, count)| (bound.as_secs_f64(), count)).collect()
 }
 
 /// One metric for each value of a label.

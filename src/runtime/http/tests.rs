@@ -52,6 +52,14 @@ fn leader() -> Status {
     }
     metrics.record_led(17, s(99.0), s(0.002));
     metrics.record_damage("wal-00000001.seg: \"a\\b\"\nat 4096");
+    (metrics.served.refused, metrics.served.connections, metrics.served.under_way) = (6, 4, 8);
+    for (served, seconds) in [
+        (&mut metrics.served.within, 0.001),
+        (&mut metrics.served.across, 0.02),
+        (&mut metrics.served.reads, 3.0),
+    ] {
+        served.record(s(seconds));
+    }
     (metrics.messages_in, metrics.bytes_in, metrics.wal_bytes) = (3, 300, 4096);
     status
 }
@@ -102,6 +110,9 @@ fn metrics_show_what_was_published() {
         ("queue_bytes", 640.0),
         ("slots_in_flight", 2.0),
         ("in_doubt_transactions", 9.0),
+        ("client_requests_refused_total", 6.0),
+        ("client_requests_in_flight", 8.0),
+        ("client_connections", 4.0),
         ("ballot_round", 7.0),
         ("decided_slot", 42.0),
         ("applied_slot", 42.0),
@@ -145,6 +156,9 @@ fn metrics_show_what_was_published() {
         others,
         [
             "shardpaxosbank_build_info",
+            "shardpaxosbank_client_request_duration_seconds",
+            "shardpaxosbank_client_request_duration_seconds_count",
+            "shardpaxosbank_client_request_duration_seconds_sum",
             "shardpaxosbank_led_slot_duration_seconds",
             "shardpaxosbank_led_slot_duration_seconds_count",
             "shardpaxosbank_led_slot_duration_seconds_sum",
@@ -188,14 +202,21 @@ fn every_series_names_its_server_and_has_a_type_and_a_help() {
 #[test]
 fn histograms_are_cumulative_and_end_with_all() {
     let page = scrape(leader());
-    for (name, count, sum) in [("sync", 4.0, 30.00109), ("led_slot", 1.0, 0.002)] {
+    let request = |which| vec![("request", which)];
+    for (name, labels, count, sum) in [
+        ("sync", vec![], 4.0, 30.00109),
+        ("led_slot", vec![], 1.0, 0.002),
+        ("client_request", request("transfer-within-shard"), 1.0, 0.001),
+        ("client_request", request("transfer-across-shards"), 1.0, 0.02),
+        ("client_request", request("balance"), 1.0, 3.0),
+    ] {
         let name = format!("shardpaxosbank_{name}_duration_seconds");
-        let Value::Histogram(ranges) = &sample(&page, &name, &[]).value else { panic!("{name}") };
+        let Value::Histogram(ranges) = &sample(&page, &name, &labels).value else { panic!("{name}") };
         assert_eq!(ranges.len(), Durations::BOUNDS_US.len() + 1);
         assert!(ranges.is_sorted_by(|a, b| a.less_than < b.less_than && a.count <= b.count), "{ranges:?}");
         let last = ranges.last().expect("there are some");
         assert_eq!((last.less_than, last.count), (f64::INFINITY, count));
-        let part = |part| value_of(sample(&page, &format!("{name}_{part}"), &[]));
+        let part = |part| value_of(sample(&page, &format!("{name}_{part}"), &labels));
         assert_eq!((part("count"), part("sum")), (count, sum));
     }
     let name = "shardpaxosbank_sync_duration_seconds";
