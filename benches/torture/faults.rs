@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
+use rustix::process::Signal;
 use shardpaxosbank::workload::SplitMix64;
 
 use crate::net::{self, Drop};
@@ -42,32 +43,43 @@ const ALL: [Harm; 8] = [
 const FULL_AFTER: Duration = Duration::from_secs(15);
 /// As `ulimit -n`.
 const DESCRIPTORS: u64 = 64;
+const DISK_FULL: &str = "DiskFull";
+/// Connections to such a server that say nothing.
+const CROWD: usize = 100;
+/// A run of this length or more has to do everything that there is.
+const FULL_RUN: Duration = Duration::from_secs(600);
 
-/// How often each was done, and how often it was seen to have met its victim.
+/// What was done to single servers.
 #[derive(Default)]
-pub struct Tally(BTreeMap<String, (u64, u64)>);
+pub struct Tally {
+    /// How often each harm was done, and how often it was seen to have met its victim.
+    harms: BTreeMap<String, (u64, u64)>,
+    /// How long it took from starting a server that was killed until everybody was well.
+    pub back: Vec<Duration>,
+}
 
 impl Tally {
     fn count(&mut self, harm: String, met: bool) {
-        let (done, hit) = self.0.entry(harm).or_default();
+        let (done, hit) = self.harms.entry(harm).or_default();
         *done += 1;
         *hit += u64::from(met);
     }
 
     pub fn print(&self) {
         println!("harm to single servers, and how often it was seen to meet them:");
-        for (harm, (done, met)) in &self.0 {
+        for (harm, (done, met)) in &self.harms {
             println!("  {:<16} {done:>5} {met:>5}", harm);
         }
     }
 
-    /// What was done and never met anybody.
-    pub fn missed(&self) -> Vec<&str> {
-        self.0
-            .iter()
-            .filter(|(_, (done, met))| *done > 3 && *met == 0)
-            .map(|(harm, _)| harm.as_str())
-            .collect()
+    /// What was done more than three times and never met anybody, and what should have been done in so much time and was not.
+    pub fn missed(&self, time: Duration) -> Vec<String> {
+        let all = ALL.iter().map(|harm| format!("{harm:?}")).chain([DISK_FULL.into()]);
+        let never = |harm: &String| match self.harms.get(harm) {
+            None => time >= FULL_RUN,
+            Some((done, met)) => *met == 0 && (*done > 3 || time >= FULL_RUN),
+        };
+        all.filter(never).collect()
     }
 }
 
@@ -75,7 +87,6 @@ impl Tally {
 struct Under {
     harm: Harm,
     server: u16,
-    before: Option<Rlimit>,
 }
 
 /// One to three servers, no two of one cluster, suffer for some time, each from something.
@@ -92,9 +103,13 @@ pub fn some_harm(servers: &mut Servers, rng: &mut SplitMix64, tally: &mut Tally)
         }
     }
     crate::pause(Duration::from_millis(300 + rng.below(5000)));
-    for done in under {
-        let met = end(servers, &done)?;
+    for done in &under {
+        let met = end(servers, done)?;
         tally.count(format!("{:?}", done.harm), met);
+    }
+    let back = servers.heal()?;
+    if under.iter().any(|done| done.harm == Harm::Kill) {
+        tally.back.push(back);
     }
     Ok(())
 }
@@ -107,14 +122,13 @@ pub fn fill_disk(servers: &mut Servers, server: u16, tally: &mut Tally) -> Resul
     while !is_full(servers) && since.elapsed() < FULL_AFTER {
         crate::pause(Duration::from_millis(50));
     }
-    tally.count("DiskFull".into(), is_full(servers));
+    tally.count(DISK_FULL.into(), is_full(servers));
     crate::pause(Duration::from_secs(1));
     let filler = filler(servers, server);
     std::fs::remove_file(&filler).map_err(|e| format!("{}: {e}", filler.display()))
 }
 
 fn begin(servers: &mut Servers, rng: &mut SplitMix64, harm: Harm, server: u16) -> Result<Under, String> {
-    let mut before = None;
     match harm {
         Harm::Kill => servers.kill(server)?,
         Harm::Pause => servers.signal(server, Signal::STOP)?,
@@ -129,13 +143,11 @@ fn begin(servers: &mut Servers, rng: &mut SplitMix64, harm: Harm, server: u16) -
         Harm::Delay => proxy(servers, server).set(Mode::Delay(Duration::from_millis(20 + rng.below(400)))),
         Harm::HalfOpen => proxy(servers, server).set(Mode::HalfOpen),
         Harm::FewDescriptors => {
-            let pid = servers.pid(server).ok_or("it runs")?;
-            let usual = getrlimit(Resource::Nofile);
-            let few = Rlimit { current: Some(DESCRIPTORS), maximum: usual.maximum };
-            before = Some(prlimit(Some(pid), Resource::Nofile, few).map_err(|e| format!("prlimit: {e}"))?);
+            servers.kill(server)?;
+            servers.start_with_few_descriptors(server, DESCRIPTORS)?;
         }
     }
-    Ok(Under { harm, server, before })
+    Ok(Under { harm, server })
 }
 
 /// Undoes it; tells whether it met its victim.
@@ -164,12 +176,36 @@ fn end(servers: &mut Servers, under: &Under) -> Result<bool, String> {
             proxy.touched() > 0
         }
         Harm::FewDescriptors => {
-            let pid = servers.pid(server).ok_or("it runs")?;
-            let few = prlimit(Some(pid), Resource::Nofile, under.before.expect("it was noted"));
-            few.map_err(|e| format!("prlimit: {e}"))?.current == Some(DESCRIPTORS)
+            let met = sends_away(server)?;
+            // It must not have fallen over it.
+            if let Some(fallen) = servers.fallen() {
+                return Err(fallen);
+            }
+            servers.kill(server)?;
+            servers.start(server)?;
+            met
         }
     };
     Ok(met)
+}
+
+/// Whether a server closes some of many connections, since it has not so many descriptors.
+fn sends_away(server: u16) -> Result<bool, String> {
+    let address = Servers::client_address(server).parse().map_err(|e| format!("S{server}: {e}"))?;
+    let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
+    let mut crowd: Vec<TcpStream> = (0..CROWD).filter_map(connect).collect();
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(2) {
+        for stream in &mut crowd {
+            stream.set_nonblocking(true).map_err(|e| format!("S{server}: {e}"))?;
+            match stream.read(&mut [0]) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                _ => return Ok(true),
+            }
+        }
+        crate::pause(Duration::from_millis(20));
+    }
+    Ok(false)
 }
 
 fn proxy(servers: &Servers, server: u16) -> &crate::proxy::Proxy {

@@ -32,6 +32,11 @@ const ACCOUNTS: u64 = 3000;
 /// So many that requests seldom meet each other's locks.
 const MANY_ACCOUNTS: u64 = 1_000_000;
 const INITIAL_BALANCE: u64 = 100;
+/// What is to be left while one server is throttled, in per cent.
+const LEAST_LEFT: f64 = 80.0;
+/// Milliseconds that half of the leaders' deaths, and 99 % of them, may leave a shard without a commit; of so many deaths.
+const LEADER_BAR: (u64, u64) = (500, 1500);
+const LEADERS: u64 = 20;
 /// Transfers per second below which a run means nothing.
 const LEAST_RATE: f64 = 500.0;
 /// Requests per second of all clients together while harm is done.
@@ -97,7 +102,7 @@ fn main() -> ExitCode {
     let accounts = if args.overload { MANY_ACCOUNTS } else { ACCOUNTS };
     let done = in_place(accounts, |servers| {
         if args.overload {
-            return overload::measure(servers, seed).map(|()| ExitCode::SUCCESS);
+            return overload::measure(servers, seed).map(|missed| told(&missed));
         }
         println!("seed {seed}, {} minutes, {CLIENTS} clients, {SERVERS} servers", args.minutes);
         attack(servers, seed, Duration::from_secs_f64(args.minutes * 60.0))
@@ -133,7 +138,7 @@ fn attack(servers: &mut Servers, seed: u64, time: Duration) -> Result<ExitCode, 
     let load = Load::start(servers.topology(), seed);
     let shared = load.shared.clone();
     let mut rng = SplitMix64::new(seed);
-    throttle(servers, &shared)?;
+    let mut missed = throttle(servers, &shared)?;
     shared.pace(pace(USUAL_RATE));
     let (mut tally, mut blows) = (Tally::default(), Vec::new());
     let (start, before) = (Instant::now(), shared.committed());
@@ -141,8 +146,9 @@ fn attack(servers: &mut Servers, seed: u64, time: Duration) -> Result<ExitCode, 
         episode(servers, &shared, &mut rng, &mut tally, &mut blows)?;
         servers.heal()?;
     }
-    let rate = (shared.committed() - before) as f64 / start.elapsed().as_secs_f64();
-    println!("{rate:.0} committed transfers/s over {:.0} s of harm", start.elapsed().as_secs_f64());
+    let took = start.elapsed();
+    let rate = (shared.committed() - before) as f64 / took.as_secs_f64();
+    println!("{rate:.0} committed transfers/s over {:.0} s of harm", took.as_secs_f64());
     let stories = load.end();
     println!("{} requests were sent again", stories.iter().map(|story| story.repeated).sum::<u64>());
     servers.heal()?;
@@ -161,7 +167,20 @@ fn attack(servers: &mut Servers, seed: u64, time: Duration) -> Result<ExitCode, 
             println!(
                 "ms from {name} to the shard's next commit: p50 {p50}, p90 {p90}, p99 {p99}, longest {longest}, of {count}"
             );
+            let late = p50 > LEADER_BAR.0 || p99 > LEADER_BAR.1;
+            if blow == Blow::LeaderKilled && count >= LEADERS && late {
+                missed.push(format!("p50 {} ms, p99 {} ms after {name}", LEADER_BAR.0, LEADER_BAR.1));
+            }
         }
+    }
+    tally.back.sort_unstable();
+    if let (Some(last), half) = (tally.back.last(), tally.back.len() / 2) {
+        println!(
+            "ms from the start of a killed server until everybody is well: p50 {}, longest {}, of {}",
+            tally.back[half].as_millis(),
+            last.as_millis(),
+            tally.back.len()
+        );
     }
     if !wrong.is_empty() {
         wrong.iter().for_each(|what| println!("WRONG: {what}"));
@@ -171,12 +190,19 @@ fn attack(servers: &mut Servers, seed: u64, time: Duration) -> Result<ExitCode, 
         println!("void: fewer than {LEAST_RATE} transfers/s");
         return Ok(ExitCode::from(2));
     }
-    if !tally.missed().is_empty() {
-        println!("void: some harm never met anybody: {:?}", tally.missed());
+    let never = tally.missed(took);
+    if !never.is_empty() {
+        println!("void: some harm never met anybody: {never:?}");
         return Ok(ExitCode::from(2));
     }
     println!("nothing lost, nothing twice");
-    Ok(ExitCode::SUCCESS)
+    Ok(told(&missed))
+}
+
+/// Says which bars were missed.
+fn told(missed: &[String]) -> ExitCode {
+    missed.iter().for_each(|bar| println!("MISSED: {bar}"));
+    if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(3) }
 }
 
 /// One thing that is done to the servers. When it is over nothing of it is left but what they have to make good.
@@ -255,8 +281,9 @@ fn await_commits(shared: &Shared, shard: ShardId) -> Result<(), String> {
 }
 
 /// Measures what is left when one server that follows, or one that led when that began, runs for a twentieth of the time only:
-/// the part of what there is just before and just after, all in all.
-fn throttle(servers: &mut Servers, shared: &Shared) -> Result<(), String> {
+/// the part of what there is just before and just after, all in all. Returns the bars that were missed.
+fn throttle(servers: &mut Servers, shared: &Shared) -> Result<Vec<String>, String> {
+    let mut missed = Vec::new();
     let mut before = rate(shared, || pause(MEASURE));
     for leads in [false, true] {
         let mut shares = Vec::new();
@@ -285,9 +312,13 @@ fn throttle(servers: &mut Servers, shared: &Shared) -> Result<(), String> {
         }
         shares.sort_by(f64::total_cmp);
         let who = if leads { "leader" } else { "follower" };
-        println!("one throttled {who} leaves {:.0} % (median of {})", shares[shares.len() / 2], shares.len());
+        let median = shares[shares.len() / 2];
+        println!("one throttled {who} leaves {median:.0} % (median of {})", shares.len());
+        if median < LEAST_LEFT {
+            missed.push(format!("{LEAST_LEFT} % with one throttled {who}"));
+        }
     }
-    Ok(())
+    Ok(missed)
 }
 
 fn rate(shared: &Shared, during: impl FnOnce()) -> f64 {

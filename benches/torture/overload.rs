@@ -18,6 +18,11 @@ const MEASURE: Duration = Duration::from_secs(8);
 const STEPS: [(usize, usize); 9] =
     [(8, 4), (16, 16), (64, 32), (128, 64), (320, 64), (640, 128), (1600, 128), (1600, 128), (1600, 128)];
 
+/// What the last steps are to leave of the peak, in per cent.
+const LEAST_LEFT: f64 = 80.0;
+/// Memory that differs by less than this factor, where nothing differs but that time has passed, is flat.
+const FLAT: f64 = 1.1;
+
 #[derive(Default)]
 struct Counts {
     committed: AtomicU64,
@@ -27,16 +32,19 @@ struct Counts {
     over: AtomicBool,
 }
 
-pub fn measure(servers: &mut Servers, seed: u64) -> Result<(), String> {
+/// Measures, prints, and returns the bars that were missed.
+pub fn measure(servers: &mut Servers, seed: u64) -> Result<Vec<String>, String> {
     servers.heal()?;
     let topology = servers.topology();
     println!(
-        "under way   connections   committed/s   busy/s   locked/s   other errors/s   MB of all servers, before and after"
+        "under way   connections   committed/s   busy/s   locked/s   other errors/s   MB of all servers, before, after, and ever"
     );
-    let mut peak: f64 = 0.0;
+    let (mut peak, mut capacity): (f64, usize) = (0.0, 0);
+    // What is left in the last steps, and memory at the end of each.
+    let mut last = Vec::new();
     for (connections, window) in STEPS {
         let counts = Counts::default();
-        let before = resident(servers);
+        let before = megabytes(servers, "VmRSS:");
         let took = thread::scope(|scope| {
             let workers: Vec<_> = (0..THREADS)
                 .map(|thread| {
@@ -52,22 +60,42 @@ pub fn measure(servers: &mut Servers, seed: u64) -> Result<(), String> {
             crate::pause(MEASURE);
             let rates =
                 counted.map(|count| count.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64());
-            let after = resident(servers);
+            let after = megabytes(servers, "VmRSS:");
             counts.over.store(true, Ordering::Relaxed);
             let ends: Result<Vec<()>, String> =
                 workers.into_iter().map(|worker| worker.join().expect("no client panics")).collect();
             ends.map(|_| (rates, after))
         });
         let ([committed, busy, locked, refused], after) = took?;
-        peak = peak.max(committed);
+        let under_way = connections * window;
+        if committed > peak {
+            (peak, capacity) = (committed, under_way);
+        }
+        let left = 100.0 * committed / peak;
+        if (connections, window) == STEPS[STEPS.len() - 1] {
+            last.push((left, after));
+        }
         println!(
-            "{:>9}   {connections:>11}   {committed:>11.0}   {busy:>6.0}   {locked:>8.0}   {refused:>14.0}   {before:.0}, {after:.0}; {:.0} % of the peak",
-            connections * window,
-            100.0 * committed / peak
+            "{under_way:>9}   {connections:>11}   {committed:>11.0}   {busy:>6.0}   {locked:>8.0}   {refused:>14.0}   {before:.0}, {after:.0}, {:.0}; {left:.0} % of the peak",
+            megabytes(servers, "VmHWM:"),
         );
         servers.heal()?;
     }
-    Ok(())
+    let most = STEPS[STEPS.len() - 1];
+    println!(
+        "the peak has {capacity} under way, the last steps {} times as many",
+        most.0 * most.1 / capacity.max(1)
+    );
+    let mut missed = Vec::new();
+    if last.iter().any(|(left, _)| *left < LEAST_LEFT) {
+        missed.push(format!("{LEAST_LEFT} % of the peak in the last steps"));
+    }
+    let memory = || last.iter().map(|(_, memory)| *memory);
+    let (least, most) = (memory().fold(f64::MAX, f64::min), memory().fold(0.0, f64::max));
+    if most > least * FLAT {
+        missed.push(format!("flat memory: {least:.0} to {most:.0} MB in the last steps"));
+    }
+    Ok(missed)
 }
 
 /// Keeps half a window to a whole one under way on each of its connections.
@@ -128,12 +156,12 @@ fn drive(
     }
 }
 
-/// Megabytes of all servers in memory, from the kernel.
-fn resident(servers: &Servers) -> f64 {
+/// Megabytes of all servers in memory, now or at most, as the kernel calls it.
+fn megabytes(servers: &Servers, key: &str) -> f64 {
     let of = |server: u16| {
         let pid = servers.pid(server)?.as_raw_nonzero();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim();
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?.trim();
         line.trim_end_matches(" kB").parse::<f64>().ok()
     };
     (1..=SERVERS).filter_map(of).sum::<f64>() / 1024.0

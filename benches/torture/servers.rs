@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use shardpaxosbank::config::Topology;
 use shardpaxosbank::report::Role;
 use shardpaxosbank::runtime::admin;
@@ -100,6 +100,14 @@ impl Servers {
 
     pub fn client_address(server: u16) -> String {
         format!("{}:{CLIENT}", net::address(server))
+    }
+
+    /// Starts it as if by `ulimit -n`.
+    pub fn start_with_few_descriptors(&mut self, server: u16, few: u64) -> Result<(), String> {
+        self.start(server)?;
+        // Long before it asks: what was started is `ip`, which becomes the server.
+        let limit = Rlimit { current: Some(few), maximum: Some(few) };
+        prlimit(self.pid(server), Resource::Nofile, limit).map(drop).map_err(|e| format!("prlimit: {e}"))
     }
 
     pub fn start(&mut self, server: u16) -> Result<(), String> {
