@@ -38,7 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "sim",
         &[
-            "types", "config", "codec", "paxos", "bank", "txn", "shard", "storage", "drive", "audit",
+            "types", "config", "codec", "paxos", "bank", "txn", "shard", "storage", "net", "drive", "audit",
             "testset", "workload", "metrics", "history",
         ],
     ),

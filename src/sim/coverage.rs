@@ -31,7 +31,7 @@ sights! {
     FrameSlow "a frame took longer than a second",
     FrameFromThePast "a frame was delivered again more than a second later",
     RequestFromThePast "a request was delivered more than a second late, as by a server that stood still",
-    FrameBroken "a connection broke with frames on their way",
+    FrameBroken "a connection broke half-way through a frame",
     SlowNetwork "a server behind a slow network was sent something",
     SlowWayBack "an answer took the slow way back to its server",
     CutHalves "a partition into halves swallowed a frame",

@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::codec;
+use crate::codec::{self, kind};
+use crate::config::limits;
+use crate::net;
 use crate::paxos::Message;
 use crate::sim::coverage::{Coverage, Seen};
 use crate::txn::message::{Request, Response};
@@ -72,6 +74,31 @@ impl Packet {
             Packet::Response(_, response) => check(response),
             _ => {}
         }
+    }
+
+    /// The connection breaks within this frame: the other end reads some of its bytes, which are no frame, and then no more.
+    /// How many, the checksum decides.
+    pub fn breaks_off(&self) {
+        let mut bytes = Vec::new();
+        match self {
+            Packet::Peer(message) => net::encode(kind::PEER, &mut bytes, |out| codec::encode(message, out)),
+            Packet::Request(_, request) | Packet::Late(request) => {
+                net::encode(kind::REQUEST, &mut bytes, |out| codec::encode(request, out));
+            }
+            Packet::Response(_, response) => {
+                net::encode(kind::RESPONSE, &mut bytes, |out| codec::encode(response, out));
+            }
+            _ => return,
+        }
+        let cut = usize::from(u16::from_le_bytes([bytes[4], bytes[5]])) % bytes.len();
+        let mut reader = net::FrameReader::new();
+        for byte in &bytes[..cut] {
+            reader.space(limits::PEER_FRAME_BYTES)[0] = *byte;
+            reader.filled(1);
+            let read = reader.next_frame(limits::PEER_FRAME_BYTES);
+            assert_eq!(read, Ok(None), "P2: {cut} of {} bytes were taken for a frame", bytes.len());
+        }
+        assert_eq!(reader.pending_bytes(), cut, "P2: of {cut} bytes of a frame some are missing");
     }
 }
 

@@ -357,7 +357,10 @@ impl World {
         let between = |from: &Place, to: &Place| (*from, *to) == (a, b) || (*from, *to) == (b, a);
         let before = self.queue.len();
         self.queue.retain(|_, event| match event {
-            Event::Arrive { from, to, packet } => !(packet.is_payload() && between(from, to)),
+            Event::Arrive { from, to, packet } if packet.is_payload() && between(from, to) => {
+                packet.breaks_off();
+                false
+            }
             _ => true,
         });
         self.coverage.see_if(self.queue.len() < before, Seen::FrameBroken);
