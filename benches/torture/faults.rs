@@ -194,10 +194,11 @@ fn sends_away(server: u16) -> Result<bool, String> {
     let address = Servers::client_address(server).parse().map_err(|e| format!("S{server}: {e}"))?;
     let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
     let mut crowd: Vec<TcpStream> = (0..CROWD).filter_map(connect).collect();
+    let quiet = crowd.iter().try_for_each(|stream| stream.set_nonblocking(true));
+    quiet.map_err(|e| format!("S{server}: {e}"))?;
     let since = Instant::now();
     while since.elapsed() < Duration::from_secs(2) {
         for stream in &mut crowd {
-            stream.set_nonblocking(true).map_err(|e| format!("S{server}: {e}"))?;
             match stream.read(&mut [0]) {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 _ => return Ok(true),

@@ -105,9 +105,11 @@ impl Servers {
     /// Starts it as if by `ulimit -n`.
     pub fn start_with_few_descriptors(&mut self, server: u16, few: u64) -> Result<(), String> {
         self.start(server)?;
+        // Without a number it would be the limit of this process.
+        let pid = self.pid(server).ok_or("it was started")?;
         // Long before it asks: what was started is `ip`, which becomes the server.
         let limit = Rlimit { current: Some(few), maximum: Some(few) };
-        prlimit(self.pid(server), Resource::Nofile, limit).map(drop).map_err(|e| format!("prlimit: {e}"))
+        prlimit(Some(pid), Resource::Nofile, limit).map(drop).map_err(|e| format!("prlimit: {e}"))
     }
 
     pub fn start(&mut self, server: u16) -> Result<(), String> {

@@ -4,8 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 
-use crate::common::{LIMIT, eventually, put, set_text};
-use crate::hostile::peak_memory_kb;
+use crate::common::{LIMIT, eventually, peak_memory_kb, put, set_text};
 use crate::process::Processes;
 use crate::resp::talk;
 

@@ -12,7 +12,7 @@ use shardpaxosbank::storage::{FileDisk, read_identity};
 use shardpaxosbank::types::NodeId;
 use shardpaxosbank::workload::SplitMix64;
 
-use crate::common::{LIMIT, Running, audit, audit_set, bank, put, run, set_text, temp};
+use crate::common::{LIMIT, Running, audit, audit_set, bank, peak_memory_kb, put, run, set_text, temp};
 use crate::process::{config_text, free_ports};
 
 fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
@@ -53,13 +53,6 @@ fn attack(address: SocketAddr, bytes: &[u8], cut: bool) -> Option<String> {
     reader.filled(answer.len());
     let frame = reader.next_frame(answer.len()).expect("what a server sends is sound")?;
     (frame.kind == kind::REJECT).then(|| codec::decode(frame.payload).expect("a text"))
-}
-
-/// Most memory that a process ever used, in kB.
-pub fn peak_memory_kb(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("Linux says so");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 #[test]

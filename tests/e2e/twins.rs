@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::{Running, put};
+use crate::common::{Running, bank, put};
 use crate::process::{Processes, free_ports};
 use crate::resp::talk;
 
@@ -50,15 +50,11 @@ fn a_server_with_a_copy_of_anothers_directory_is_turned_away() {
     let own = all.client_address(2);
     let elsewhere = text.replace(&own, &format!("127.0.0.1:{}", free_ports(1)[0]));
     assert_ne!(text, elsewhere);
-    let path = std::mem::replace(&mut all.path, put(all.dir.path(), "elsewhere.toml", &elsewhere));
-    let mut command = all.command(2, "--format");
-    let (data, copy) = (all.place(2).display().to_string(), copy.display().to_string());
-    let arguments: Vec<_> =
-        command.get_args().map(|a| if *a == *data { copy.clone().into() } else { a.to_owned() }).collect();
-    command = std::process::Command::new(command.get_program());
-    command.args(arguments).env("RUST_LOG", "warn");
+    let elsewhere = put(all.dir.path(), "elsewhere.toml", &elsewhere);
+    let copy = copy.display().to_string();
+    let mut command = bank(&["node", "--config", &elsewhere, "--server", "S2", "--data-dir", &copy]);
+    command.env("RUST_LOG", "warn");
     let mut twin = Running::start(command);
     twin.complains_of("S1 turned it away: another S2 runs, with a copy of this data directory");
-    all.path = path;
     commits(&all, 1);
 }

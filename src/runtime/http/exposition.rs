@@ -162,9 +162,7 @@ impl Server {
             self.status.in_doubt,
         )
     }
-}
 
-impl Server {
     fn served(&self, page: &mut Page<'_>) -> fmt::Result {
         let served = &self.status.metrics.served;
         page.labelled_histogram(
@@ -227,9 +225,7 @@ impl Page<'_> {
     }
 
     fn histogram(&mut self, name: &str, help: &str, durations: &Durations) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        let sum = durations.sum().as_secs_f64();
-        family.encode_histogram::<NoLabelSet>(sum, durations.count(), &ranges(durations), None)
+        put(self.0.encode_descriptor(name, help, None, MetricType::Histogram)?, durations)
     }
 
     fn labelled_histogram<'a>(
@@ -241,18 +237,17 @@ impl Page<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (which, durations) in values {
-            let sum = durations.sum().as_secs_f64();
-            let labels = [(label, which)];
-            let mut one = family.encode_family(&labels)?;
-            one.encode_histogram::<NoLabelSet>(sum, durations.count(), &ranges(durations), None)?;
+            put(family.encode_family(&[(label, which)])?, durations)?;
         }
         Ok(())
     }
 }
 
-/// For an encoder: the upper ends in seconds, and how many lie in each range.
-fn ranges(durations: &Durations) -> Vec<(f64, u64)> {
-    durations.ranges().map(|(bound, count)| (bound.as_secs_f64(), count)).collect()
+/// Writes one histogram, in seconds.
+fn put(mut metric: MetricEncoder, durations: &Durations) -> fmt::Result {
+    let ranges: Vec<(f64, u64)> =
+        durations.ranges().map(|(bound, count)| (bound.as_secs_f64(), count)).collect();
+    metric.encode_histogram::<NoLabelSet>(durations.sum().as_secs_f64(), durations.count(), &ranges, None)
 }
 
 /// One metric for each value of a label.
