@@ -29,7 +29,7 @@ impl Replica {
         }
         self.step_down(now, why, out);
         // Not before the others had their time does it ask for the lead again: they wait for a leader that they do not hear
-        // up to two election time-outs.
+        // up to two election time-outs. Once one of them campaigns, it waits for that one as everybody does.
         self.yields_until = Some(now + self.timeouts.election() * 2);
         self.deadline = self.deadline + self.timeouts.election();
         true
