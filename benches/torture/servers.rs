@@ -25,8 +25,9 @@ pub const PROXIED: std::ops::RangeInclusive<u16> = SERVERS - PER_CLUSTER + 1..=S
 
 const PEER: u16 = 7000;
 const CLIENT: u16 = 7100;
-/// Room for the log that `KEEP` asks for, and some.
-const DISK: &str = "160m";
+/// Room for the log that `KEEP` asks for, and for two snapshots and a third in the making. What clients have named is kept until
+/// its session expires, after ten minutes: at full speed that grows to a hundred megabytes of each shard's state.
+const DISK: &str = "640m";
 const KEEP: &str = "[keep]\nsnapshot_mib = 8\naudit_mib = 32\n";
 
 /// So long everything may take to be well again after whatever was done to it.

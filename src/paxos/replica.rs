@@ -423,7 +423,7 @@ impl Replica {
         }
         // S2: of slots that it knows as decided and whose values it lost, it takes only what the leader knows as decided, too:
         // it may have heard of them from a later ballot than this one.
-        let free = |slot| slot > self.known() || slot <= m.decided;
+        let free = |slot| slot > self.known() || slot <= m.decided.max(self.decided);
         let mut values: Vec<(Slot, Value)> = (m.first.0..).map(Slot).zip(m.values).collect();
         if let Some(first) = values.iter().position(|(slot, _)| !free(*slot)) {
             let what = "a proposal for a slot that is decided, unknown to its leader, and lost here";

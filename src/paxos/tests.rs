@@ -117,6 +117,27 @@ fn a_follower_that_restarts_below_its_acknowledgement_is_sent_the_rest_again() {
     assert!(again || read, "S3 is never sent slot 3 again: {sent:?}");
 }
 
+/// An old proposal that comes again after its slots are known as decided was taken for one of slots whose values the disk has
+/// lost, and what stood behind these slots in the same message was not taken.
+#[test]
+fn a_repetition_of_what_is_decided_brings_what_is_behind_it() {
+    let start = (Ballot::ZERO, Slot(3), Vec::new());
+    let mut s1 = Replica::new(S1, vec![S1, S2, S3], Timeouts::default(), Time(0), 1, start);
+    let ballot = Ballot::new(1, S2);
+    let mut accept = |decided, first, last| {
+        let values = (first..=last).map(|_| Value::noop()).collect();
+        let message = Message::Accept(Accept { ballot, decided: Slot(decided), first: Slot(first), values });
+        let mut out = Output::default();
+        s1.message(Time(1), S2, message, &mut out);
+        (out, s1.decided(), s1.position())
+    };
+    let (_, decided, position) = accept(5, 4, 6);
+    assert_eq!((decided, position), (Slot(5), Slot(6)));
+    let (out, decided, position) = accept(3, 4, 8);
+    assert_eq!((decided, position), (Slot(5), Slot(8)));
+    assert!(!out.events.iter().any(|event| matches!(event, Event::Ignored { .. })), "{:?}", out.events);
+}
+
 /// Every repetition of an answer brought about another question, and its answer, repeated, two more: a network that
 /// repeats one message in five ended in nothing but questions and answers.
 #[test]

@@ -325,8 +325,16 @@ impl Conns {
         Some(token)
     }
 
-    /// Gives a stranger its role, and with it its limits.
+    /// Gives a stranger its role, and with it its limits. A peer has one connection: its older one, which it has given up or
+    /// which another process of its name has, is closed.
     pub fn greet(&mut self, token: usize, role: Role) {
+        if matches!(role, Role::Peer(_)) {
+            let older: Vec<usize> =
+                self.conns.iter().filter(|(_, conn)| conn.role == role).map(|(older, _)| *older).collect();
+            for older in older {
+                self.close(older, "a newer one took its place", &mut Vec::new());
+            }
+        }
         let Some(conn) = self.conns.get_mut(&token) else { return };
         conn.role = role;
         if role == Role::Client {

@@ -8,6 +8,7 @@ mod catch_up;
 mod common;
 mod continued;
 mod crowd;
+mod examples;
 mod failing_disk;
 mod full;
 mod harm;

@@ -104,6 +104,18 @@ fn tools_and_libraries_of_redis_use_the_bank() {
     assert_eq!(cli(&["BALANCE", "000000000021"]), "100007\n");
     assert!(cli(&["-3", "HELLO", "3"]).contains("shardpaxosbank"));
     assert!(cli(&["INFO"]).contains("server:S2"));
+    // With an ID a request sent again, to another server and in the other version of the protocol, is the same transfer.
+    let (_, other) = address(&all, 7);
+    let session = cli(&["SESSION"]);
+    let id = format!("{}:1", session.trim());
+    assert_eq!(cli(&["TXN", &id]), "never seen\n");
+    for (port, version) in [(&port, "-2"), (&other, "-3"), (&port, "-3")] {
+        let request = ["-p", port, version, "TRANSFER", "5", "25", "40", "ID", &id];
+        assert_eq!(tool("redis-cli", &request), "OK\n");
+    }
+    assert_eq!(cli(&["TXN", &id]), "committed\n");
+    assert_eq!(tool("redis-cli", &["-p", &other, "-3", "BALANCE", "25"]), "100040\n");
+    assert!(cli(&["TRANSFER", "5", "25", "41", "ID", &id]).starts_with("IDREUSED "));
     let bench = ["-p", &port, "-n", "3000", "-c", "20", "-P", "8", "-q", "TRANSFER", "1", "2", "1"];
     assert!(tool("redis-benchmark", &bench).contains("requests per second"));
     assert_eq!(cli(&["BALANCE", "2"]), "103000\n", "each request is one transfer");
@@ -115,8 +127,14 @@ fn tools_and_libraries_of_redis_use_the_bank() {
          p = r.pipeline(transaction=False)\n\
          for account in range(1, 31): p.execute_command('BALANCE', account)\n\
          print(sum(p.execute()), r.info()['server'])\n\
+         id = r.execute_command('SESSION').decode() + ':1'\n\
+         print(*[r.execute_command('TRANSFER', 6, 26, 9, 'ID', id).decode() for _ in range(2)])\n\
+         print(r.execute_command('TXN', id).decode(), r.execute_command('BALANCE', 26))\n\
          try: r.execute_command('TRANSFER', 4, 14, 10**9)\n\
          except redis.ResponseError as e: print(str(e).split()[0])\n"
     );
-    assert_eq!(tool("/usr/bin/python3", &["-c", &script]), "3000000 S2\nINSUFFICIENT\n");
+    assert_eq!(
+        tool("/usr/bin/python3", &["-c", &script]),
+        "3000000 S2\nOK OK\ncommitted 100009\nINSUFFICIENT\n"
+    );
 }

@@ -116,6 +116,20 @@ fn who_says_no_hello_for_five_seconds_is_closed() {
     assert_eq!(end.conns.role(greeted), Some(Role::Client));
 }
 
+/// A server that was silent for so long that another process of its name was let in was heard beside that when it spoke again.
+#[test]
+fn of_one_peer_the_newest_connection_stands() {
+    let mut end = End::new(&[]);
+    let [(older, mut first), (other, _second), (newer, _third)] = [(); 3].map(|()| end.accept(START));
+    end.conns.greet(older, Role::Peer(S2));
+    end.conns.greet(other, Role::Peer(S3));
+    assert_eq!(end.conns.role(older), Some(Role::Peer(S2)));
+    end.conns.greet(newer, Role::Peer(S2));
+    let roles = [older, other, newer].map(|token| end.conns.role(token));
+    assert_eq!(roles, [None, Some(Role::Peer(S3)), Some(Role::Peer(S2))]);
+    assert_eq!(first.read(&mut [0; 1]).expect("the end of the connection"), 0);
+}
+
 /// A thousand connections sent as much as they could, each got its whole budget in one turn, and the turn took so long that
 /// its leader was given up for dead.
 #[test]
