@@ -54,6 +54,7 @@
 pub mod audit;
 pub mod backup;
 pub mod bank;
+pub mod bench;
 pub mod client;
 pub mod codec;
 pub mod config;

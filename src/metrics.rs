@@ -116,8 +116,21 @@ impl Latencies {
     const SIGNIFICANT_DIGITS: u8 = 3;
 
     pub fn record(&mut self, latency: Duration) {
-        let us = latency.as_micros().clamp(1, u128::from(Self::MAX_US)) as u64;
-        self.histogram_mut().record(us).expect("a histogram that grows holds any u64");
+        self.record_many(latency, 1);
+    }
+
+    /// The same latency, so many times.
+    pub fn record_many(&mut self, latency: Duration, count: u64) {
+        if count > 0 {
+            let us = latency.as_micros().clamp(1, u128::from(Self::MAX_US)) as u64;
+            self.histogram_mut().record_n(us, count).expect("a histogram that grows holds any u64");
+        }
+    }
+
+    /// The latency in microseconds that this share of those recorded, 0 to 1, does not exceed; 0 when there is none.
+    pub fn quantile(&self, share: f64) -> u64 {
+        // A histogram answers with the upper end of a bucket, which may lie beyond the longest latency that counts.
+        self.histogram.as_ref().map_or(0, |h| h.value_at_quantile(share).min(h.max()).min(Self::MAX_US))
     }
 
     /// Adds everything that `other` recorded.
@@ -129,13 +142,11 @@ impl Latencies {
 
     pub fn summary(&self) -> Summary {
         let Some(histogram) = &self.histogram else { return Summary::default() };
-        // A histogram answers with the upper end of a bucket, which may lie beyond the longest latency that counts.
-        let quantile = |q| histogram.value_at_quantile(q).min(Self::MAX_US);
         Summary {
             count: histogram.len(),
-            p50: quantile(0.50),
-            p95: quantile(0.95),
-            p99: quantile(0.99),
+            p50: self.quantile(0.50),
+            p95: self.quantile(0.95),
+            p99: self.quantile(0.99),
             max: histogram.max().min(Self::MAX_US),
         }
     }

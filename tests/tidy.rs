@@ -51,6 +51,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("client", &["types", "config", "bank", "txn", "testset", "runtime"]),
+    ("bench", &["types", "config", "txn", "workload", "metrics", "report", "runtime"]),
 ];
 
 /// The protocol: everything comes in as an input, so that three drivers can run it and every run can be repeated.

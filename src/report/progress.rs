@@ -27,3 +27,13 @@ pub fn soak_bar(total: u64, wanted: bool) -> ProgressBar {
         .expect("the template above is well formed");
     ProgressBar::new(total).with_style(style)
 }
+
+/// A bar over something that is measured by its share, in thousandths, on standard error, if that is a terminal.
+pub fn share_bar() -> ProgressBar {
+    if !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style =
+        ProgressStyle::with_template("{wide_bar} {percent} %").expect("the template above is well formed");
+    ProgressBar::new(1000).with_style(style)
+}

@@ -266,7 +266,7 @@ fn last_words(path: &Path, since: u64) -> String {
 }
 
 /// What a server of this data directory wrote when it last listened.
-fn pid_of(data: &Path, server: NodeId) -> Option<u32> {
+pub fn pid_of(data: &Path, server: NodeId) -> Option<u32> {
     fs::read_to_string(pid_file(data, server)).ok()?.trim().parse().ok()
 }
 

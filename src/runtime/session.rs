@@ -148,7 +148,7 @@ impl From<io::Error> for Ended {
     }
 }
 
-fn on_interrupt() -> Result<Receiver<()>, String> {
+pub fn on_interrupt() -> Result<Receiver<()>, String> {
     let (send, interrupt) = bounded(1);
     ctrlc::set_handler(move || _ = send.try_send(()))
         .map_err(|e| format!("Ctrl-C cannot be handled: {e}"))?;

@@ -4,6 +4,7 @@
 
 mod backup;
 mod bad_input;
+mod bench;
 mod catch_up;
 mod common;
 mod continued;

@@ -1,0 +1,75 @@
+//! What a run took of the machine: processor time, memory, syncs, bytes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// Nanoseconds that threads of this process have run, by name; those of one name added up.
+///
+/// # Errors
+///
+/// The kernel does not tell (`/proc` is missing, or no scheduler statistics are kept).
+pub fn threads() -> Result<BTreeMap<String, u64>, String> {
+    let mut ran = BTreeMap::new();
+    for task in tasks(Path::new("/proc/self/task"))? {
+        // A thread may have ended meanwhile.
+        let (Ok(name), Some(nanos)) = (fs::read_to_string(task.join("comm")), on_processor(&task)) else {
+            continue;
+        };
+        *ran.entry(name.trim_end().to_string()).or_default() += nanos;
+    }
+    Ok(ran)
+}
+
+/// Nanoseconds that all threads of a process have run.
+///
+/// # Errors
+///
+/// As of [`threads`]; or there is no such process.
+pub fn process(pid: u32) -> Result<u64, String> {
+    let tasks = tasks(Path::new(&format!("/proc/{pid}/task")))?;
+    Ok(tasks.iter().filter_map(|task| on_processor(task)).sum())
+}
+
+/// Bytes of a process in memory now, and the most that there were.
+///
+/// # Errors
+///
+/// There is no such process.
+pub fn memory(pid: u32) -> Result<(u64, u64), String> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+    let field = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kilobytes.map(|kilobytes| kilobytes * 1024).ok_or_else(|| format!("{path}: has no {key}"))
+    };
+    Ok((field("VmRSS:")?, field("VmHWM:")?))
+}
+
+fn tasks(place: &Path) -> Result<Vec<std::path::PathBuf>, String> {
+    let entries = fs::read_dir(place).map_err(|e| format!("{}: {e}", place.display()))?;
+    Ok(entries.flatten().map(|entry| entry.path()).collect())
+}
+
+fn on_processor(task: &Path) -> Option<u64> {
+    let text = fs::read_to_string(task.join("schedstat")).ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_of_this_process() {
+        let before: u64 = threads().expect("threads").values().sum();
+        let busy =
+            (0..3_000_000_u64).fold(1_u64, |a, b| a.wrapping_mul(31).wrapping_add(std::hint::black_box(b)));
+        assert_ne!(busy, 0);
+        let after = process(std::process::id()).expect("this process");
+        assert!(after > before);
+        let (now, most) = memory(std::process::id()).expect("this process");
+        assert!(now > 1 << 20 && most >= now);
+    }
+}

@@ -1,0 +1,82 @@
+//! `bank bench`: that it measures what it says, and leaves nothing behind. How fast anything is, no test asks.
+
+use serde_json::Value;
+
+use crate::common::{Ran, run, temp};
+
+fn bench(arguments: &[&str]) -> Ran {
+    run(&[&["bench", "--seconds", "0.5", "--warm-up", "0.2"], arguments].concat())
+}
+
+fn object(ran: Ran) -> Value {
+    serde_json::from_str(&ran.with_code(0).out).expect("one JSON object")
+}
+
+fn number(object: &Value, path: &str) -> f64 {
+    object.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {path} in {object}"))
+}
+
+#[test]
+fn a_run_is_summed_up() {
+    let dir = temp();
+    let place = dir.path().display().to_string();
+    let shape =
+        ["--clusters", "2", "--accounts", "1000", "--batch", "40", "--clients", "3", "--in-flight", "2"];
+    let drawn = ["--cross", "0.3", "--reads", "0.2", "--skew", "0.4", "--seed", "5"];
+    let how = ["--data-dir", &place, "--floor", "--json"];
+    let said = object(bench(&[&shape[..], &drawn, &how].concat()));
+    assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 0, "what was made is removed");
+    for path in ["/throughput_tps", "/committed", "/reads", "/cpu_ns_per_transfer", "/syncs", "/floor/share"]
+    {
+        assert!(number(&said, path) > 0.0, "{path} in {said}");
+    }
+    let count = |of: &str| number(&said, &format!("/latency_us/{of}/count"));
+    let aborted = said["aborted"].as_object().expect("reasons").values().filter_map(Value::as_f64);
+    let answered = number(&said, "/committed") + aborted.sum::<f64>() + number(&said, "/unknown");
+    assert_eq!(count("transfer"), answered, "{said}");
+    assert_eq!(count("transfer"), count("intra") + count("cross"));
+    assert!((0.2..0.4).contains(&(count("cross") / count("transfer"))), "{said}");
+    assert!((0.15..0.25).contains(&(count("read") / (count("transfer") + count("read")))), "{said}");
+    for of in ["transfer", "intra", "cross", "read", "batch"] {
+        let at = |share: &str| number(&said, &format!("/latency_us/{of}/{share}"));
+        assert!(at("p50") > 0.0 && at("p50") <= at("p99") && at("p99") <= at("max"), "{of} in {said}");
+    }
+    // Each transfer is in the log of each of three servers, with 24 bytes at least; and was sent to two of them.
+    assert!(
+        number(&said, "/wal_bytes_per_transfer") > 72.0 && number(&said, "/net_bytes_per_transfer") > 48.0
+    );
+    assert_eq!(number(&said, "/settings/clients"), 3.0);
+    let course = said.pointer("/course/committed").and_then(Value::as_array).expect("a course");
+    assert_eq!(course.iter().filter_map(Value::as_f64).sum::<f64>(), number(&said, "/committed"));
+}
+
+#[test]
+fn a_fixed_rate_is_kept_and_processes_are_measured() {
+    let shape = ["--processes", "--batch", "10", "--rate", "1000", "--mix", "smallbank", "--json"];
+    let said = object(bench(&shape));
+    let asked = number(&said, "/latency_us/transfer/count") + number(&said, "/latency_us/read/count");
+    assert!(asked <= 1000.0 * number(&said, "/seconds") + 100.0, "{said}");
+    for server in ["S1", "S2", "S3"] {
+        assert!(number(&said, &format!("/rss_bytes/{server}")) > 1e6, "{said}");
+        assert!(number(&said, &format!("/cpu_ns_per_transfer_by/{server}")) > 0.0, "{said}");
+    }
+    let ran = run(&["bench", "--transfers", "1000", "--batch", "1", "--in-flight", "50"]).with_code(0);
+    assert!(ran.out.contains("transfers/s committed") && ran.out.contains("ns of processor"), "{}", ran.out);
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_by_name() {
+    for (arguments, part) in [
+        (&["--cross", "1.5"][..], "--cross"),
+        (&["--batch", "0"], "--batch"),
+        (&["--servers", "2"], "--servers 2"),
+        (&["--accounts", "1"], "needs 2 accounts"),
+        (&["--rate", "0"], "--rate"),
+        (&["--config", "/nowhere/cluster.toml"], "/nowhere/cluster.toml"),
+        (&["--config", "x.toml", "--accounts", "5"], "--accounts"),
+        (&["--data-dir", "/nowhere"], "/nowhere"),
+    ] {
+        let ran = run(&[&["bench"], arguments].concat()).with_code(2);
+        assert!(ran.err.contains(part), "{arguments:?}: {}", ran.err);
+    }
+}
