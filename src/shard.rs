@@ -7,6 +7,7 @@
 //! Deliberately absent: sockets, files, clocks, threads and random numbers.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{Hash, Hasher};
 
 use crate::bank::command;
 use crate::bank::{Bank, Effects};
@@ -53,6 +54,28 @@ struct Queued {
     size: command::Size,
 }
 
+/// Buffers that are filled anew for each slot, and kept so that they need not grow again. They are no part of the state.
+#[derive(Default, Debug)]
+struct Scratch(Effects);
+
+impl Clone for Scratch {
+    fn clone(&self) -> Scratch {
+        Scratch::default()
+    }
+}
+
+impl PartialEq for Scratch {
+    fn eq(&self, _: &Scratch) -> bool {
+        true
+    }
+}
+
+impl Eq for Scratch {}
+
+impl Hash for Scratch {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
 /// A slot in flight that this leader proposed.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Batch {
@@ -71,6 +94,7 @@ pub struct Shard {
     limits: Limits,
     replica: Replica,
     bank: Bank,
+    scratch: Scratch,
     comparison: Comparison,
     /// The ballot in which the tables below were filled; they end with it.
     leading: Option<Ballot>,
@@ -122,6 +146,7 @@ impl Shard {
             limits: Limits::default(),
             replica,
             bank,
+            scratch: Scratch::default(),
             comparison: Comparison::new(me, servers, &timeouts, limits::DIGEST_SLOTS),
             leading: None,
             queue: VecDeque::new(),
@@ -463,7 +488,7 @@ impl Shard {
         if self.bank.applied() == self.replica.decided() {
             return;
         }
-        let mut effects = Effects::default();
+        let mut effects = std::mem::take(&mut self.scratch.0);
         let (mut committed, mut aborted) = (0, Vec::new());
         while self.bank.applied() < self.replica.decided() {
             let slot = self.bank.applied().next();
@@ -501,6 +526,7 @@ impl Shard {
             }
             out.events.push(Event::Led { slot, transactions, latency: now.since(batch.proposed) });
         }
+        self.scratch.0 = effects;
         if committed > 0 || !aborted.is_empty() {
             out.events.push(Event::Applied { committed, aborted });
         }

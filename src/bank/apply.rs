@@ -1,19 +1,21 @@
 //! The state of one shard, and the one function that changes it.
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bank::balances::Balances;
-use crate::bank::command::{self, Command, Range};
+use crate::bank::command::{self, Command, Range, TransferRecord};
 use crate::bank::image::Parts;
 use crate::bank::session::{Register, SessionState};
 use crate::bank::{BlockResult, Status, history};
 use crate::config::limits::{SESSION_WINDOW, SESSIONS};
 use crate::config::{Limits, Topology};
-use crate::types::{
-    AccountId, Incarnation, NodeId, Reason, Rejoined, Session, ShardId, Slot, Transfer, TxnId, Value,
-};
+use crate::types::{AccountId, NodeId, Reason, Rejoined, Session, ShardId, Slot, Transfer, TxnId, Value};
+
+/// Transfers whose balances are looked up together, before any of them is carried out.
+const AHEAD: usize = 32;
 
 /// An undecided YES: what is held until the outcome arrives. The balance still includes it (B2).
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -117,70 +119,6 @@ pub fn validate(topology: &Topology, transfer: &Transfer) -> Result<(ShardId, Sh
         (Some(from), Some(to)) => Ok((from, to)),
         _ => Err(Reason::UnknownAccount),
     }
-}
-
-/// One element's share of the digest. The digest is the wrapping sum of all shares, so that replacing an element costs
-/// one subtraction and one addition, and a snapshot can be digested anew (an additive multiset hash; P4).
-fn share(tag: u64, a: u64, b: u64) -> u64 {
-    fn mix(mut x: u64) -> u64 {
-        // The finaliser of SplitMix64: every input bit reaches every output bit.
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-    mix(mix(mix(tag.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(a)).wrapping_add(b))
-}
-
-const BALANCE: u64 = 1;
-/// An undecided YES; the lock follows from it.
-const HOLD: u64 = 2;
-const REGISTER: u64 = 3;
-const MARK: u64 = 4;
-const ISSUED: u64 = 5;
-const FLOOR: u64 = 6;
-const CLOSED: u64 = 7;
-const MEMBER: u64 = 8;
-const TRAIL: u64 = 9;
-const NAME: u64 = 10;
-/// A session for named transactions only.
-const NAMING: u64 = 11;
-
-/// The share of consecutive accounts, from `first` on.
-pub(super) fn digest_balances(first: u64, balances: impl Iterator<Item = u64>) -> u64 {
-    let shares = (first..).zip(balances).map(|(account, balance)| share(BALANCE, account, balance));
-    shares.fold(0, u64::wrapping_add)
-}
-
-/// The share of everything else.
-pub(super) fn digest_rest(
-    trail: u64,
-    next_session: u64,
-    members: &BTreeMap<NodeId, Rejoined>,
-    floors: &BTreeMap<ShardId, u64>,
-    sessions: &BTreeMap<Session, SessionState>,
-    holds: &BTreeMap<TxnId, Hold>,
-) -> u64 {
-    let mut digest = share(ISSUED, 0, next_session).wrapping_add(share(TRAIL, 0, trail));
-    let mut add = |share: u64| digest = digest.wrapping_add(share);
-    holds.iter().for_each(|(id, hold)| add(hold_share(*id, hold)));
-    members.iter().for_each(|(server, member)| add(member_share(*server, member)));
-    floors.iter().for_each(|(issuer, floor)| add(share(FLOOR, u64::from(issuer.0), *floor)));
-    for (session, state) in sessions {
-        add(share(MARK, session.0, state.mark()));
-        if state.is_closed() {
-            add(share(CLOSED, session.0, 0));
-        }
-        if state.is_naming() {
-            add(share(NAMING, session.0, 0));
-        }
-        for (seq, register) in state.registers() {
-            add(register_share(TxnId { session: *session, seq }, register));
-        }
-        for (seq, name) in state.names() {
-            add(name_share(TxnId { session: *session, seq }, &name));
-        }
-    }
-    digest
 }
 
 impl Bank {
@@ -349,25 +287,30 @@ impl Bank {
                 Status::Done
             }
             Command::Transfers { range, records, .. } => {
-                for (txn, record) in mentions(&command, range).zip(records) {
-                    statuses.push(self.transfer(slot, txn, record.get(), effects));
-                }
+                self.each(&command, range, &mut statuses, |bank, state, i, txn| {
+                    if i % AHEAD == 0 {
+                        bank.warm(&records[i..records.len().min(i + AHEAD)]);
+                    }
+                    bank.transfer(slot, state, txn, records[i].get(), effects)
+                });
                 Status::Committed
             }
             Command::Prepare { range, participants, records, .. } => {
-                for (txn, record) in mentions(&command, range).zip(records) {
-                    statuses.push(self.prepare(txn, participants, record.get(), effects));
-                }
+                self.each(&command, range, &mut statuses, |bank, state, i, txn| {
+                    bank.prepare(state, txn, participants, records[i].get(), effects)
+                });
                 Status::Yes
             }
             Command::Outcome { range, commits, .. } => {
-                for (i, txn) in mentions(&command, range).enumerate() {
-                    statuses.push(self.outcome(slot, txn, command::bit(commits, i), effects));
-                }
+                self.each(&command, range, &mut statuses, |bank, state, i, txn| {
+                    bank.outcome(slot, state, txn, command::bit(commits, i), effects)
+                });
                 Status::Done
             }
             Command::Fence { range, .. } => {
-                statuses.extend(mentions(&command, range).map(|txn| self.fence(txn, effects)));
+                self.each(&command, range, &mut statuses, |bank, state, _, txn| {
+                    bank.fence(state, txn, effects)
+                });
                 Status::Yes
             }
             Command::Close { session } => {
@@ -393,29 +336,70 @@ impl Bank {
         history::put(&mut effects.history, &command, &effects.committed[committed..]);
     }
 
-    fn abort(&mut self, txn: Mention, reason: Reason, effects: &mut Effects) -> Status {
-        self.record(txn, Register::No(reason));
+    /// Has the balances of some transfers in the cache before they are needed. Among millions of accounts nearly every balance
+    /// is a miss, and misses that nothing waits for are served side by side.
+    fn warm(&self, records: &[TransferRecord]) {
+        let accounts = records.iter().flat_map(TransferRecord::accounts);
+        let indices = accounts.filter_map(|account| self.index(account));
+        black_box(indices.fold(0, |seen, index| seen ^ self.balances.warm(index)));
+    }
+
+    /// Does something for each transaction of a block, with the state of their session, which is looked up once.
+    fn each(
+        &mut self,
+        command: &Command<'_>,
+        range: Range,
+        statuses: &mut Vec<Status>,
+        mut act: impl FnMut(&mut Bank, &mut Entered, usize, Mention) -> Status,
+    ) {
+        match self.enter(range.session) {
+            Ok(mut state) => {
+                let mentions = mentions(command, range).enumerate();
+                statuses.extend(mentions.map(|(i, txn)| act(self, &mut state, i, txn)));
+                self.leave(state);
+            }
+            Err(status) => statuses.resize(range.count as usize, status),
+        }
+    }
+
+    fn abort(&mut self, state: &mut Entered, txn: Mention, reason: Reason, effects: &mut Effects) -> Status {
+        self.record(state, txn, Register::No(reason));
         effects.aborted.push(Some(reason));
         Status::Aborted(reason)
     }
 
-    fn transfer(&mut self, slot: Slot, txn: Mention, transfer: Transfer, effects: &mut Effects) -> Status {
-        if let Some(status) = self.recorded(txn, true) {
+    #[inline]
+    fn transfer(
+        &mut self,
+        slot: Slot,
+        state: &mut Entered,
+        txn: Mention,
+        transfer: Transfer,
+        effects: &mut Effects,
+    ) -> Status {
+        if let Some(status) = recorded(state, txn, true) {
             return status;
         }
         match self.execute(&transfer) {
             Ok(()) => {
-                self.record(txn, Register::Committed);
+                self.record(state, txn, Register::Committed);
                 effects.committed.push(Committed { slot, id: txn.id, transfer });
                 Status::Committed
             }
-            Err(reason) => self.abort(txn, reason, effects),
+            Err(reason) => self.abort(state, txn, reason, effects),
         }
     }
 
+    /// The checks of [`validate`], and in the same order, but for the shards, of which this one knows its own accounts only: a
+    /// leader refuses transfers that were sent to the wrong shard.
+    #[inline]
     fn execute(&mut self, transfer: &Transfer) -> Result<(), Reason> {
-        validate(&self.topology, transfer)?;
-        // A leader refuses transfers that were sent to the wrong shard; a shard knows no accounts but its own.
+        if transfer.amount <= 0 {
+            return Err(Reason::InvalidAmount);
+        }
+        if transfer.from == transfer.to {
+            return Err(Reason::SameAccount);
+        }
         let from = self.index(transfer.from).ok_or(Reason::UnknownAccount)?;
         let to = self.index(transfer.to).ok_or(Reason::UnknownAccount)?;
         if self.locks.contains_key(&transfer.from) || self.locks.contains_key(&transfer.to) {
@@ -431,18 +415,19 @@ impl Bank {
 
     fn prepare(
         &mut self,
+        state: &mut Entered,
         txn: Mention,
         participants: [ShardId; 2],
         transfer: Transfer,
         effects: &mut Effects,
     ) -> Status {
-        if let Some(status) = self.recorded(txn, true) {
+        if let Some(status) = recorded(state, txn, true) {
             return status;
         }
         let id = txn.id;
         match self.lockable(&transfer, participants) {
             Ok(account) => {
-                self.record(txn, Register::Yes);
+                self.record(state, txn, Register::Yes);
                 let hold = Hold { transfer, participants, named: txn.name.is_some() };
                 self.digest = self.digest.wrapping_add(hold_share(id, &hold));
                 self.locks.insert(account, id);
@@ -450,7 +435,7 @@ impl Bank {
                 effects.prepared.push(id);
                 Status::Yes
             }
-            Err(reason) => self.abort(txn, reason, effects),
+            Err(reason) => self.abort(state, txn, reason, effects),
         }
     }
 
@@ -476,15 +461,22 @@ impl Bank {
         [transfer.from, transfer.to].into_iter().find(|a| self.index(*a).is_some())
     }
 
-    fn outcome(&mut self, slot: Slot, txn: Mention, commit: bool, effects: &mut Effects) -> Status {
-        match (self.recorded(txn, false), commit) {
+    fn outcome(
+        &mut self,
+        slot: Slot,
+        state: &mut Entered,
+        txn: Mention,
+        commit: bool,
+        effects: &mut Effects,
+    ) -> Status {
+        match (recorded(state, txn, false), commit) {
             (None, false) => {
-                self.record(txn, Register::No(Reason::NoQuorum));
+                self.record(state, txn, Register::No(Reason::NoQuorum));
                 effects.aborted.push(None);
                 Status::Done
             }
             (Some(Status::Yes), _) => {
-                self.settle(slot, txn, commit, effects);
+                self.settle(slot, state, txn, commit, effects);
                 if !commit {
                     effects.aborted.push(None);
                 }
@@ -499,7 +491,7 @@ impl Bank {
         }
     }
 
-    fn settle(&mut self, slot: Slot, txn: Mention, commit: bool, effects: &mut Effects) {
+    fn settle(&mut self, slot: Slot, state: &mut Entered, txn: Mention, commit: bool, effects: &mut Effects) {
         let id = txn.id;
         let hold = self.holds.remove(&id).expect("T5: an undecided YES has its hold");
         let account = self.part(&hold.transfer).expect("T5: a hold names an account of this shard");
@@ -517,27 +509,25 @@ impl Bank {
             self.set_balance(index, balance);
             effects.committed.push(Committed { slot, id, transfer: hold.transfer });
         }
-        self.record(txn, if commit { Register::YesCommitted } else { Register::YesAborted });
+        self.record(state, txn, if commit { Register::YesCommitted } else { Register::YesAborted });
         effects.settled.push(id);
     }
 
-    fn fence(&mut self, txn: Mention, effects: &mut Effects) -> Status {
-        match self.recorded(txn, false) {
-            Some(status) => status,
-            None => self.abort(txn, Reason::NoQuorum, effects),
-        }
+    fn fence(&mut self, state: &mut Entered, txn: Mention, effects: &mut Effects) -> Status {
+        recorded(state, txn, false).unwrap_or_else(|| self.abort(state, txn, Reason::NoQuorum, effects))
     }
 
+    #[inline]
     fn index(&self, account: AccountId) -> Option<usize> {
         let index = account.0.checked_sub(self.first_account)? as usize;
         (index < self.balances.len()).then_some(index)
     }
 
+    #[inline]
     fn set_balance(&mut self, index: usize, balance: u64) {
         let account = self.first_account + index as u64;
-        let before = self.balances.get(index);
-        self.swap_share(BALANCE, account, Some(before), Some(balance));
-        self.balances.set(index, balance);
+        let (stem, before) = (stem(BALANCE, account), self.balances.set(index, balance));
+        self.digest = self.digest.wrapping_sub(share_of(stem, before)).wrapping_add(share_of(stem, balance));
     }
 
     fn swap_share(&mut self, tag: u64, key: u64, before: Option<u64>, after: Option<u64>) {
@@ -550,30 +540,6 @@ impl Bank {
     }
 }
 
-fn hold_share(id: TxnId, hold: &Hold) -> u64 {
-    let Transfer { from, to, amount } = hold.transfer;
-    let [a, b] = hold.participants.map(|shard| u64::from(shard.0));
-    let whose = share(HOLD, id.session.0, id.seq);
-    let what = share(HOLD, from.0, to.0);
-    let how = u64::from(hold.named) << 32 | a << 16 | b;
-    share(whose, what, share(HOLD, amount.unsigned_abs(), how))
-}
-
-fn member_share(server: NodeId, member: &Rejoined) -> u64 {
-    let Rejoined { incarnation: Incarnation(i), ballot } = member;
-    let whose = share(MEMBER, u64::from(server.0), (i >> 64) as u64);
-    share(whose, *i as u64, share(MEMBER, ballot.round, u64::from(ballot.server)))
-}
-
-fn register_share(id: TxnId, register: Register) -> u64 {
-    share(REGISTER | u64::from(register.code()) << 8, id.session.0, id.seq)
-}
-
-fn name_share(id: TxnId, name: &Transfer) -> u64 {
-    let whose = share(NAME, id.session.0, id.seq);
-    share(whose, share(NAME, name.from.0, name.to.0), name.amount as u64)
-}
-
 /// The transactions of a block, in order.
 fn mentions<'a>(command: &'a Command<'_>, range: Range) -> impl Iterator<Item = Mention> + 'a {
     range.seqs().enumerate().map(move |(i, seq)| {
@@ -582,6 +548,14 @@ fn mentions<'a>(command: &'a Command<'_>, range: Range) -> impl Iterator<Item = 
     })
 }
 
+mod digest;
 mod sessions;
+
+use digest::{
+    BALANCE, CLOSED, FLOOR, ISSUED, MARK, NAMING, TRAIL, hold_share, member_share, name_share,
+    register_share, register_stem, share, share_of, stem,
+};
+pub(super) use digest::{digest_balances, digest_rest};
+use sessions::{Entered, recorded};
 #[cfg(test)]
 mod tests;

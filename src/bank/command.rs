@@ -59,6 +59,10 @@ impl From<Transfer> for TransferRecord {
 }
 
 impl TransferRecord {
+    pub fn accounts(&self) -> [AccountId; 2] {
+        [AccountId(self.from.get()), AccountId(self.to.get())]
+    }
+
     pub fn get(&self) -> Transfer {
         Transfer { from: AccountId(self.from.get()), to: AccountId(self.to.get()), amount: self.amount.get() }
     }
@@ -180,12 +184,17 @@ pub fn bit(bits: &[u8], i: usize) -> bool {
 
 /// A bit set from booleans, the unused bits of the last byte zero.
 pub fn bits(values: impl IntoIterator<Item = bool>) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (i, value) in values.into_iter().enumerate() {
-        if i % 8 == 0 {
-            out.push(0);
+    let (mut out, mut byte, mut count) = (Vec::new(), 0, 0);
+    for value in values {
+        byte |= u8::from(value) << count;
+        count += 1;
+        if count == 8 {
+            out.push(byte);
+            (byte, count) = (0, 0);
         }
-        out[i / 8] |= u8::from(value) << (i % 8);
+    }
+    if count > 0 {
+        out.push(byte);
     }
     out
 }
@@ -322,18 +331,19 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<Command<'a>, String> {
 }
 
 fn put(out: &mut Vec<u8>, kind: u8, participants: [ShardId; 2], range: Range, body: &[u8]) {
-    put_parts(out, kind, false, participants, range, [body, &[]]);
+    put_whole(out, (kind, false), participants, range, body, &[]);
 }
 
-fn put_parts(
+/// A block of a kind, `named` or not, with this body and then transfers.
+fn put_whole(
     out: &mut Vec<u8>,
-    kind: u8,
-    named: bool,
+    (kind, named): (u8, bool),
     participants: [ShardId; 2],
     range: Range,
-    body: [&[u8]; 2],
+    body: &[u8],
+    transfers: &[Transfer],
 ) {
-    let bytes = HEADER + body[0].len() + body[1].len();
+    let bytes = HEADER + body.len() + transfers.len() * size_of::<TransferRecord>();
     let header = Header {
         bytes: U32::new(bytes as u32),
         kind,
@@ -344,8 +354,10 @@ fn put_parts(
         session: U64::new(range.session.0),
         first: U64::new(range.first),
     };
+    out.reserve(bytes);
     out.extend_from_slice(header.as_bytes());
-    body.iter().for_each(|part| out.extend_from_slice(part));
+    out.extend_from_slice(body);
+    transfers.iter().for_each(|t| out.extend_from_slice(TransferRecord::from(*t).as_bytes()));
 }
 
 const NOBODY: [ShardId; 2] = [ShardId(0), ShardId(0)];
@@ -368,18 +380,26 @@ pub fn put_mark(out: &mut Vec<u8>, session: Session, mark: u64) {
     put(out, MARK, NOBODY, Range { session, first: mark, count: 0 }, &[]);
 }
 
-fn records(range: Range, transfers: &[Transfer]) -> Vec<TransferRecord> {
+/// A block with one transfer for each sequence.
+fn put_each(
+    out: &mut Vec<u8>,
+    kind: (u8, bool),
+    participants: [ShardId; 2],
+    range: Range,
+    body: &[u8],
+    transfers: &[Transfer],
+) {
     assert_eq!(transfers.len(), range.count as usize);
-    transfers.iter().map(|t| TransferRecord::from(*t)).collect()
+    put_whole(out, kind, participants, range, body, transfers);
 }
 
 pub fn put_transfers(out: &mut Vec<u8>, range: Range, transfers: &[Transfer]) {
-    put(out, TRANSFERS, NOBODY, range, records(range, transfers).as_bytes());
+    put_each(out, (TRANSFERS, false), NOBODY, range, &[], transfers);
 }
 
 /// `participants` in ascending order.
 pub fn put_prepare(out: &mut Vec<u8>, range: Range, participants: [ShardId; 2], transfers: &[Transfer]) {
-    put(out, PREPARE, participants, range, records(range, transfers).as_bytes());
+    put_each(out, (PREPARE, false), participants, range, &[], transfers);
 }
 
 /// `commits` holds one bit for each sequence of the range.
@@ -395,28 +415,24 @@ pub fn put_fence(out: &mut Vec<u8>, range: Range) {
 pub mod named {
     use super::*;
 
-    fn put(out: &mut Vec<u8>, kind: u8, participants: [ShardId; 2], range: Range, body: [&[u8]; 2]) {
-        put_parts(out, kind, true, participants, range, body);
-    }
-
     pub fn put_open(out: &mut Vec<u8>) {
-        put(out, OPEN, NOBODY, NOTHING, [&[], &[]]);
+        put_whole(out, (OPEN, true), NOBODY, NOTHING, &[], &[]);
     }
 
     pub fn put_transfers(out: &mut Vec<u8>, range: Range, transfers: &[Transfer]) {
-        put(out, TRANSFERS, NOBODY, range, [records(range, transfers).as_bytes(), &[]]);
+        put_each(out, (TRANSFERS, true), NOBODY, range, &[], transfers);
     }
 
     pub fn put_prepare(out: &mut Vec<u8>, range: Range, participants: [ShardId; 2], transfers: &[Transfer]) {
-        put(out, PREPARE, participants, range, [records(range, transfers).as_bytes(), &[]]);
+        put_each(out, (PREPARE, true), participants, range, &[], transfers);
     }
 
     pub fn put_outcome(out: &mut Vec<u8>, range: Range, commits: &[u8], transfers: &[Transfer]) {
-        put(out, OUTCOME, NOBODY, range, [commits, records(range, transfers).as_bytes()]);
+        put_each(out, (OUTCOME, true), NOBODY, range, commits, transfers);
     }
 
     pub fn put_fence(out: &mut Vec<u8>, range: Range, transfers: &[Transfer]) {
-        put(out, FENCE, NOBODY, range, [records(range, transfers).as_bytes(), &[]]);
+        put_each(out, (FENCE, true), NOBODY, range, &[], transfers);
     }
 }
 

@@ -29,6 +29,7 @@ pub enum Register {
 }
 
 impl Register {
+    #[inline]
     pub fn code(self) -> u8 {
         match self {
             Register::Empty => 0,
@@ -40,6 +41,7 @@ impl Register {
         }
     }
 
+    #[inline]
     fn try_from_code(code: u8) -> Option<Register> {
         Some(match code {
             0 => Register::Empty,
@@ -51,11 +53,13 @@ impl Register {
         })
     }
 
+    #[inline]
     fn from_code(code: u8) -> Register {
         Register::try_from_code(code).expect("B3: the ring holds what `code` wrote")
     }
 
     /// How a retry is answered from the record.
+    #[inline]
     pub fn status(self) -> Option<Status> {
         Some(match self {
             Register::Empty => return None,
@@ -100,6 +104,7 @@ impl SessionState {
         self.naming = true;
     }
 
+    #[inline]
     pub fn is_closed(&self) -> bool {
         self.closed
     }
@@ -115,11 +120,13 @@ impl SessionState {
         ring.chain(beside).map(|(seq, code)| (seq, Register::from_code(*code)))
     }
 
+    #[inline]
     pub fn mark(&self) -> u64 {
         self.mark
     }
 
     /// Whether a transfer or prepare with this sequence may set a register.
+    #[inline]
     pub fn in_window(&self, seq: u64) -> bool {
         seq < self.mark + self.window
     }
@@ -145,11 +152,13 @@ impl SessionState {
 
     /// Whether a fence or an outcome may set the register of this sequence. The client's oldest transaction is always in
     /// the window, and what is closed needs no registers: so nothing waits for ever for one beside it to become free.
+    #[inline]
     pub fn has_room(&self, seq: u64) -> bool {
         self.in_window(seq) || (self.beside.len() as u64) < self.window
     }
 
     /// The register of a sequence at or above the mark.
+    #[inline]
     pub fn get(&self, seq: u64) -> Register {
         let code = match self.ring.get((seq - self.mark) as usize) {
             Some(code) => *code,
@@ -159,13 +168,20 @@ impl SessionState {
     }
 
     /// Sets the register of a sequence at or above the mark and returns the one before.
+    #[inline]
     pub fn set(&mut self, seq: u64, register: Register) -> Register {
+        let index = (seq - self.mark) as usize;
+        if let Some(code) = self.ring.get_mut(index) {
+            return Register::from_code(std::mem::replace(code, register.code()));
+        }
+        // Most sequences are used in their order.
+        if index == self.ring.len() && self.in_window(seq) {
+            self.ring.push_back(register.code());
+            return Register::Empty;
+        }
         let before = self.get(seq);
         if self.in_window(seq) {
-            let index = (seq - self.mark) as usize;
-            if index >= self.ring.len() {
-                self.ring.resize(index + 1, 0);
-            }
+            self.ring.resize(index + 1, 0);
             self.ring[index] = register.code();
         } else {
             self.beside.insert(seq, register.code());
@@ -224,10 +240,13 @@ impl SessionState {
             if register == Register::Yes {
                 return;
             }
-            forget(self.mark, register, self.names.remove(&self.mark));
+            let name = if self.names.is_empty() { None } else { self.names.remove(&self.mark) };
+            forget(self.mark, register, name);
             self.ring.pop_front();
             self.mark += 1;
-            self.refill();
+            if !self.beside.is_empty() {
+                self.refill();
+            }
         }
         while self.mark < mark {
             // The ring is empty: jump, but only over what `beside` does not hold back.

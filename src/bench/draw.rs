@@ -63,16 +63,26 @@ pub struct Source {
     mix: Mix,
     /// The accounts of each shard.
     shards: Vec<RangeInclusive<u64>>,
-    ranks: Option<Zipf<f64>>,
+    ranks: Ranks,
     rng: SmallRng,
+}
+
+/// By which ranks first accounts are drawn.
+enum Ranks {
+    /// Of so many, all alike.
+    Uniform(u64),
+    Zipf(Zipf<f64>),
+    First,
 }
 
 impl Source {
     /// `skew` is 0 to 1.
     pub fn new(topology: &Topology, mix: Mix, skew: f64, seed: u64) -> Source {
-        let exponent = skew / (1.0 - skew);
-        // A rank beyond the last account of a smaller shard is drawn again.
-        let ranks = (skew < 1.0).then(|| Zipf::new(topology.accounts as f64, exponent).ok()).flatten();
+        let ranks = match Zipf::new(topology.accounts as f64, skew / (1.0 - skew)) {
+            Ok(zipf) if skew > 0.0 => Ranks::Zipf(zipf),
+            Ok(_) => Ranks::Uniform(topology.accounts),
+            Err(_) => Ranks::First,
+        };
         let shards = topology.shards().map(|shard| topology.accounts_of(shard)).collect();
         Source { mix, shards, ranks, rng: SmallRng::seed_from_u64(seed) }
     }
@@ -100,10 +110,14 @@ impl Source {
 
     /// An account by its rank, and the index of its shard.
     fn first(&mut self) -> (usize, u64) {
-        let Some(ranks) = &self.ranks else { return (0, *self.shards[0].start()) };
         let shards = self.shards.len() as u64;
+        // A rank beyond the last account of a smaller shard is drawn again.
         loop {
-            let rank = ranks.sample(&mut self.rng) as u64 - 1;
+            let rank = match &self.ranks {
+                Ranks::Uniform(count) => self.rng.random_range(0..*count),
+                Ranks::Zipf(zipf) => zipf.sample(&mut self.rng) as u64 - 1,
+                Ranks::First => 0,
+            };
             let shard = (rank % shards) as usize;
             let account = self.shards[shard].start() + rank / shards;
             if account <= *self.shards[shard].end() {

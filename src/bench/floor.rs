@@ -160,6 +160,8 @@ impl Pipe {
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
                     return Ok(());
                 }
+                // It goes when it has measured enough; whoever reads on finds the end.
+                Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => break,
                 Err(e) => return Err(e),
             }
         }

@@ -14,6 +14,7 @@ pub mod floor;
 mod usage;
 
 use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,8 +82,15 @@ pub fn run(args: &BenchArgs) -> Exit {
         Err(e) => return fail(&e, Exit::Usage),
     };
     match measure(args, prepared, &stop) {
-        Ok(figures) if args.json => println!("{}", figures.json()),
-        Ok(figures) => println!("{}", figures.table()),
+        Ok(figures) => {
+            let text = if args.json { figures.json().to_string() } else { figures.table() };
+            // Whoever closed the pipe has seen enough.
+            if let Err(e) = writeln!(std::io::stdout(), "{text}")
+                && e.kind() != ErrorKind::BrokenPipe
+            {
+                return fail(&format!("standard output cannot be written: {e}"), Exit::Failure);
+            }
+        }
         Err(e) => return fail(&e, Exit::Failure),
     }
     if stop.load(Ordering::Relaxed) { Exit::Interrupted } else { Exit::Success }

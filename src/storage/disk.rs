@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,6 +47,9 @@ pub trait DiskFile {
     fn write_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
     fn len(&self) -> io::Result<u64>;
     fn sync_data(&mut self) -> io::Result<()>;
+
+    /// Has what was written there begun to be put on disk, so that a later sync need not wait for all of it. Promises nothing.
+    fn begin_writeback(&self, _offset: u64, _len: u64) {}
 
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
@@ -216,6 +220,18 @@ impl DiskFile for RealFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata().map_err(|e| at(&self.path, e))?.len())
+    }
+
+    fn begin_writeback(&self, offset: u64, len: u64) {
+        // SAFETY: a system call on a descriptor that is open, without pointers. If it fails, the sync will tell.
+        unsafe {
+            libc::sync_file_range(
+                self.file.as_raw_fd(),
+                offset as i64,
+                len as i64,
+                libc::SYNC_FILE_RANGE_WRITE,
+            );
+        }
     }
 
     fn sync_data(&mut self) -> io::Result<()> {

@@ -17,9 +17,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::disk::{Disk, DiskFile};
 use super::format::{BLOCK, Position, VERSION};
-use super::wal::{SYNC_EVERY, final_error, io_error, sync};
+use super::wal::{final_error, io_error, sync};
 use super::{Identity, StorageError};
 use crate::types::{Ballot, Cut, Slot};
+
+/// Bytes of a snapshot that are written between two syncs.
+const SYNC_EVERY: u64 = 1024 * 1024;
 
 const MAGIC: [u8; 8] = *b"SPBsnap\n";
 const PREFIX: &str = "snapshot-";

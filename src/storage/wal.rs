@@ -19,8 +19,6 @@ use crate::types::{Ballot, Cut, Record, Slot, Value};
 
 /// Zeros written ahead in one call of [`Wal::prepare_ahead`].
 const PIECE: u64 = 128 * 1024;
-/// Zeros written ahead between two syncs: bounds what the last sync of a segment in the making still has to write.
-pub(super) const SYNC_EVERY: u64 = 1024 * 1024;
 static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
 
 /// The write-ahead log of one server. Reading needs `&self`; whoever writes owns it.
@@ -108,11 +106,9 @@ impl<F: DiskFile> Filling<F> {
         if self.filled < size {
             let piece = PIECE.min(size - self.filled);
             self.file.write_at(&ZEROS[..piece as usize], self.filled)?;
+            self.file.begin_writeback(self.filled, piece);
             self.filled += piece;
             if self.filled < size {
-                if self.filled.is_multiple_of(SYNC_EVERY) {
-                    sync(&mut self.file)?;
-                }
                 return Ok(false);
             }
         }

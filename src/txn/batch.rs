@@ -1,7 +1,5 @@
 //! From single transfers to groups: sequences, the window of the session, and the session itself.
 
-use std::collections::BTreeMap;
-
 use crate::bank::command::Range;
 use crate::txn::coordinator::{Coordinator, Life};
 use crate::txn::group::Group;
@@ -9,61 +7,85 @@ use crate::txn::link::{Link, Reach, Work};
 use crate::txn::port::{Event, Outcome, Output};
 use crate::types::{Reason, Session, ShardId, Time, Transfer};
 
+/// The shards of a transfer, which are named in ascending order everywhere.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct Route([ShardId; 2]);
+
+impl Route {
+    pub fn new(from: ShardId, to: ShardId) -> Route {
+        Route([from.min(to), from.max(to)])
+    }
+
+    /// Each once.
+    pub fn shards(&self) -> &[ShardId] {
+        if self.0[0] == self.0[1] { &self.0[..1] } else { &self.0 }
+    }
+}
+
+/// Transfers that go the same way and have no sequence yet, in the order in which they were asked for.
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
+pub(super) struct Queue {
+    tags: Vec<u64>,
+    transfers: Vec<Transfer>,
+}
+
+impl Queue {
+    pub fn push(&mut self, tag: u64, transfer: Transfer) {
+        self.tags.push(tag);
+        self.transfers.push(transfer);
+    }
+
+    /// The first so many.
+    fn take(&mut self, count: usize) -> (Vec<Transfer>, Vec<u64>) {
+        let (tags, transfers) = (self.tags.split_off(count), self.transfers.split_off(count));
+        let rest = Queue { tags, transfers };
+        let Queue { tags, transfers } = std::mem::replace(self, rest);
+        (transfers, tags)
+    }
+}
+
 impl Coordinator {
     /// Gives every waiting transfer its sequence and its place in a block.
     pub(super) fn form_groups(&mut self, now: Time, out: &mut Output) {
-        let waiting = std::mem::take(&mut self.waiting);
-        let mut alive = Vec::new();
-        for (tag, transfer, participants) in waiting {
-            match self.obstacle(now, &participants) {
-                // T8: nothing of it was sent.
-                Some(why) => self.answer(tag, Outcome::Aborted(why), None, out),
-                None => alive.push((tag, transfer, participants)),
-            }
-        }
+        let mut waiting = std::mem::take(&mut self.waiting);
         // Patience ends: none of these was ever sent.
-        if self.crowded_since.is_some_and(|since| since + self.timeouts.read() <= now) {
-            for (tag, ..) in alive.drain(..) {
-                self.answer(tag, Outcome::Aborted(Reason::NoSession), None, out);
-            }
-        }
-        if alive.is_empty() {
+        let tired = self.crowded_since.is_some_and(|since| since + self.timeouts.read() <= now);
+        waiting.retain(|route, queue| {
+            // T8: nothing of it was sent.
+            let why = self.obstacle(now, route.shards()).or(tired.then_some(Reason::NoSession));
+            let Some(why) = why else { return true };
+            queue.tags.iter().for_each(|tag| self.answer(*tag, Outcome::Aborted(why), None, out));
+            false
+        });
+        if waiting.is_empty() {
             self.crowded_since = None;
         }
         let Life::Open(session) = self.life else {
-            if !alive.is_empty() {
+            if !waiting.is_empty() {
                 self.open_session(now);
             }
-            self.waiting = alive;
+            self.waiting = waiting;
             return;
         };
-        let mut by_route: BTreeMap<Vec<ShardId>, (Vec<Transfer>, Vec<u64>)> = BTreeMap::new();
-        for (tag, transfer, participants) in alive {
-            let (transfers, tags) = by_route.entry(participants).or_default();
-            transfers.push(transfer);
-            tags.push(tag);
-        }
-        for (participants, (mut transfers, mut tags)) in by_route {
-            while !tags.is_empty() {
-                let count =
-                    tags.len().min(self.limits.group_max).min(self.window_left(session, &participants));
+        waiting.retain(|route, queue| {
+            loop {
+                // What is left is held back until the mark moves, for which see `renew_session`.
+                let fitting = self.limits.group_max.min(self.window_left(session, route.shards()));
+                let count = queue.tags.len().min(fitting);
                 if count == 0 {
-                    // Held back until the mark moves, for which see `renew_session`.
-                    let rest = tags.drain(..).zip(transfers.drain(..));
-                    self.waiting.extend(rest.map(|(tag, transfer)| (tag, transfer, participants.clone())));
-                    break;
+                    return !queue.tags.is_empty();
                 }
                 let range = Range { session, first: self.next_seq, count: count as u32 };
                 self.next_seq += u64::from(range.count);
-                let later = (transfers.split_off(count), tags.split_off(count));
-                let gid = self.add_group(Group::new(range, participants.clone(), transfers, tags));
-                (transfers, tags) = later;
-                for shard in &participants {
+                let (transfers, tags) = queue.take(count);
+                let gid = self.add_group(Group::new(range, route.shards().to_vec(), transfers, tags));
+                for shard in route.shards() {
                     self.links[shard.index()].open.insert((session, range.first), gid);
                     self.add_unit(*shard, Work::Execute { group: gid });
                 }
             }
-        }
+        });
+        self.waiting = waiting;
         if !self.waiting.is_empty() && self.is_window_stuck(session) {
             self.renew_session(now, out);
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::bank::command::Range;
 use crate::bank::{BlockResult, Status, validate};
 use crate::config::{Limits, Timeouts, Topology};
+use crate::txn::batch::{Queue, Route};
 use crate::txn::group::Group;
 use crate::txn::link::{Ask, Link, Reach, Sent, Unit, UnitId, Work};
 use crate::txn::message::{Refusal, Request, Response};
@@ -41,7 +42,7 @@ pub struct Coordinator {
     pub(super) links: Vec<Link>,
     pub(super) groups: BTreeMap<u64, Group>,
     /// Valid transfers that have no sequence yet.
-    pub(super) waiting: Vec<(u64, Transfer, Vec<ShardId>)>,
+    pub(super) waiting: BTreeMap<Route, Queue>,
     confirms: Vec<u64>,
     settles: Vec<u64>,
     /// By tag: the shards that had no session for a client.
@@ -78,7 +79,7 @@ impl Coordinator {
             lazy: false,
             links,
             groups: BTreeMap::new(),
-            waiting: Vec::new(),
+            waiting: BTreeMap::new(),
             confirms: Vec::new(),
             settles: Vec::new(),
             opening: BTreeMap::new(),
@@ -159,15 +160,15 @@ impl Coordinator {
             Op::Transfer(transfer) => match validate(&self.topology, &transfer) {
                 Err(reason) => self.answer(tag, Outcome::Aborted(reason), None, out),
                 Ok((from, to)) => {
-                    let participants = participants(from, to);
+                    let route = Route::new(from, to);
                     if self.lazy {
                         // Whichever shard answers first opens the session.
                         let opens = self.session().is_none() && self.waiting.is_empty();
                         let all =
-                            self.topology.shards().filter(|shard| opens || participants.contains(shard));
+                            self.topology.shards().filter(|shard| opens || route.shards().contains(shard));
                         all.for_each(|shard| self.search_if_idle(now, shard));
                     }
-                    self.waiting.push((tag, transfer, participants));
+                    self.waiting.entry(route).or_default().push(tag, transfer);
                 }
             },
             Op::Read(account) => match self.topology.shard_of(account) {
@@ -570,11 +571,4 @@ impl Coordinator {
     fn link_of(&mut self, server: NodeId) -> &mut Link {
         &mut self.links[self.topology.shard_of_server(server).index()]
     }
-}
-
-/// The shards of a transfer, as they are named everywhere: in ascending order, each once.
-pub(super) fn participants(from: ShardId, to: ShardId) -> Vec<ShardId> {
-    let mut participants = vec![from.min(to), from.max(to)];
-    participants.dedup();
-    participants
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::bank::Status;
 use crate::txn::coordinator::{Coordinator, Life};
-use crate::txn::group::{Group, Told, Verdict};
+use crate::txn::group::{Group, Verdict};
 use crate::txn::link::{Ask, Reach, Sent, UnitId, Work};
 use crate::txn::port::{Event, Outcome, Output};
 use crate::types::{Reason, ShardId, Time, TxnId};
@@ -49,15 +49,17 @@ impl Coordinator {
         let group = &self.groups[&gid];
         let verdict = |i| group.verdict(i).expect("T2: all votes give a decision");
         let verdicts: Vec<Verdict> = (0..group.range.count as usize).map(verdict).collect();
-        for (i, verdict) in verdicts.iter().enumerate() {
-            if self.may_repeat(gid, i) {
-                self.repeat(gid, i);
-            } else {
-                let outcome = self.outcome_of(gid, i, *verdict);
-                self.tell(gid, i, outcome, out);
-            }
-        }
+        // Only then is there anything to repeat, and that is seldom.
+        let closed = group.votes.iter().flatten().any(|votes| votes.contains(&Status::Closed));
+        let repeated = |i: &usize| closed && Coordinator::may_repeat(group, *i);
+        let repeated: Vec<usize> = (0..verdicts.len()).filter(repeated).collect();
+        // These count as told.
+        repeated.into_iter().for_each(|i| self.repeat(gid, i));
         let group = self.groups.get_mut(&gid).expect("it was just read");
+        for (i, verdict) in verdicts.iter().enumerate() {
+            let outcome = group.outcome(i, *verdict);
+            group.tell(i, outcome, out);
+        }
         let forgotten = verdicts.contains(&Verdict::Forgotten);
         if forgotten {
             let id = TxnId { session: group.range.session, seq: group.range.first };
@@ -127,7 +129,7 @@ impl Coordinator {
         }
         for i in 0..group.tags.len() {
             let verdict = self.groups[&gid].verdict(i);
-            let outcome = verdict.map_or(Outcome::Unknown, |verdict| self.outcome_of(gid, i, verdict));
+            let outcome = verdict.map_or(Outcome::Unknown, |verdict| self.groups[&gid].outcome(i, verdict));
             self.tell(gid, i, outcome, out);
         }
     }
@@ -272,24 +274,6 @@ impl Coordinator {
 
     pub(super) fn tell(&mut self, gid: u64, i: usize, outcome: Outcome, out: &mut Output) {
         let group = self.groups.get_mut(&gid).expect("T3: a group is told before it finishes");
-        let Some(tag) = group.tags.get(i).copied() else { return };
-        let told = if outcome == Outcome::Unknown { Told::Unknown } else { Told::Final };
-        if group.told[i] == Told::Final || group.told[i] == told {
-            return;
-        }
-        group.told[i] = told;
-        let first_sent = group.first_sent;
-        self.answer(tag, outcome, first_sent, out);
-    }
-
-    fn outcome_of(&self, gid: u64, i: usize, verdict: Verdict) -> Outcome {
-        let group = &self.groups[&gid];
-        match verdict {
-            Verdict::Commit => Outcome::Committed,
-            Verdict::Abort(_) if group.named && group.is_unborn(i) => Outcome::Closed,
-            Verdict::Abort(reason) => Outcome::Aborted(reason),
-            Verdict::Forgotten if group.named => Outcome::Forgotten,
-            Verdict::Forgotten => Outcome::Unknown,
-        }
+        group.tell(i, outcome, out);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::bank::Status;
 use crate::bank::command::{self, Range};
+use crate::txn::port::{Answer, Outcome, Output};
 use crate::types::{Reason, ShardId, Time, Transfer};
 
 /// How one transaction of a group ends.
@@ -75,6 +76,10 @@ impl Group {
     /// are YES (T2).
     pub fn verdict(&self, i: usize) -> Option<Verdict> {
         let votes = || self.votes.iter().flatten().map(|statuses| statuses[i]);
+        // By far the most.
+        if self.all_voted() && votes().all(|vote| matches!(vote, Status::Yes | Status::Committed)) {
+            return Some(Verdict::Commit);
+        }
         let no = |vote| match vote {
             Status::Aborted(reason) => Some(reason),
             Status::Closed => Some(Reason::NoQuorum),
@@ -104,6 +109,27 @@ impl Group {
         // Forgotten by one while another's log still holds it in doubt: it was a NO (T7).
         let in_doubt = votes().any(|vote| !forgets(vote));
         Some(if in_doubt { Verdict::Abort(Reason::NoQuorum) } else { Verdict::Forgotten })
+    }
+
+    /// What its client is to be told of transaction `i`.
+    pub fn outcome(&self, i: usize, verdict: Verdict) -> Outcome {
+        match verdict {
+            Verdict::Commit => Outcome::Committed,
+            Verdict::Abort(_) if self.named && self.is_unborn(i) => Outcome::Closed,
+            Verdict::Abort(reason) => Outcome::Aborted(reason),
+            Verdict::Forgotten if self.named => Outcome::Forgotten,
+            Verdict::Forgotten => Outcome::Unknown,
+        }
+    }
+
+    /// Tells the client of transaction `i`, unless it was told so, or anything final, before.
+    pub fn tell(&mut self, i: usize, outcome: Outcome, out: &mut Output) {
+        let Some(tag) = self.tags.get(i).copied() else { return };
+        let told = if outcome == Outcome::Unknown { Told::Unknown } else { Told::Final };
+        if self.told[i] != Told::Final && self.told[i] != told {
+            self.told[i] = told;
+            out.answers.push(Answer { tag, outcome, first_sent: self.first_sent });
+        }
     }
 
     /// Whether a status says what a register holds, or that there is none and never will be.

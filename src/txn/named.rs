@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use crate::bank::command::Range;
 use crate::bank::{BlockResult, Status, named_window, validate};
-use crate::txn::coordinator::{Coordinator, participants};
+use crate::txn::batch::Route;
+use crate::txn::coordinator::Coordinator;
 use crate::txn::group::Group;
 use crate::txn::link::{Ask, Link, Reach, Sent, Work};
 use crate::txn::port::{Found, Outcome, Output};
@@ -153,7 +154,7 @@ impl Coordinator {
         out: &mut Output,
     ) {
         let participants = match validate(&self.topology, &transfer) {
-            Ok((from, to)) => participants(from, to),
+            Ok((from, to)) => Route::new(from, to).shards().to_vec(),
             Err(reason) => return self.answer(tag, Outcome::Aborted(reason), None, out),
         };
         if id.seq == 0 || id.seq > self.named_max() {

@@ -13,8 +13,9 @@
 use std::collections::BTreeSet;
 
 use crate::bank::{BlockResult, Status};
+use crate::txn::batch::Route;
 use crate::txn::coordinator::Coordinator;
-use crate::txn::group::Told;
+use crate::txn::group::{Group, Told};
 use crate::txn::link::{Unit, Work};
 use crate::txn::port::{Event, Output};
 use crate::types::{Session, ShardId, Time};
@@ -169,8 +170,7 @@ impl Coordinator {
 
     /// Whether nothing of this transaction took effect or ever will, nobody was told anything, and it has to be called
     /// otherwise only because its session was lost.
-    pub(super) fn may_repeat(&self, gid: u64, i: usize) -> bool {
-        let group = &self.groups[&gid];
+    pub(super) fn may_repeat(group: &Group, i: usize) -> bool {
         group.is_unborn(i) && !group.named && !group.fencing && group.told[i] == Told::Nothing
     }
 
@@ -178,6 +178,8 @@ impl Coordinator {
     pub(super) fn repeat(&mut self, gid: u64, i: usize) {
         let Some(group) = self.groups.get_mut(&gid) else { return };
         group.told[i] = Told::Final;
-        self.waiting.push((group.tags[i], group.transfers[i], group.participants.clone()));
+        let ends = (group.participants.first(), group.participants.last());
+        let (Some(from), Some(to)) = ends else { return };
+        self.waiting.entry(Route::new(*from, *to)).or_default().push(group.tags[i], group.transfers[i]);
     }
 }

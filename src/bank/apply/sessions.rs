@@ -124,8 +124,11 @@ impl Bank {
         let state = self.sessions.get_mut(&session).expect("B3: the session was admitted first");
         let before = state.mark();
         let mut digest = self.digest;
+        let committed = register_stem(session, Register::Committed);
         state.advance(mark, |seq, register, name| {
-            if register != Register::Empty {
+            if register == Register::Committed && name.is_none() {
+                digest = digest.wrapping_sub(share_of(committed, seq));
+            } else if register != Register::Empty {
                 let id = TxnId { session, seq };
                 digest = digest.wrapping_sub(register_share(id, register));
                 digest = name.iter().fold(digest, |d, name| d.wrapping_sub(name_share(id, name)));
@@ -137,38 +140,27 @@ impl Bank {
         Status::Done
     }
 
-    /// The answer to a mention that may set a register, if it is not up to this mention to set it.
-    pub(super) fn recorded(&mut self, txn: Mention, within_window: bool) -> Option<Status> {
-        let id = txn.id;
-        if let Err(status) = self.admit(id.session) {
-            return Some(status);
-        }
-        let state = self.state(id.session);
-        if id.seq < state.mark() {
-            return Some(Status::Finished);
-        }
-        let register = state.get(id.seq).status();
-        if register.is_some() && state.name(id.seq) != txn.name {
-            return Some(Status::Aborted(Reason::IdReused));
-        }
-        if state.is_closed() {
-            return register.or(Some(Status::Closed));
-        }
-        let fits = state.in_window(id.seq) && (txn.name.is_none() || state.in_named_window(id.seq));
-        if within_window && !fits {
-            return Some(Status::Busy);
-        }
-        register.or_else(|| (!state.has_room(id.seq)).then_some(Status::Busy))
+    /// Takes the state of a session out, for all that a block mentions of it; [`Bank::leave`] puts it back.
+    pub(super) fn enter(&mut self, session: Session) -> Result<Entered, Status> {
+        self.admit(session)?;
+        let state = std::mem::replace(self.state(session), SessionState::new(0));
+        Ok(Entered { session, state, committed: register_stem(session, Register::Committed) })
+    }
+
+    pub(super) fn leave(&mut self, entered: Entered) {
+        *self.state(entered.session) = entered.state;
     }
 
     /// Sets a register that is empty, or turns an undecided YES into its outcome; nothing else is ever written (T1).
-    pub(super) fn record(&mut self, txn: Mention, register: Register) {
+    #[inline]
+    pub(super) fn record(&mut self, entered: &mut Entered, txn: Mention, register: Register) {
         let id = txn.id;
-        let before = self.state(id.session).set(id.seq, register);
+        let state = &mut entered.state;
+        let before = state.set(id.seq, register);
         match (before, register) {
             (Register::Empty, _) => {
                 if let Some(name) = txn.name {
-                    self.state(id.session).set_name(id.seq, name);
+                    state.set_name(id.seq, name);
                     self.digest = self.digest.wrapping_add(name_share(id, &name));
                 }
             }
@@ -177,7 +169,11 @@ impl Bank {
             }
             _ => panic!("T1: the register of {id} is {before:?} and would become {register:?}"),
         }
-        self.digest = self.digest.wrapping_add(register_share(id, register));
+        let share = match register {
+            Register::Committed => share_of(entered.committed, id.seq),
+            _ => register_share(id, register),
+        };
+        self.digest = self.digest.wrapping_add(share);
     }
 
     fn is_in_doubt(&self, session: Session) -> bool {
@@ -229,4 +225,33 @@ impl Bank {
         }
         Status::Done
     }
+}
+
+/// A session while a block that mentions it is applied.
+pub(super) struct Entered {
+    session: Session,
+    state: SessionState,
+    /// What the shares of its committed transfers have in common.
+    committed: u64,
+}
+
+/// The answer to a mention that may set a register, if it is not up to this mention to set it.
+#[inline]
+pub(super) fn recorded(entered: &Entered, txn: Mention, within_window: bool) -> Option<Status> {
+    let (id, state) = (txn.id, &entered.state);
+    if id.seq < state.mark() {
+        return Some(Status::Finished);
+    }
+    let register = state.get(id.seq).status();
+    if register.is_some() && state.name(id.seq) != txn.name {
+        return Some(Status::Aborted(Reason::IdReused));
+    }
+    if state.is_closed() {
+        return register.or(Some(Status::Closed));
+    }
+    let fits = state.in_window(id.seq) && (txn.name.is_none() || state.in_named_window(id.seq));
+    if within_window && !fits {
+        return Some(Status::Busy);
+    }
+    register.or_else(|| (!state.has_room(id.seq)).then_some(Status::Busy))
 }
