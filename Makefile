@@ -16,6 +16,7 @@ SEEDS   ?= 0..10000
 MINUTES ?= 10
 KILLS   ?= 500
 CUTS    ?= 1000
+REPORT  ?= target/bench
 
 MUTATION_DIR := target/mutants-out
 SHARD        ?=
@@ -38,7 +39,7 @@ help:
 	@echo 'make mutants  planted bugs: does the simulator notice each?     MUTANT=   MUTANT_ARGS="--with sim|tests|model --seeds 0..1000 --from 12"'
 	@echo 'make mutation SHARD=k/n   cargo-mutants on the k-th of n samples of all mutants   SIM_SEEDS=$(SIM_SEEDS)'
 	@echo 'make mutation-report      what became of the mutants of the finished samples, by module'
-	@echo 'make bench    how fast a server starts, and what it holds over 50 million transfers'
+	@echo 'make bench    rates and latencies, as a page with plots; how fast a server starts, and what it holds over 50 million transfers     REPORT=$(REPORT)'
 	@echo 'make deploy   linters over data/deploy: systemd unit, Dockerfile, Compose, Kubernetes'
 	@echo 'make perf     where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
 
@@ -60,6 +61,7 @@ deploy:
 	data/deploy/check.sh
 
 bench:
+	$(CARGO) run --release --bin bank -- bench --clusters 3 --accounts 1000000 --cross 0.1 --seconds 3 --floor --report $(REPORT)
 	$(CARGO) bench --bench restart
 	$(CARGO) bench --bench endurance
 

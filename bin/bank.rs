@@ -153,6 +153,9 @@ struct Bench {
     /// Measure the floor, too: the same pattern of messages and syncs without any protocol.
     #[arg(long)]
     floor: bool,
+    /// Make many runs instead, each of which changes one thing, and write a page with plots into this directory.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// Print one JSON object and nothing else.
     #[arg(long)]
     json: bool,
@@ -210,6 +213,7 @@ impl Bench {
             skew: self.skew,
             seed: self.seed,
             floor: self.floor.then_some(span),
+            report: self.report,
             json: self.json,
         }
     }

@@ -59,6 +59,37 @@ impl Figures {
         self.measured.committed as f64 / self.measured.span.as_secs_f64().max(1e-9)
     }
 
+    /// Operations that were answered in a second, reads and aborted transfers too.
+    pub fn operations_rate(&self) -> f64 {
+        let measured = &self.measured;
+        let aborted: u64 = measured.aborted.values().sum();
+        let all = measured.committed + aborted + measured.unknown + measured.reads + measured.unread;
+        all as f64 / measured.span.as_secs_f64().max(1e-9)
+    }
+
+    /// Of the transfers, 0 to 1.
+    pub fn aborted_share(&self) -> f64 {
+        let aborted: u64 = self.measured.aborted.values().sum();
+        aborted as f64 / (self.measured.committed + aborted).max(1) as f64
+    }
+
+    pub fn processor_ns_per_transfer(&self) -> Option<f64> {
+        self.processor_ns().map(|ns| self.per_transfer(ns))
+    }
+
+    /// The rate, in words.
+    pub fn headline(&self) -> String {
+        let reads = match self.measured.reads {
+            0 => String::new(),
+            _ => format!(", {} reads/s", grouped(self.reads_rate() as u64)),
+        };
+        format!(
+            "{} transfers/s committed{reads}, in {:.1} s",
+            grouped(self.throughput().round() as u64),
+            self.measured.span.as_secs_f64()
+        )
+    }
+
     fn reads_rate(&self) -> f64 {
         self.measured.reads as f64 / self.measured.span.as_secs_f64().max(1e-9)
     }
@@ -132,18 +163,10 @@ impl Figures {
         self.measured.batch.quantile(share) as f64 / floor.max(1) as f64
     }
 
+    /// Everything but the headline.
     pub fn table(&self) -> String {
         let measured = &self.measured;
-        let mut lines = vec![format!(
-            "{} transfers/s committed{}, in {:.1} s",
-            grouped(self.throughput().round() as u64),
-            if measured.reads > 0 {
-                format!(", {} reads/s", grouped(self.reads_rate() as u64))
-            } else {
-                String::new()
-            },
-            measured.span.as_secs_f64()
-        )];
+        let mut lines = Vec::new();
         let aborted: Vec<String> = measured
             .aborted
             .iter()

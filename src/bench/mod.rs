@@ -11,6 +11,8 @@ mod draw;
 mod drive;
 mod figures;
 pub mod floor;
+mod plot;
+mod report;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -63,6 +65,8 @@ pub struct BenchArgs {
     pub seed: u64,
     /// Measure the floor as well, for so long.
     pub floor: Option<Duration>,
+    /// Make many runs, and a page of them in this directory.
+    pub report: Option<PathBuf>,
     pub json: bool,
 }
 
@@ -77,13 +81,23 @@ pub fn run(args: &BenchArgs) -> Exit {
         }
         Err(e) => return fail(&e, Exit::Usage),
     }
-    let prepared = match Bank::start(args) {
-        Ok(bank) => bank,
-        Err(e) => return fail(&e, Exit::Usage),
+    let figures = match &args.report {
+        Some(dir) => report::write(args, dir, &stop).map(|(page, figures)| {
+            eprintln!("{} is written", page.display());
+            figures
+        }),
+        None => match Bank::start(args) {
+            Ok(bank) => measure(args, bank, &stop),
+            Err(e) => return fail(&e, Exit::Usage),
+        },
     };
-    match measure(args, prepared, &stop) {
+    match figures {
         Ok(figures) => {
-            let text = if args.json { figures.json().to_string() } else { figures.table() };
+            let text = if args.json {
+                figures.json().to_string()
+            } else {
+                format!("{}\n{}", figures.headline(), figures.table())
+            };
             // Whoever closed the pipe has seen enough.
             if let Err(e) = writeln!(std::io::stdout(), "{text}")
                 && e.kind() != ErrorKind::BrokenPipe

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::common::{Ran, run, temp};
+use crate::resp::tool;
 
 fn bench(arguments: &[&str]) -> Ran {
     run(&[&["bench", "--seconds", "0.5", "--warm-up", "0.2"], arguments].concat())
@@ -78,5 +79,55 @@ fn what_cannot_be_measured_is_refused_by_name() {
     ] {
         let ran = run(&[&["bench"], arguments].concat()).with_code(2);
         assert!(ran.err.contains(part), "{arguments:?}: {}", ran.err);
+    }
+}
+
+/// A browser, with a page that says of each of its plots how large it is drawn.
+#[test]
+fn a_report_shows_every_plot_in_a_browser() {
+    let dir = temp();
+    let place = dir.path().join("report");
+    let shown = place.display().to_string();
+    let quick = ["--seconds", "0.2", "--warm-up", "0.1", "--batch", "20", "--accounts", "100"];
+    let ran =
+        run(&[&["bench", "--report", &shown, "--clusters", "2", "--cross", "0.5"], &quick[..]].concat());
+    assert!(ran.with_code(0).out.contains("transfers/s committed"));
+    let page = std::fs::read_to_string(place.join("index.html")).expect("the page");
+    let plots = ["course", "percentiles", "load", "skew", "skew-throughput", "accounts", "clusters"]
+        .map(String::from);
+    let figures = std::fs::read_to_string(place.join("report.json")).expect("the figures");
+    let figures: Value = serde_json::from_str(&figures).expect("JSON");
+    let runs = figures["runs"].as_array().expect("runs");
+    assert!(runs.len() >= 18 && runs.iter().all(|run| number(run, "/figures/throughput_tps") > 0.0));
+    assert!(
+        !["src=", "href=", "@import", "url("].iter().any(|part| page.contains(part)),
+        "nothing is fetched"
+    );
+
+    let measures = "<script>for (const plot of document.querySelectorAll('section')) {\
+                    const svg = plot.querySelector('svg'); if (!svg) continue;\
+                    const box = svg.getBoundingClientRect(), lines = svg.querySelectorAll('polyline').length;\
+                    plot.dataset.seen = `${plot.id} ${Math.round(box.width)}x${Math.round(box.height)} ${lines > 0}`;\
+                    }</script></body>";
+    let measured = place.join("measured.html");
+    std::fs::write(&measured, page.replace("</body>", measures)).expect("a page");
+    let url = format!("file://{}", measured.display());
+    let profile = format!("--user-data-dir={}", dir.path().join("browser").display());
+    let flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=1000,800",
+        &profile,
+        "--dump-dom",
+        &url,
+    ];
+    let seen = tool("chromium", &flags);
+    for plot in plots {
+        let said = seen.split(&format!("data-seen=\"{plot} ")).nth(1).unwrap_or_else(|| panic!("no {plot}"));
+        let (size, rest) = said.split_once(' ').expect("a size");
+        let (width, height) = size.split_once('x').expect("a size");
+        let [width, height] = [width, height].map(|side| side.parse::<u32>().expect("a number"));
+        assert!(width > 600 && height > 200 && rest.starts_with("true"), "{plot}: {said:.40}");
     }
 }
