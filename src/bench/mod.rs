@@ -231,6 +231,8 @@ fn measure(args: &BenchArgs, mut bank: Bank, stop: &Arc<AtomicBool>) -> Result<F
     let before = check::balances(&mut *bank.fleet, &topology)?;
     let costs_before = bank.costs()?;
     let source = Source::new(&topology, args.mix, args.skew, args.seed);
+    // What was left to be written before, by this run's beginning or by an earlier one whose files were removed, is not its load.
+    rustix::fs::sync();
     let bar = share_bar();
     let (context, timeouts, load) = (bank.fleet.context().clone(), bank.fleet.timeouts(), args.load);
     let clients_before = usage::threads()?.get(CLIENTS).copied().unwrap_or(0);
