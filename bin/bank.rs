@@ -144,7 +144,7 @@ struct Bench {
     /// Seconds before that, which are not.
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     warm_up: f64,
-    /// End after so many operations, instead of some seconds.
+    /// End when so many operations were answered after the warm-up, instead of after some seconds.
     #[arg(long, conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
     transfers: Option<u64>,
     /// What accounts and amounts are drawn from.

@@ -48,6 +48,7 @@ pub const BATCH_MOST: usize = (1 << INDEX_BITS) - 8;
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum End {
     After(Duration),
+    /// Answered since the warm-up.
     Operations(u64),
 }
 
@@ -155,7 +156,8 @@ struct Driver<'a> {
     changes: Vec<i64>,
     measured: Measured,
     unresolved: u64,
-    asked: u64,
+    /// Operations, while it was measured.
+    answered: u64,
     /// When warm-up began, when it ends, and when measuring does.
     begun: Time,
     warm: Time,
@@ -199,7 +201,7 @@ pub fn drive(
         changes: vec![0; accounts],
         measured: Measured::default(),
         unresolved: 0,
-        asked: 0,
+        answered: 0,
         begun: Time::default(),
         warm: Time::default(),
         over: None,
@@ -306,7 +308,7 @@ impl Driver<'_> {
     fn judge_time(&mut self, now: Time) {
         let done = match self.load.end {
             End::After(span) => now.since(self.warm).as_secs_f64() / span.as_secs_f64(),
-            End::Operations(count) => self.asked as f64 / count as f64,
+            End::Operations(count) => self.answered as f64 / count as f64,
         };
         (self.progress)(done.clamp(0.0, 1.0));
         if done >= 1.0 || self.stop.load(Ordering::Relaxed) {
@@ -437,7 +439,6 @@ impl Driver<'_> {
             while ops.len() < self.load.batch {
                 self.source.draw(&mut ops);
             }
-            self.asked += ops.len() as u64;
             let client = &mut self.clients[n];
             let number = client.first + client.batches.len() as u64;
             for (index, op) in ops.iter().enumerate() {
@@ -496,6 +497,7 @@ impl Driver<'_> {
             (_, Kind::Read) if counts => measured.unread += 1,
             _ => {}
         }
+        self.answered += u64::from(counts);
         batch.left -= 1;
         let whole = batch.left == 0;
         if counts {
