@@ -90,6 +90,19 @@ pub struct Measured {
     pub committed_in_all: u64,
 }
 
+impl Measured {
+    /// The latencies of which there are any, by what they are of.
+    pub fn kinds(&self) -> impl Iterator<Item = (&'static str, &Latencies)> {
+        let kinds = [
+            ("within a shard", &self.within),
+            ("across shards", &self.across),
+            ("read", &self.read),
+            ("batch", &self.batch),
+        ];
+        kinds.into_iter().filter(|(_, latencies)| latencies.summary().count > 0)
+    }
+}
+
 /// What a run leaves behind.
 pub struct Finished {
     pub measured: Measured,

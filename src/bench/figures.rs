@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, Table};
 use serde_json::{Map, Value, json};
 
 use crate::bench::drive::{INTERVAL, Measured};
 use crate::bench::floor::Floor;
 use crate::metrics::Latencies;
+use crate::report::tables::plain;
 
 /// What a server, or all clients together, took, of the whole run with its warm-up.
 #[derive(Clone, Copy, Default, Debug)]
@@ -178,54 +177,28 @@ impl Figures {
         if measured.unknown + measured.unread > 0 {
             lines.push(format!("unknown: {}; reads refused: {}", measured.unknown, measured.unread));
         }
-        let mut table = Table::new();
-        table
-            .load_style(UTF8_FULL_CONDENSED)
-            .force_no_tty()
-            .set_header(["µs", "count", "p50", "p90", "p99", "p99.9", "max"]);
-        for (name, latencies) in [
-            ("within a shard", &measured.within),
-            ("across shards", &measured.across),
-            ("read", &measured.read),
-            ("batch", &measured.batch),
-        ] {
-            let count = latencies.summary().count;
-            if count > 0 {
-                let values = QUANTILES.map(|(_, share)| grouped(latencies.quantile(share)));
-                table.add_row([vec![name.to_string(), grouped(count)], values.to_vec()].concat());
-            }
-        }
-        if let Some(floor) = &self.floor {
-            let values = QUANTILES.map(|(_, share)| grouped(floor.latency.quantile(share)));
-            let count = grouped(floor.latency.summary().count);
-            table.add_row([vec!["batch on the floor".to_string(), count], values.to_vec()].concat());
-        }
-        align(&mut table, 1..7);
-        lines.push(table.to_string());
+        let row = |name: &str, latencies: &Latencies| {
+            let values = QUANTILES.map(|(_, share)| grouped(latencies.quantile(share)));
+            [vec![name.to_string(), grouped(latencies.summary().count)], values.to_vec()].concat()
+        };
+        let mut rows: Vec<_> = measured.kinds().map(|(name, latencies)| row(name, latencies)).collect();
+        rows.extend(self.floor.as_ref().map(|floor| row("batch on the floor", &floor.latency)));
+        lines.push(plain(&["µs", "count", "p50", "p90", "p99", "p99.9", "max"], rows, 1..7));
 
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED).force_no_tty().set_header([
-            "per transfer",
-            "ns of processor",
-            "bytes of log",
-            "bytes sent",
-            "syncs in all",
-            "MB",
-        ]);
-        for (name, cost) in &self.costs {
+        let row = |(name, cost): (&String, &Cost)| {
             let number = |total: u64| format!("{:.1}", self.per_transfer(total));
             let server = |text: String| if name == CLIENTS { "—".to_string() } else { text };
-            table.add_row([
+            vec![
                 name.clone(),
                 cost.processor_ns.map_or("—".into(), |ns| format!("{:.0}", self.per_transfer(ns))),
                 server(number(cost.wal_bytes)),
                 server(number(cost.net_bytes)),
                 server(grouped(cost.syncs)),
                 cost.memory.map_or("—".into(), |(now, _)| format!("{:.0}", now as f64 / 1e6)),
-            ]);
-        }
-        align(&mut table, 1..6);
-        lines.push(table.to_string());
+            ]
+        };
+        let header = ["per transfer", "ns of processor", "bytes of log", "bytes sent", "syncs in all", "MB"];
+        lines.push(plain(&header, self.costs.iter().map(row).collect(), 1..6));
         if let Some(floor) = &self.floor {
             lines.push(format!(
                 "floor: {} transfers/s; this is {:.1} % of it, and a batch takes {:.2} times as long (p50)",
@@ -240,14 +213,6 @@ impl Figures {
 
 /// The name under which what clients take is told.
 pub const CLIENTS: &str = "clients";
-
-fn align(table: &mut Table, columns: std::ops::Range<usize>) {
-    for column in columns {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-}
 
 /// Digits in groups of three.
 fn grouped(number: u64) -> String {

@@ -214,7 +214,7 @@ impl Bank {
 /// A first port so that those of all servers are free, as `bank init` numbers them.
 fn free_ports(topology: &Topology) -> Result<u16, String> {
     let servers = topology.server_count() as u16;
-    let stride = (servers + 1).next_multiple_of(100);
+    let stride = local::port_stride(topology) as u16;
     let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
     for _ in 0..100 {
         let base = rand::random_range(20_000..32_000 - 3 * stride.min(3_000));
@@ -235,8 +235,7 @@ fn measure(args: &BenchArgs, mut bank: Bank, stop: &Arc<AtomicBool>) -> Result<F
     rustix::fs::sync();
     let bar = share_bar();
     let (context, timeouts, load) = (bank.fleet.context().clone(), bank.fleet.timeouts(), args.load);
-    let clients_before = usage::threads()?.get(CLIENTS).copied().unwrap_or(0);
-    let (finished, clients_after) = std::thread::scope(|scope| {
+    let (finished, ran) = std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name(CLIENTS.into());
         let told = bar.clone();
         let thread = builder.spawn_scoped(scope, move || {
@@ -259,7 +258,6 @@ fn measure(args: &BenchArgs, mut bank: Bank, stop: &Arc<AtomicBool>) -> Result<F
         cost.wal_bytes -= before.wal_bytes;
         cost.net_bytes -= before.net_bytes;
     }
-    let ran = clients_after.map(|ran| ran - clients_before);
     costs.insert(CLIENTS.into(), Cost { processor_ns: ran, ..Cost::default() });
     check::check(&mut *bank.fleet, &topology, &before, &finished)
         .map_err(|e| format!("the bank is not as it must be: {e}"))?;

@@ -116,13 +116,6 @@ fn plots(args: &BenchArgs, base: &Figures, measured: &[(&'static str, f64, Figur
         name: name.into(),
         points: SHARES.map(|share| (1.0 / (1.0 - share), latencies.quantile(share) as f64)).to_vec(),
     };
-    let kinds = [
-        ("within a shard", &base.measured.within),
-        ("across shards", &base.measured.across),
-        ("read", &base.measured.read),
-        ("batch", &base.measured.batch),
-    ];
-    let kinds = kinds.iter().filter(|(_, latencies)| latencies.summary().count > 0);
     let cost = |figures: &Figures| figures.processor_ns_per_transfer().unwrap_or(0.0);
     let open = format!(
         "Open loop: batches of {} are due at a fixed rate, and latency counts from when each was due.",
@@ -143,7 +136,7 @@ fn plots(args: &BenchArgs, base: &Figures, measured: &[(&'static str, f64, Figur
             note: "Of the first run. At 100, one in a hundred took longer (p99).".into(),
             x: axis("one in so many took longer", Scale::Log),
             y: axis("µs", Scale::Log),
-            series: kinds.map(|(name, latencies)| percentiles(name, latencies)).collect(),
+            series: base.measured.kinds().map(|(name, latencies)| percentiles(name, latencies)).collect(),
         },
         Plot {
             id: "load",
@@ -199,27 +192,17 @@ fn escaped(text: &str) -> String {
 }
 
 fn page(base: &Figures, plots: &[Plot]) -> Result<String, String> {
-    let mut body = String::new();
-    let put = |body: &mut String, text: String| body.push_str(&text);
-    put(
-        &mut body,
-        format!(
-            "<p class=\"lead\">{}</p>\n<pre>{}</pre>\n",
-            escaped(&base.headline()),
-            escaped(&base.table())
-        ),
-    );
+    let (headline, table) = (escaped(&base.headline()), escaped(&base.table()));
+    let mut body = format!("<p class=\"lead\">{headline}</p>\n<pre>{table}</pre>\n");
     for plot in plots {
-        put(
-            &mut body,
-            format!(
-                "<section id=\"{}\">\n<h2>{}</h2>\n<p>{}</p>\n<figure>{}</figure>\n{}</section>\n",
-                plot.id,
-                escaped(plot.title),
-                escaped(&plot.note),
-                svg(plot)?,
-                figures_of(plot)
-            ),
+        let _ = writeln!(
+            body,
+            "<section id=\"{}\">\n<h2>{}</h2>\n<p>{}</p>\n<figure>{}</figure>\n{}</section>",
+            plot.id,
+            escaped(plot.title),
+            escaped(&plot.note),
+            svg(plot)?,
+            figures_of(plot)
         );
     }
     let mut settings = String::new();

@@ -77,11 +77,15 @@ pub fn init(args: &InitArgs) -> Result<String, String> {
     ))
 }
 
+/// From one of the three kinds of ports to the next: room for every server, so that each can be told by its last digits.
+pub fn port_stride(topology: &Topology) -> u32 {
+    (topology.server_count() as u32 + 1).next_multiple_of(100)
+}
+
 /// The text of a configuration.
 fn example(args: &InitArgs, cluster_id: u128) -> Result<String, String> {
     let Topology { clusters, servers_per_cluster, accounts, initial_balance } = args.topology;
-    // Room between the three kinds of ports for every server, so that each can be told by its last digits.
-    let stride = (args.topology.server_count() as u32 + 1).next_multiple_of(100);
+    let stride = port_stride(&args.topology);
     let last = u32::from(args.base_port) + 3 * stride;
     if last > u32::from(u16::MAX) {
         return Err(format!("--base-port {}: the servers need the ports up to {last}", args.base_port));
