@@ -243,9 +243,9 @@ fn consistent(topology: &Topology, logs: &[ShardLog]) -> Result<Vec<Bank>, Strin
 fn check_money(topology: &Topology, banks: &[Bank]) -> Result<(), String> {
     let mut sum: i128 = banks.iter().map(|bank| bank.total() as i128).sum();
     for (index, bank) in banks.iter().enumerate() {
-        for (id, hold) in bank.holds() {
+        for (id, hold) in bank.holds().iter() {
             let others = hold.participants.iter().map(|shard| shard.index()).filter(|other| *other != index);
-            if others.into_iter().any(|other| banks[other].status(*id) == Some(Status::YesCommitted)) {
+            if others.into_iter().any(|other| banks[other].status(id) == Some(Status::YesCommitted)) {
                 let amount = i128::from(hold.transfer.amount);
                 sum += if bank.balance(hold.transfer.from).is_some() { -amount } else { amount };
             }
@@ -290,10 +290,10 @@ fn contradiction(logs: &[ShardLog], states: &[State]) -> Result<Option<(usize, S
             return Ok(Some((index, Slot(committed.slot.0 - 1))));
         }
         // T4: who still holds a transfer in doubt takes the other's having finished with it for a NO.
-        for (id, hold) in bank.holds() {
+        for (id, hold) in bank.holds().iter() {
             for other in hold.participants.iter().map(|shard| shard.index()).filter(|other| *other != index) {
                 let there = &states[other].0;
-                if !matches!(there.status(*id), Some(Status::Finished | Status::Expired)) {
+                if !matches!(there.status(id), Some(Status::Finished | Status::Expired)) {
                     continue;
                 }
                 let passes = |command: &Command<'_>| match command {

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 
-use crate::bank::command;
+use crate::bank::command::{self, Range};
 use crate::bank::{Bank, Effects};
 use crate::config::{Limits, Timeouts, Topology, limits};
 use crate::paxos::{Message, Replica, Standing};
@@ -21,6 +21,7 @@ mod admission;
 mod catch_up;
 mod cuts;
 mod digests;
+mod doubts;
 mod history;
 mod idle;
 mod io;
@@ -37,6 +38,7 @@ pub use io::{Event, Input, Output};
 
 use digests::Comparison;
 pub use digests::Divergence;
+use doubts::Doubts;
 pub use history::{History, Run};
 use idle::Idle;
 use late::Lateness;
@@ -103,7 +105,7 @@ pub struct Shard {
     pending: BTreeMap<Slot, Batch>,
     reads: Vec<Pending>,
     /// When to finish each undecided YES that this leader holds.
-    doubts: BTreeMap<TxnId, Time>,
+    doubts: Doubts,
     idle: Idle,
     recoverer: Coordinator,
     random: u64,
@@ -153,7 +155,7 @@ impl Shard {
             queue_bytes: 0,
             pending: BTreeMap::new(),
             reads: Vec::new(),
-            doubts: BTreeMap::new(),
+            doubts: Doubts::default(),
             idle: Idle::default(),
             recoverer,
             random: u64::from(me.0),
@@ -234,7 +236,7 @@ impl Shard {
 
     /// When [`Input::Timer`] is wanted.
     pub fn next_deadline(&self) -> Time {
-        let doubts = self.doubts.values().min().copied();
+        let doubts = self.doubts.next_deadline();
         let reads = self.reads.iter().map(|r| r.deadline).min();
         let recovery = self.recoverer.next_deadline();
         let (digests, idle) = (self.comparison.next_deadline(), self.idle.next_look());
@@ -477,8 +479,8 @@ impl Shard {
         self.recovery_step(now, txn::Input::Abandon, out);
         if leading.is_some() {
             self.idle = Idle::begin(now, self.timeouts.session_idle(), &self.bank);
-            let holds: Vec<TxnId> = self.bank.holds().keys().copied().collect();
-            holds.into_iter().for_each(|id| self.arm(now, id));
+            let holds: Vec<TxnId> = self.bank.holds().iter().map(|(id, _)| id).collect();
+            holds.into_iter().for_each(|id| self.watch(now, Range::one(id)));
         }
     }
 
@@ -501,11 +503,9 @@ impl Shard {
             committed += effects.committed.len() as u64;
             aborted.append(&mut effects.aborted);
             if self.leading.is_some() {
-                for id in std::mem::take(&mut effects.prepared) {
-                    self.arm(now, id);
-                }
+                effects.prepared.iter().for_each(|range| self.watch(now, *range));
                 // Afterwards, since one slot may hold both a prepare and its outcome.
-                effects.settled.iter().for_each(|id| _ = self.doubts.remove(id));
+                effects.settled.iter().for_each(|range| self.doubts.settle(*range));
                 self.idle.used(now, &effects.used);
                 if effects.crowded {
                     self.idle.crowded(now, self.timeouts.session_idle(), &self.bank);

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::bank::balances::Balances;
 use crate::bank::command::{self, Command, Range, TransferRecord};
+use crate::bank::holds::{Hold, Holds};
 use crate::bank::image::Parts;
+use crate::bank::locks::Locks;
 use crate::bank::session::{Register, SessionState};
 use crate::bank::{BlockResult, Status, history};
 use crate::config::limits::{SESSION_WINDOW, SESSIONS};
@@ -16,15 +18,6 @@ use crate::types::{AccountId, NodeId, Reason, Rejoined, Session, ShardId, Slot, 
 
 /// Transfers whose balances are looked up together, before any of them is carried out.
 const AHEAD: usize = 32;
-
-/// An undecided YES: what is held until the outcome arrives. The balance still includes it (B2).
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-pub struct Hold {
-    pub transfer: Transfer,
-    pub participants: [ShardId; 2],
-    /// A client named it: see [`Mention`].
-    pub named: bool,
-}
 
 /// A transaction that a decided block mentions.
 ///
@@ -55,10 +48,10 @@ pub struct Effects {
     pub committed: Vec<Committed>,
     /// The same as bytes for the log: see [`crate::bank::history`].
     pub history: Vec<u8>,
-    /// Transactions that became in doubt.
-    pub prepared: Vec<TxnId>,
-    /// Transactions that are in doubt no longer.
-    pub settled: Vec<TxnId>,
+    /// Transactions that became in doubt, those that follow each other together.
+    pub prepared: Vec<Range>,
+    /// Transactions that are in doubt no longer, likewise.
+    pub settled: Vec<Range>,
     /// Why transactions aborted here, one entry for each: what this shard said, or `None` where another one said NO.
     pub aborted: Vec<Option<Reason>>,
     /// Sessions of this shard that were opened, or used.
@@ -90,8 +83,9 @@ pub struct Bank {
     first_account: u64,
     /// Units by account, from `first_account` on, including what is held from them.
     pub(super) balances: Balances,
-    locks: BTreeMap<AccountId, TxnId>,
-    pub(super) holds: BTreeMap<TxnId, Hold>,
+    /// Of the accounts for which something is held.
+    locks: Locks,
+    pub(super) holds: Holds,
     pub(super) sessions: BTreeMap<Session, SessionState>,
     session_window: u64,
     sessions_max: usize,
@@ -132,8 +126,8 @@ impl Bank {
             shard,
             first_account: *accounts.start(),
             balances,
-            locks: BTreeMap::new(),
-            holds: BTreeMap::new(),
+            locks: Locks::new(count),
+            holds: Holds::default(),
             sessions: BTreeMap::new(),
             session_window: SESSION_WINDOW,
             sessions_max: SESSIONS,
@@ -162,12 +156,13 @@ impl Bank {
     ) -> Result<Bank, String> {
         let first_account = *topology.accounts_of(shard).start();
         let Parts { trail, next_session, members, floors, sessions, holds } = parts;
+        let locks = Locks::new(balances.len());
         let mut bank = Bank {
             topology,
             shard,
             first_account,
             balances,
-            locks: BTreeMap::new(),
+            locks,
             holds,
             sessions,
             session_window: SESSION_WINDOW,
@@ -179,15 +174,17 @@ impl Bank {
             digest: 0,
             applied,
         };
-        for (id, hold) in &bank.holds {
-            let account =
+        let mut locks = Locks::new(bank.balances.len());
+        for (id, hold) in bank.holds.iter() {
+            let (account, index) =
                 bank.part(&hold.transfer).ok_or_else(|| format!("{id} locks no account of {shard}"))?;
-            if bank.locks.insert(account, *id).is_some() {
+            if !locks.lock(index) {
                 return Err(format!("two transactions lock account {account}"));
             }
         }
+        bank.locks = locks;
         let undecided = bank.sessions.values().map(SessionState::undecided).sum::<usize>();
-        let held = |(id, hold): (&TxnId, &Hold)| {
+        let held = |(id, hold): (TxnId, &Hold)| {
             let name = hold.named.then_some(hold.transfer);
             bank.sessions.get(&id.session).is_some_and(|s| s.is_undecided(id.seq) && s.name(id.seq) == name)
         };
@@ -229,13 +226,13 @@ impl Bank {
         self.index(account).map(|i| self.balances.get(i))
     }
 
-    /// The undecided transaction that locks an account.
-    pub fn locked_by(&self, account: AccountId) -> Option<TxnId> {
-        self.locks.get(&account).copied()
+    /// Whether an undecided transaction locks an account.
+    pub fn is_locked(&self, account: AccountId) -> bool {
+        self.index(account).is_some_and(|index| self.locks.is_locked(index))
     }
 
     /// Every undecided YES, by transaction.
-    pub fn holds(&self) -> &BTreeMap<TxnId, Hold> {
+    pub fn holds(&self) -> &Holds {
         &self.holds
     }
 
@@ -297,12 +294,18 @@ impl Bank {
             }
             Command::Prepare { range, participants, records, .. } => {
                 self.each(&command, range, &mut statuses, |bank, state, i, txn| {
+                    if i % AHEAD == 0 {
+                        bank.warm(&records[i..records.len().min(i + AHEAD)]);
+                    }
                     bank.prepare(state, txn, participants, records[i].get(), effects)
                 });
                 Status::Yes
             }
             Command::Outcome { range, commits, .. } => {
                 self.each(&command, range, &mut statuses, |bank, state, i, txn| {
+                    if i % AHEAD == 0 {
+                        bank.warm_held(state, txn.id.seq..txn.id.seq + AHEAD as u64);
+                    }
                     bank.outcome(slot, state, txn, command::bit(commits, i), effects)
                 });
                 Status::Done
@@ -342,6 +345,12 @@ impl Bank {
         let accounts = records.iter().flat_map(TransferRecord::accounts);
         let indices = accounts.filter_map(|account| self.index(account));
         black_box(indices.fold(0, |seen, index| seen ^ self.balances.warm(index)));
+    }
+
+    /// The same for transactions that are to be decided.
+    fn warm_held(&self, state: &Entered, seqs: std::ops::Range<u64>) {
+        let held = seqs.filter_map(|seq| self.part(&state.held.get(seq)?.transfer));
+        black_box(held.fold(0, |seen, (_, index)| seen ^ self.balances.warm(index)));
     }
 
     /// Does something for each transaction of a block, with the state of their session, which is looked up once.
@@ -402,7 +411,7 @@ impl Bank {
         }
         let from = self.index(transfer.from).ok_or(Reason::UnknownAccount)?;
         let to = self.index(transfer.to).ok_or(Reason::UnknownAccount)?;
-        if self.locks.contains_key(&transfer.from) || self.locks.contains_key(&transfer.to) {
+        if self.locks.is_locked(from) || self.locks.is_locked(to) {
             return Err(Reason::LockContention);
         }
         let amount = transfer.amount.unsigned_abs();
@@ -426,13 +435,13 @@ impl Bank {
         }
         let id = txn.id;
         match self.lockable(&transfer, participants) {
-            Ok(account) => {
+            Ok(index) => {
                 self.record(state, txn, Register::Yes);
                 let hold = Hold { transfer, participants, named: txn.name.is_some() };
-                self.digest = self.digest.wrapping_add(hold_share(id, &hold));
-                self.locks.insert(account, id);
-                self.holds.insert(id, hold);
-                effects.prepared.push(id);
+                self.digest = self.digest.wrapping_add(state.hold_share(id.seq, &hold));
+                self.locks.lock(index);
+                state.held.insert(id.seq, hold);
+                Range::extend(&mut effects.prepared, id);
                 Status::Yes
             }
             Err(reason) => self.abort(state, txn, reason, effects),
@@ -440,25 +449,25 @@ impl Bank {
     }
 
     /// The account of this shard that the transfer would lock, if this shard votes YES.
-    fn lockable(&self, transfer: &Transfer, participants: [ShardId; 2]) -> Result<AccountId, Reason> {
+    fn lockable(&self, transfer: &Transfer, participants: [ShardId; 2]) -> Result<usize, Reason> {
         let (from, to) = validate(&self.topology, transfer)?;
-        let account = self.part(transfer).ok_or(Reason::UnknownAccount)?;
+        let (account, index) = self.part(transfer).ok_or(Reason::UnknownAccount)?;
         if from == to || !participants.contains(&from) || !participants.contains(&to) {
             return Err(Reason::UnknownAccount);
         }
-        if self.locks.contains_key(&account) {
+        if self.locks.is_locked(index) {
             return Err(Reason::LockContention);
         }
-        let index = self.index(account).expect("B1: `part` chose an account of this shard");
         if account == transfer.from && self.balances.get(index) < transfer.amount.unsigned_abs() {
             return Err(Reason::InsufficientBalance);
         }
-        Ok(account)
+        Ok(index)
     }
 
-    /// The account of a cross-shard transfer that lies in this shard.
-    fn part(&self, transfer: &Transfer) -> Option<AccountId> {
-        [transfer.from, transfer.to].into_iter().find(|a| self.index(*a).is_some())
+    /// The account of a cross-shard transfer that lies in this shard, and its index.
+    #[inline]
+    fn part(&self, transfer: &Transfer) -> Option<(AccountId, usize)> {
+        [transfer.from, transfer.to].into_iter().find_map(|a| Some((a, self.index(a)?)))
     }
 
     fn outcome(
@@ -493,13 +502,11 @@ impl Bank {
 
     fn settle(&mut self, slot: Slot, state: &mut Entered, txn: Mention, commit: bool, effects: &mut Effects) {
         let id = txn.id;
-        let hold = self.holds.remove(&id).expect("T5: an undecided YES has its hold");
-        let account = self.part(&hold.transfer).expect("T5: a hold names an account of this shard");
-        let locked = self.locks.remove(&account);
-        assert_eq!(locked, Some(id), "T5: an undecided YES holds its lock");
-        self.digest = self.digest.wrapping_sub(hold_share(id, &hold));
+        let hold = state.held.remove(id.seq).expect("T5: an undecided YES has its hold");
+        let (account, index) = self.part(&hold.transfer).expect("T5: a hold names an account of this shard");
+        assert!(self.locks.unlock(index), "T5: an undecided YES holds its lock");
+        self.digest = self.digest.wrapping_sub(state.hold_share(id.seq, &hold));
         if commit {
-            let index = self.index(account).expect("T5: a hold names an account of this shard");
             let amount = hold.transfer.amount.unsigned_abs();
             let balance = if account == hold.transfer.from {
                 self.balances.get(index).checked_sub(amount).expect("B1: the prepare held the money")
@@ -510,7 +517,7 @@ impl Bank {
             effects.committed.push(Committed { slot, id, transfer: hold.transfer });
         }
         self.record(state, txn, if commit { Register::YesCommitted } else { Register::YesAborted });
-        effects.settled.push(id);
+        Range::extend(&mut effects.settled, id);
     }
 
     fn fence(&mut self, state: &mut Entered, txn: Mention, effects: &mut Effects) -> Status {
@@ -552,7 +559,7 @@ mod digest;
 mod sessions;
 
 use digest::{
-    BALANCE, CLOSED, FLOOR, ISSUED, MARK, NAMING, TRAIL, hold_share, member_share, name_share,
+    BALANCE, CLOSED, FLOOR, HOLD, ISSUED, MARK, NAMING, TRAIL, hold_share_of, member_share, name_share,
     register_share, register_stem, share, share_of, stem,
 };
 pub(super) use digest::{digest_balances, digest_rest};

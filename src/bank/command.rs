@@ -10,7 +10,9 @@ use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::config::limits::{SESSION_WINDOW, VALUE_BYTES};
-use crate::types::{AccountId, Ballot, Incarnation, NodeId, Rejoined, Session, ShardId, Transfer, Value};
+use crate::types::{
+    AccountId, Ballot, Incarnation, NodeId, Rejoined, Session, ShardId, Transfer, TxnId, Value,
+};
 
 /// What every block begins with; `bytes` counts the header too, so that a reader can step from block to block.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -77,8 +79,26 @@ pub struct Range {
 }
 
 impl Range {
+    /// A single transaction.
+    pub fn one(id: TxnId) -> Range {
+        Range { session: id.session, first: id.seq, count: 1 }
+    }
+
     pub fn seqs(self) -> std::ops::Range<u64> {
         self.first..self.first + u64::from(self.count)
+    }
+
+    /// The transaction with this sequence.
+    pub fn id(self, seq: u64) -> TxnId {
+        TxnId { session: self.session, seq }
+    }
+
+    /// Adds a transaction to the last one of these if it follows it, or else one of its own to them.
+    pub fn extend(ranges: &mut Vec<Range>, id: TxnId) {
+        match ranges.last_mut() {
+            Some(last) if last.session == id.session && last.seqs().end == id.seq => last.count += 1,
+            _ => ranges.push(Range::one(id)),
+        }
     }
 }
 

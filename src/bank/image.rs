@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bank::apply::{Bank, Hold, digest_balances, digest_rest};
+use crate::bank::apply::{Bank, digest_balances, digest_rest};
 use crate::bank::balances::Balances;
+use crate::bank::holds::{Hold, Holds};
 use crate::bank::session::SessionState;
 use crate::codec;
 use crate::config::Topology;
@@ -61,7 +62,7 @@ pub(super) struct Parts {
     pub members: BTreeMap<NodeId, Rejoined>,
     pub floors: BTreeMap<ShardId, u64>,
     pub sessions: BTreeMap<Session, SessionState>,
-    pub holds: BTreeMap<TxnId, Hold>,
+    pub holds: Holds,
 }
 
 impl Parts {
@@ -78,7 +79,7 @@ impl Parts {
                     let state = SessionState::from_image(image).map_err(|e| format!("{session}: {e}"))?;
                     parts.sessions.insert(session, state);
                 }
-                Part::Hold(id, hold) => _ = parts.holds.insert(id, hold),
+                Part::Hold(id, hold) => parts.holds.insert(id, hold),
                 Part::Member(server, member) => _ = parts.members.insert(server, member),
             }
             rest = &behind[bytes..];
@@ -126,7 +127,7 @@ impl Bank {
         let mut rest = Vec::new();
         let floors = self.floors.iter().map(|(issuer, floor)| Part::Floor(*issuer, *floor));
         let sessions = self.sessions.iter().map(|(session, state)| Part::Session(*session, state.image()));
-        let holds = self.holds.iter().map(|(id, hold)| Part::Hold(*id, hold.clone()));
+        let holds = self.holds.iter().map(|(id, hold)| Part::Hold(id, hold.clone()));
         let members = self.members.iter().map(|(server, member)| Part::Member(*server, *member));
         let first = [Part::NextSession(self.next_session), Part::Trail(self.trail)].into_iter();
         for part in first.chain(floors).chain(sessions).chain(holds).chain(members) {

@@ -15,11 +15,14 @@ mod apply;
 mod balances;
 pub mod command;
 pub mod history;
+mod holds;
 mod image;
+mod locks;
 mod session;
 mod status;
 
-pub use apply::{Bank, Committed, Effects, Hold, validate};
+pub use apply::{Bank, Committed, Effects, validate};
+pub use holds::{Hold, Holds};
 pub use image::{Image, Incoming, Verifier};
 pub use session::named_window;
 pub use status::{BlockResult, Status};

@@ -101,7 +101,6 @@ pub enum Event {
     /// A read waits for the outcome of a transaction that locks its account (T6).
     ReadWaits {
         account: AccountId,
-        id: TxnId,
     },
     Malformed {
         client: ClientId,

@@ -109,18 +109,18 @@ impl Shard {
                 let participants = self.bank.holds().get(&id).map(|hold| hold.participants);
                 Some(Response::Status { request, status, name: self.bank.name(id), participants })
             }
-            Question::Balance(account) => match self.bank.locked_by(account) {
-                None => {
+            Question::Balance(account) => match self.bank.is_locked(account) {
+                false => {
                     let balance = self.bank.balance(account).ok_or(Reason::UnknownAccount);
                     Some(Response::Balance { request, balance })
                 }
                 // T6: never the state before an undecided YES.
-                Some(_) if read.deadline <= now => {
+                true if read.deadline <= now => {
                     Some(Response::Balance { request, balance: Err(Reason::LockContention) })
                 }
-                Some(id) => {
+                true => {
                     if !std::mem::replace(&mut read.waits, true) {
-                        out.events.push(Event::ReadWaits { account, id });
+                        out.events.push(Event::ReadWaits { account });
                     }
                     None
                 }

@@ -1,26 +1,43 @@
 //! Recovery (T4): what this server does, while it leads, about transactions that stay in doubt. The coordinator that
 //! finishes them is the one that clients use.
 
+use crate::bank::command::Range;
 use crate::shard::{Event, MYSELF, Output, Shard};
 use crate::txn;
-use crate::types::{Time, TxnId};
+use crate::types::Time;
 
 impl Shard {
-    pub(super) fn arm(&mut self, now: Time, id: TxnId) {
-        // Jitter keeps the participants' leaders apart; two recoverers at once are safe, but a waste.
-        self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(id.seq | 1);
+    /// Watches transactions that were prepared together. If that was one, its time is its own; others get theirs if they
+    /// are not decided in time.
+    pub(super) fn watch(&mut self, now: Time, range: Range) {
         let timeout = self.timeouts.in_doubt();
-        let jitter = timeout.mul_f64((self.random >> 40) as f64 / (1u64 << 24) as f64);
-        self.doubts.insert(id, now + timeout + jitter);
+        match range.count {
+            1 => self.arm(now + timeout, range),
+            _ => self.doubts.add(range, now + timeout),
+        }
+    }
+
+    fn arm(&mut self, from: Time, range: Range) {
+        // Jitter keeps the participants' leaders apart; two recoverers at once are safe, but a waste.
+        self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(range.first | 1);
+        let share = (self.random >> 40) as f64 / (1u64 << 24) as f64;
+        self.doubts.add(range, from + self.timeouts.in_doubt().mul_f64(share));
     }
 
     pub(super) fn recover_doubts(&mut self, now: Time, out: &mut Output) {
-        let due: Vec<TxnId> = self.doubts.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
-        for id in due {
+        for range in self.doubts.due(now) {
+            let one = |seq| Range { first: seq, count: 1, ..range };
+            if range.count > 1 {
+                let held = |seq: &u64| self.bank.holds().get(&range.id(*seq)).is_some();
+                let held: Vec<u64> = range.seqs().filter(held).collect();
+                held.into_iter().for_each(|seq| self.arm(now, one(seq)));
+                continue;
+            }
+            let id = range.id(range.first);
             let hold = self.bank.holds().get(&id).expect("T5: only undecided transactions are in doubt");
             let (participants, name) = (hold.participants, hold.named.then_some(hold.transfer));
             out.events.push(Event::Recovering { id });
-            self.arm(now, id);
+            self.watch(now, range);
             let home = self.shard;
             self.recovery_step(now, txn::Input::Recover { id, name, participants, home }, out);
         }

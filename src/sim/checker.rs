@@ -245,7 +245,7 @@ impl Checker {
         log.digests.push(log.bank.digest());
         for (account, history) in &mut log.history {
             let balance = log.bank.balance(*account).expect("an account of this shard");
-            let locked = log.bank.locked_by(*account).is_some();
+            let locked = log.bank.is_locked(*account);
             if history.last().is_none_or(|last| (last.1, last.2) != (balance, locked)) {
                 history.push((slot, balance, locked));
             }
@@ -567,7 +567,7 @@ impl Checker {
     /// Everything has come to rest: no lock, no money on its way, every decision known to both sides.
     pub fn at_rest(&self) -> Result<(), String> {
         for log in &self.logs {
-            if let Some((id, hold)) = log.bank.holds().first_key_value() {
+            if let Some((id, hold)) = log.bank.holds().iter().next() {
                 return Err(format!("T5: {id} {} is still in doubt", hold.transfer));
             }
         }

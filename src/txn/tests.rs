@@ -174,7 +174,7 @@ fn locked_shard() -> Shard {
     command::put_prepare(&mut blocks, range, [ShardId(1), ShardId(2)], &[transfer]);
     let request = Request::Submit { request: 1, blocks: Value::from_slice(&blocks) };
     shard_turn(&mut shard, START, [shard::Input::Request { client: ClientId(1), request }]);
-    assert_eq!(shard.bank().locked_by(AccountId(1)), Some(txn(1)));
+    assert!(shard.bank().is_locked(AccountId(1)) && shard.bank().holds().get(&txn(1)).is_some());
     shard
 }
 

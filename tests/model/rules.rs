@@ -140,7 +140,7 @@ fn register(bank: &Bank, id: TxnId) -> Option<Status> {
     command::put_fence(&mut blocks, Range { session: id.session, first: id.seq, count: 1 });
     let mut copy = bank.clone();
     let mut effects = Effects::default();
-    if bank.holds().contains_key(&id) {
+    if bank.holds().get(&id).is_some() {
         return Some(Status::Yes);
     }
     copy.apply(bank.applied().next(), &Value::from_slice(&blocks), &mut effects);
@@ -180,7 +180,7 @@ pub fn note_decided(world: &World, state: &mut State, node: &Node) {
     let shard = world.bounds.topology.shard_of_server(node.shard.id());
     let mut accounts = world.bounds.topology.accounts_of(shard).map(AccountId);
     let same_locks =
-        accounts.all(|a| bank.locked_by(a) == truth.locked_by(a)) && bank.holds() == truth.holds();
+        accounts.all(|a| bank.is_locked(a) == truth.is_locked(a)) && bank.holds() == truth.holds();
     let rule = if same_locks { Rule::P4 } else { Rule::T5 };
     state.breaks(rule, format!("{} is not what its log makes it after slot {applied}", node.shard.id()));
 }
@@ -267,7 +267,7 @@ fn check_money(world: &World, state: &mut State) {
         state.breaks(Rule::B2, format!("the sum is {total}"));
     }
     let banks = state.truth.iter().map(|t| t.bank());
-    let holds = banks.flat_map(|bank| bank.holds().values().map(move |hold| (bank, hold)));
+    let holds = banks.flat_map(|bank| bank.holds().iter().map(move |(_, hold)| (bank, hold)));
     let short = holds
         .filter(|(bank, hold)| {
             bank.balance(hold.transfer.from).is_some_and(|b| b < hold.transfer.amount as u64)

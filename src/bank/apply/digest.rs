@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Hold;
+use crate::bank::holds::{Hold, Holds};
 use crate::bank::session::{Register, SessionState};
 use crate::types::{Incarnation, NodeId, Rejoined, Session, ShardId, Transfer, TxnId};
 
@@ -59,11 +59,11 @@ pub fn digest_rest(
     members: &BTreeMap<NodeId, Rejoined>,
     floors: &BTreeMap<ShardId, u64>,
     sessions: &BTreeMap<Session, SessionState>,
-    holds: &BTreeMap<TxnId, Hold>,
+    holds: &Holds,
 ) -> u64 {
     let mut digest = share(ISSUED, 0, next_session).wrapping_add(share(TRAIL, 0, trail));
     let mut add = |share: u64| digest = digest.wrapping_add(share);
-    holds.iter().for_each(|(id, hold)| add(hold_share(*id, hold)));
+    holds.iter().for_each(|(id, hold)| add(hold_share(id, hold)));
     members.iter().for_each(|(server, member)| add(member_share(*server, member)));
     floors.iter().for_each(|(issuer, floor)| add(share(FLOOR, u64::from(issuer.0), *floor)));
     for (session, state) in sessions {
@@ -85,9 +85,15 @@ pub fn digest_rest(
 }
 
 pub(super) fn hold_share(id: TxnId, hold: &Hold) -> u64 {
+    hold_share_of(stem(HOLD, id.session.0), id.seq, hold)
+}
+
+/// The same, by what the holds of a session have in common.
+#[inline]
+pub(super) fn hold_share_of(stem: u64, seq: u64, hold: &Hold) -> u64 {
     let Transfer { from, to, amount } = hold.transfer;
     let [a, b] = hold.participants.map(|shard| u64::from(shard.0));
-    let whose = share(HOLD, id.session.0, id.seq);
+    let whose = share_of(stem, seq);
     let what = share(HOLD, from.0, to.0);
     let how = u64::from(hold.named) << 32 | a << 16 | b;
     share(whose, what, share(HOLD, amount.unsigned_abs(), how))

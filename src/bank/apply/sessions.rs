@@ -9,6 +9,7 @@
 //! but those that the issuer itself knows, which are no more than [`Limits::sessions`].
 
 use super::*;
+use crate::bank::holds::SessionHolds;
 
 impl Bank {
     /// Sessions that this shard issued and that have not expired, with whether they are closed, in order.
@@ -124,10 +125,13 @@ impl Bank {
         let state = self.sessions.get_mut(&session).expect("B3: the session was admitted first");
         let before = state.mark();
         let mut digest = self.digest;
-        let committed = register_stem(session, Register::Committed);
+        let [committed, across] =
+            [Register::Committed, Register::YesCommitted].map(|register| register_stem(session, register));
         state.advance(mark, |seq, register, name| {
             if register == Register::Committed && name.is_none() {
                 digest = digest.wrapping_sub(share_of(committed, seq));
+            } else if register == Register::YesCommitted && name.is_none() {
+                digest = digest.wrapping_sub(share_of(across, seq));
             } else if register != Register::Empty {
                 let id = TxnId { session, seq };
                 digest = digest.wrapping_sub(register_share(id, register));
@@ -144,41 +148,42 @@ impl Bank {
     pub(super) fn enter(&mut self, session: Session) -> Result<Entered, Status> {
         self.admit(session)?;
         let state = std::mem::replace(self.state(session), SessionState::new(0));
-        Ok(Entered { session, state, committed: register_stem(session, Register::Committed) })
+        Ok(Entered {
+            session,
+            state,
+            held: self.holds.take(session),
+            stems: STEMMED.map(|register| register_stem(session, register)),
+            hold_stem: stem(HOLD, session.0),
+        })
     }
 
     pub(super) fn leave(&mut self, entered: Entered) {
         *self.state(entered.session) = entered.state;
+        self.holds.put(entered.session, entered.held);
     }
 
     /// Sets a register that is empty, or turns an undecided YES into its outcome; nothing else is ever written (T1).
     #[inline]
     pub(super) fn record(&mut self, entered: &mut Entered, txn: Mention, register: Register) {
         let id = txn.id;
-        let state = &mut entered.state;
-        let before = state.set(id.seq, register);
+        let before = entered.state.set(id.seq, register);
         match (before, register) {
             (Register::Empty, _) => {
                 if let Some(name) = txn.name {
-                    state.set_name(id.seq, name);
+                    entered.state.set_name(id.seq, name);
                     self.digest = self.digest.wrapping_add(name_share(id, &name));
                 }
             }
             (Register::Yes, Register::YesCommitted | Register::YesAborted) => {
-                self.digest = self.digest.wrapping_sub(register_share(id, before));
+                self.digest = self.digest.wrapping_sub(entered.register_share(id, before));
             }
             _ => panic!("T1: the register of {id} is {before:?} and would become {register:?}"),
         }
-        let share = match register {
-            Register::Committed => share_of(entered.committed, id.seq),
-            _ => register_share(id, register),
-        };
-        self.digest = self.digest.wrapping_add(share);
+        self.digest = self.digest.wrapping_add(entered.register_share(id, register));
     }
 
     fn is_in_doubt(&self, session: Session) -> bool {
-        let id = |seq| TxnId { session, seq };
-        self.holds.range(id(0)..=id(u64::MAX)).next().is_some()
+        self.holds.has(session)
     }
 
     /// `Done`: nothing of the session is in doubt here, now or ever. `Yes`: something still is.
@@ -231,8 +236,29 @@ impl Bank {
 pub(super) struct Entered {
     session: Session,
     state: SessionState,
-    /// What the shares of its committed transfers have in common.
-    committed: u64,
+    pub held: SessionHolds,
+    /// What the shares of its registers have in common that hold one of [`STEMMED`].
+    stems: [u64; STEMMED.len()],
+    /// The same of what is held.
+    hold_stem: u64,
+}
+
+/// What by far the most registers hold.
+const STEMMED: [Register; 3] = [Register::Committed, Register::Yes, Register::YesCommitted];
+
+impl Entered {
+    #[inline]
+    fn register_share(&self, id: TxnId, register: Register) -> u64 {
+        match STEMMED.iter().position(|stemmed| *stemmed == register) {
+            Some(i) => share_of(self.stems[i], id.seq),
+            None => register_share(id, register),
+        }
+    }
+
+    #[inline]
+    pub fn hold_share(&self, seq: u64, hold: &Hold) -> u64 {
+        hold_share_of(self.hold_stem, seq, hold)
+    }
 }
 
 /// The answer to a mention that may set a register, if it is not up to this mention to set it.

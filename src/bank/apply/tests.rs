@@ -5,6 +5,7 @@ mod named;
 use proptest::prelude::*;
 
 use super::*;
+use crate::bank::apply::digest::hold_share;
 use crate::config::limits::SESSION_WINDOW;
 
 const D1: ShardId = ShardId(1);
@@ -117,7 +118,7 @@ fn a_fence_beats_a_late_prepare_and_a_late_transfer() {
     assert_eq!(log.prepare(s, 1, t(1, 5, 3)), Status::Aborted(Reason::NoQuorum));
     assert_eq!(log.fence(s, 2), Status::Aborted(Reason::NoQuorum));
     assert_eq!(log.transfer(s, 2, t(1, 2, 3)), Status::Aborted(Reason::NoQuorum));
-    assert_eq!(log.bank.locked_by(AccountId(1)), None);
+    assert!(!log.bank.is_locked(AccountId(1)));
 }
 
 #[test]
@@ -323,7 +324,7 @@ fn digest_anew(bank: &Bank) -> u64 {
     for (account, balance) in (bank.first_account..).zip(bank.balances.iter()) {
         shares.push(share(BALANCE, account, balance));
     }
-    bank.holds.iter().for_each(|(id, hold)| shares.push(hold_share(*id, hold)));
+    bank.holds.iter().for_each(|(id, hold)| shares.push(hold_share(id, hold)));
     for (issuer, floor) in &bank.floors {
         shares.push(share(FLOOR, u64::from(issuer.0), *floor));
     }
@@ -429,18 +430,19 @@ fn a_prepare_names_both_shards_of_its_transfer() {
 fn effects_say_what_this_slot_brought_and_nothing_else() {
     let (mut log, s) = Log::new();
     let id = |seq| TxnId { session: s, seq };
+    let one = |seq| Range::one(id(seq));
     log.transfer(s, 1, t(1, 2, 4));
     assert_eq!(log.effects.committed, [Committed { slot: Slot(2), id: id(1), transfer: t(1, 2, 4) }]);
     log.transfer(s, 2, t(1, 2, 99));
     assert_eq!(log.effects.committed, []);
     log.prepare(s, 3, t(1, 5, 1));
-    assert_eq!((&log.effects.committed[..], &log.effects.prepared[..]), (&[][..], &[id(3)][..]));
+    assert_eq!((&log.effects.committed[..], &log.effects.prepared[..]), (&[][..], &[one(3)][..]));
     log.outcome(s, 3, true);
     assert_eq!(log.effects.committed, [Committed { slot: Slot(5), id: id(3), transfer: t(1, 5, 1) }]);
-    assert_eq!((&log.effects.prepared[..], &log.effects.settled[..]), (&[][..], &[id(3)][..]));
+    assert_eq!((&log.effects.prepared[..], &log.effects.settled[..]), (&[][..], &[one(3)][..]));
     log.prepare(s, 4, t(1, 5, 1));
     log.outcome(s, 4, false);
-    assert_eq!((&log.effects.committed[..], &log.effects.settled[..]), (&[][..], &[id(4)][..]));
+    assert_eq!((&log.effects.committed[..], &log.effects.settled[..]), (&[][..], &[one(4)][..]));
 }
 
 #[test]
@@ -495,7 +497,7 @@ proptest! {
             }
             prop_assert_eq!(expected, log.bank.total() as i128);
             prop_assert_eq!(log.bank.digest(), digest_anew(&log.bank));
-            prop_assert_eq!(log.bank.locks.len(), log.bank.holds.len());
+            prop_assert_eq!(log.bank.locks.count(), log.bank.holds.len());
         }
     }
 
@@ -524,7 +526,7 @@ proptest! {
                 _ => {
                     let live: Vec<Session> =
                         used.iter().filter(|s| **s < session && !expired.contains(*s)).copied().collect();
-                    let doubt = log.bank.holds().keys().any(|id| id.session == session);
+                    let doubt = log.bank.holds().has(session);
                     let status = log.expire(session, &live);
                     prop_assert_eq!(
                         status == Status::Done,

@@ -68,7 +68,7 @@ fn another_transfer_under_the_same_id_is_a_no_and_changes_nothing() {
 fn the_outcome_of_the_right_transfer_settles_it_and_its_name_stays() {
     let (mut log, s) = Log::new();
     assert_eq!(log.named_prepare(s, 1, t(1, 5, 3)), Status::Yes);
-    assert!(log.bank.holds().values().all(|hold| hold.named));
+    assert!(log.bank.holds().iter().all(|(_, hold)| hold.named));
     assert_eq!(log.named_outcome(s, 1, t(1, 5, 3), true), Status::Done);
     assert_eq!(log.balance(1), 7);
     assert_eq!(log.named_fence(s, 1, t(1, 5, 3)), Status::YesCommitted);
