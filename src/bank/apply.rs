@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -103,16 +104,23 @@ pub struct Bank {
 
 /// The checks that need no state, in order of precedence. Whoever handles a transfer comes to the same answer.
 pub fn validate(topology: &Topology, transfer: &Transfer) -> Result<(ShardId, ShardId), Reason> {
+    check(transfer)?;
+    match (topology.shard_of(transfer.from), topology.shard_of(transfer.to)) {
+        (Some(from), Some(to)) => Ok((from, to)),
+        _ => Err(Reason::UnknownAccount),
+    }
+}
+
+/// The first of these checks, for which accounts need not be known.
+#[inline]
+fn check(transfer: &Transfer) -> Result<(), Reason> {
     if transfer.amount <= 0 {
         return Err(Reason::InvalidAmount);
     }
     if transfer.from == transfer.to {
         return Err(Reason::SameAccount);
     }
-    match (topology.shard_of(transfer.from), topology.shard_of(transfer.to)) {
-        (Some(from), Some(to)) => Ok((from, to)),
-        _ => Err(Reason::UnknownAccount),
-    }
+    Ok(())
 }
 
 impl Bank {
@@ -286,18 +294,20 @@ impl Bank {
             Command::Transfers { range, records, .. } => {
                 self.each(&command, range, &mut statuses, |bank, state, i, txn| {
                     if i % AHEAD == 0 {
-                        bank.warm(&records[i..records.len().min(i + AHEAD)]);
+                        bank.warm(ahead(records, i).flat_map(TransferRecord::accounts));
                     }
                     bank.transfer(slot, state, txn, records[i].get(), effects)
                 });
                 Status::Committed
             }
             Command::Prepare { range, participants, records, .. } => {
+                let theirs = self.other_accounts(participants);
                 self.each(&command, range, &mut statuses, |bank, state, i, txn| {
                     if i % AHEAD == 0 {
-                        bank.warm(&records[i..records.len().min(i + AHEAD)]);
+                        // Only who pays needs to have anything.
+                        bank.warm(ahead(records, i).map(|record| record.accounts()[0]));
                     }
-                    bank.prepare(state, txn, participants, records[i].get(), effects)
+                    bank.prepare(state, txn, participants, &theirs, records[i].get(), effects)
                 });
                 Status::Yes
             }
@@ -339,17 +349,17 @@ impl Bank {
         history::put(&mut effects.history, &command, &effects.committed[committed..]);
     }
 
-    /// Has the balances of some transfers in the cache before they are needed. Among millions of accounts nearly every balance
-    /// is a miss, and misses that nothing waits for are served side by side.
-    fn warm(&self, records: &[TransferRecord]) {
-        let accounts = records.iter().flat_map(TransferRecord::accounts);
+    /// Has the balances of those accounts that are here in the cache before they are needed. Among millions nearly every one is
+    /// a miss, and misses that nothing waits for are served side by side.
+    fn warm(&self, accounts: impl Iterator<Item = AccountId>) {
         let indices = accounts.filter_map(|account| self.index(account));
         black_box(indices.fold(0, |seen, index| seen ^ self.balances.warm(index)));
     }
 
     /// The same for transactions that are to be decided.
     fn warm_held(&self, state: &Entered, seqs: std::ops::Range<u64>) {
-        let held = seqs.filter_map(|seq| self.part(&state.held.get(seq)?.transfer));
+        let mut near = state.near;
+        let held = seqs.filter_map(|seq| self.part(&state.held.get(seq, &mut near)?.transfer));
         black_box(held.fold(0, |seen, (_, index)| seen ^ self.balances.warm(index)));
     }
 
@@ -403,12 +413,7 @@ impl Bank {
     /// leader refuses transfers that were sent to the wrong shard.
     #[inline]
     fn execute(&mut self, transfer: &Transfer) -> Result<(), Reason> {
-        if transfer.amount <= 0 {
-            return Err(Reason::InvalidAmount);
-        }
-        if transfer.from == transfer.to {
-            return Err(Reason::SameAccount);
-        }
+        check(transfer)?;
         let from = self.index(transfer.from).ok_or(Reason::UnknownAccount)?;
         let to = self.index(transfer.to).ok_or(Reason::UnknownAccount)?;
         if self.locks.is_locked(from) || self.locks.is_locked(to) {
@@ -427,6 +432,7 @@ impl Bank {
         state: &mut Entered,
         txn: Mention,
         participants: [ShardId; 2],
+        theirs: &RangeInclusive<u64>,
         transfer: Transfer,
         effects: &mut Effects,
     ) -> Status {
@@ -434,13 +440,13 @@ impl Bank {
             return status;
         }
         let id = txn.id;
-        match self.lockable(&transfer, participants) {
+        match self.lockable(&transfer, theirs) {
             Ok(index) => {
                 self.record(state, txn, Register::Yes);
                 let hold = Hold { transfer, participants, named: txn.name.is_some() };
                 self.digest = self.digest.wrapping_add(state.hold_share(id.seq, &hold));
                 self.locks.lock(index);
-                state.held.insert(id.seq, hold);
+                state.held.insert(id.seq, hold, &mut state.near);
                 Range::extend(&mut effects.prepared, id);
                 Status::Yes
             }
@@ -448,11 +454,22 @@ impl Bank {
         }
     }
 
-    /// The account of this shard that the transfer would lock, if this shard votes YES.
-    fn lockable(&self, transfer: &Transfer, participants: [ShardId; 2]) -> Result<usize, Reason> {
-        let (from, to) = validate(&self.topology, transfer)?;
+    /// The accounts of the other one of two participants; none if this shard is not one of them.
+    fn other_accounts(&self, participants: [ShardId; 2]) -> RangeInclusive<u64> {
+        match participants {
+            [a, b] if a == self.shard && b.0 <= self.topology.clusters => self.topology.accounts_of(b),
+            [a, b] if b == self.shard => self.topology.accounts_of(a),
+            _ => RangeInclusive::new(1, 0),
+        }
+    }
+
+    /// The index of the account of this shard that the transfer would lock, if this shard votes YES. The checks of
+    /// [`validate`], and in the same order, but that the other account lies in the other participant, among `theirs`.
+    fn lockable(&self, transfer: &Transfer, theirs: &RangeInclusive<u64>) -> Result<usize, Reason> {
+        check(transfer)?;
         let (account, index) = self.part(transfer).ok_or(Reason::UnknownAccount)?;
-        if from == to || !participants.contains(&from) || !participants.contains(&to) {
+        let other = if account == transfer.from { transfer.to } else { transfer.from };
+        if !theirs.contains(&other.0) {
             return Err(Reason::UnknownAccount);
         }
         if self.locks.is_locked(index) {
@@ -502,7 +519,7 @@ impl Bank {
 
     fn settle(&mut self, slot: Slot, state: &mut Entered, txn: Mention, commit: bool, effects: &mut Effects) {
         let id = txn.id;
-        let hold = state.held.remove(id.seq).expect("T5: an undecided YES has its hold");
+        let hold = state.held.remove(id.seq, &mut state.near).expect("T5: an undecided YES has its hold");
         let (account, index) = self.part(&hold.transfer).expect("T5: a hold names an account of this shard");
         assert!(self.locks.unlock(index), "T5: an undecided YES holds its lock");
         self.digest = self.digest.wrapping_sub(state.hold_share(id.seq, &hold));
@@ -545,6 +562,11 @@ impl Bank {
             self.digest = self.digest.wrapping_add(share(tag, key, after));
         }
     }
+}
+
+/// The transfers from the i-th on that are looked up together.
+fn ahead(records: &[TransferRecord], i: usize) -> std::slice::Iter<'_, TransferRecord> {
+    records[i..records.len().min(i + AHEAD)].iter()
 }
 
 /// The transactions of a block, in order.

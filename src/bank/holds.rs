@@ -3,7 +3,7 @@
 //! Transactions of a session are prepared and decided in blocks of consecutive sequences, thousands at once; so they are kept
 //! in chunks of neighbours, in which nothing has to be searched or moved. Equal contents are equal in memory, too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,7 @@ impl Holds {
     }
 
     pub fn get(&self, id: &TxnId) -> Option<&Hold> {
-        self.sessions.get(&id.session)?.get(id.seq)
+        self.sessions.get(&id.session)?.get(id.seq, &mut 0)
     }
 
     /// In order of ids.
@@ -57,7 +57,7 @@ impl Holds {
     /// What was held for this transaction before is replaced.
     pub fn insert(&mut self, id: TxnId, hold: Hold) {
         let mut held = self.take(id.session);
-        held.insert(id.seq, hold);
+        held.insert(id.seq, hold, &mut 0);
         self.put(id.session, held);
     }
 
@@ -79,8 +79,8 @@ impl Holds {
 /// Every undecided YES of a session in one shard.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
 pub struct SessionHolds {
-    /// By sequence, divided by [`CHUNK`]; none is empty.
-    chunks: BTreeMap<u64, Box<Chunk>>,
+    /// By sequence, divided by [`CHUNK`], in ascending order; none is empty.
+    chunks: VecDeque<(u64, Box<Chunk>)>,
     len: usize,
 }
 
@@ -90,10 +90,13 @@ struct Chunk {
     holds: [Option<Hold>; CHUNK as usize],
 }
 
+/// `near` is where the last hold was that somebody looked for, to begin with 0. Blocks name neighbours, so the next one is not
+/// far from there.
 impl SessionHolds {
     #[inline]
-    pub fn get(&self, seq: u64) -> Option<&Hold> {
-        self.chunks.get(&(seq / CHUNK))?.holds[(seq % CHUNK) as usize].as_ref()
+    pub fn get(&self, seq: u64, near: &mut usize) -> Option<&Hold> {
+        let (_, chunk) = &self.chunks[self.find(seq, near).ok()?];
+        chunk.holds[(seq % CHUNK) as usize].as_ref()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Hold)> {
@@ -105,22 +108,42 @@ impl SessionHolds {
 
     /// What was held for this sequence before is replaced.
     #[inline]
-    pub fn insert(&mut self, seq: u64, hold: Hold) {
-        let chunk = self.chunks.entry(seq / CHUNK).or_default();
+    pub fn insert(&mut self, seq: u64, hold: Hold, near: &mut usize) {
+        let at = self.find(seq, near).unwrap_or_else(|at| {
+            self.chunks.insert(at, (seq / CHUNK, Box::default()));
+            at
+        });
+        let (_, chunk) = &mut self.chunks[at];
         let before = chunk.holds[(seq % CHUNK) as usize].replace(hold);
         chunk.len += usize::from(before.is_none());
         self.len += usize::from(before.is_none());
     }
 
     #[inline]
-    pub fn remove(&mut self, seq: u64) -> Option<Hold> {
-        let chunk = self.chunks.get_mut(&(seq / CHUNK))?;
+    pub fn remove(&mut self, seq: u64, near: &mut usize) -> Option<Hold> {
+        let at = self.find(seq, near).ok()?;
+        let (_, chunk) = &mut self.chunks[at];
         let hold = chunk.holds[(seq % CHUNK) as usize].take()?;
         (chunk.len, self.len) = (chunk.len - 1, self.len - 1);
         if chunk.len == 0 {
-            self.chunks.remove(&(seq / CHUNK));
+            self.chunks.remove(at);
         }
         Some(hold)
+    }
+
+    /// The index of the chunk of a sequence, or where it would have to be.
+    #[inline]
+    fn find(&self, seq: u64, near: &mut usize) -> Result<usize, usize> {
+        let wanted = seq / CHUNK;
+        for at in [*near, *near + 1] {
+            if self.chunks.get(at).is_some_and(|(chunk, _)| *chunk == wanted) {
+                *near = at;
+                return Ok(at);
+            }
+        }
+        let found = self.chunks.binary_search_by_key(&wanted, |(chunk, _)| *chunk);
+        *near = found.unwrap_or_else(|at| at);
+        found
     }
 }
 
@@ -142,7 +165,7 @@ mod tests {
         fn holds_are_a_map(
             steps in prop::collection::vec((1u64..4, 0u64..40, prop::option::weighted(0.6, 1i64..9)), 0..200)
         ) {
-            let (mut holds, mut model) = (Holds::default(), BTreeMap::new());
+            let (mut holds, mut model, mut near) = (Holds::default(), BTreeMap::new(), 0);
             for (number, seq, amount) in steps {
                 let id = TxnId { session: Session::new(ShardId(1), number), seq };
                 match amount.map(hold) {
@@ -153,7 +176,7 @@ mod tests {
                     None => {
                         let mut held = holds.take(id.session);
                         prop_assert!(!holds.has(id.session));
-                        prop_assert_eq!(held.remove(seq), model.remove(&id));
+                        prop_assert_eq!(held.remove(seq, &mut near), model.remove(&id));
                         holds.put(id.session, held);
                     }
                 }

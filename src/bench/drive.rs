@@ -476,10 +476,10 @@ impl Driver<'_> {
         self.unresolved -= u64::from(late);
         let kind = match op {
             Op::Transfer(transfer) => {
-                let [from, to] = [transfer.from, transfer.to].map(|account| self.topology.shard_of(account));
                 if *outcome == Outcome::Committed {
                     self.done.push(transfer);
                 }
+                let [from, to] = [transfer.from, transfer.to].map(|account| self.topology.shard_of(account));
                 if from == to { Kind::Within } else { Kind::Across }
             }
             _ => Kind::Read,

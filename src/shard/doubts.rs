@@ -116,7 +116,7 @@ mod tests {
         let session = Session::new(ShardId(1), 1);
         let range = |first, count| Range { session, first, count };
         let mut doubts = Doubts::default();
-        [range(1, 4), range(6, 2), range(8, 3)].map(|run| doubts.add(run, Time(5)));
+        [range(1, 4), range(6, 2), range(8, 3)].into_iter().for_each(|run| doubts.add(run, Time(5)));
         // Of the last one only the first.
         doubts.settle(range(3, 2));
         doubts.settle(range(6, 3));

@@ -152,6 +152,7 @@ impl Bank {
             session,
             state,
             held: self.holds.take(session),
+            near: 0,
             stems: STEMMED.map(|register| register_stem(session, register)),
             hold_stem: stem(HOLD, session.0),
         })
@@ -237,6 +238,8 @@ pub(super) struct Entered {
     session: Session,
     state: SessionState,
     pub held: SessionHolds,
+    /// Where the last hold was that was looked for.
+    pub near: usize,
     /// What the shares of its registers have in common that hold one of [`STEMMED`].
     stems: [u64; STEMMED.len()],
     /// The same of what is held.
