@@ -314,7 +314,7 @@ impl Bank {
             Command::Outcome { range, commits, .. } => {
                 self.each(&command, range, &mut statuses, |bank, state, i, txn| {
                     if i % AHEAD == 0 {
-                        bank.warm_held(state, txn.id.seq..txn.id.seq + AHEAD as u64);
+                        bank.warm_held(state, txn.id.seq);
                     }
                     bank.outcome(slot, state, txn, command::bit(commits, i), effects)
                 });
@@ -356,11 +356,18 @@ impl Bank {
         black_box(indices.fold(0, |seen, index| seen ^ self.balances.warm(index)));
     }
 
-    /// The same for transactions that are to be decided.
-    fn warm_held(&self, state: &Entered, seqs: std::ops::Range<u64>) {
-        let mut near = state.near;
-        let held = seqs.filter_map(|seq| self.part(&state.held.get(seq, &mut near)?.transfer));
-        black_box(held.fold(0, |seen, (_, index)| seen ^ self.balances.warm(index)));
+    /// The same for transactions that are to be decided. First what is held for all of them, which may be far away, too: nothing
+    /// would be side by side where each balance has to wait for its hold.
+    fn warm_held(&self, state: &Entered, first: u64) {
+        let (mut near, mut indices, mut count) = (state.near, [0; AHEAD], 0);
+        for seq in first..first + AHEAD as u64 {
+            let hold = state.held.get(seq, &mut near);
+            if let Some((_, index)) = hold.and_then(|hold| self.part(&hold.transfer)) {
+                indices[count] = index;
+                count += 1;
+            }
+        }
+        black_box(indices[..count].iter().fold(0, |seen, index| seen ^ self.balances.warm(*index)));
     }
 
     /// Does something for each transaction of a block, with the state of their session, which is looked up once.
