@@ -18,11 +18,13 @@ KILLS   ?= 500
 CUTS    ?= 1000
 REPORT  ?= target/bench
 
+PEERS_ARGS ?=
+
 MUTATION_DIR := target/mutants-out
 SHARD        ?=
 SIM_SEEDS    ?= 150
 
-.PHONY: help run test check sim soak kills power model torture overload mutants mutation mutation-report bench deploy perf clean-perf
+.PHONY: help run test check sim soak kills power model torture overload mutants mutation mutation-report bench bench-peers deploy perf clean-perf
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +42,7 @@ help:
 	@echo 'make mutation SHARD=k/n   cargo-mutants on the k-th of n samples of all mutants   SIM_SEEDS=$(SIM_SEEDS)'
 	@echo 'make mutation-report      what became of the mutants of the finished samples, by module'
 	@echo 'make bench    rates and latencies, as a page with plots; how fast a server starts, and what it holds over 50 million transfers     REPORT=$(REPORT)'
+	@echo 'make bench-peers  the same transfers on PostgreSQL, on etcd and on the bank     PEERS_ARGS="--seconds 5 --json FILE"'
 	@echo 'make deploy   linters over data/deploy: systemd unit, Dockerfile, Compose, Kubernetes'
 	@echo 'make perf     where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
 
@@ -64,6 +67,10 @@ bench:
 	$(CARGO) run --release --bin bank -- bench --clusters 3 --accounts 1000000 --cross 0.1 --seconds 3 --floor --report $(REPORT)
 	$(CARGO) bench --bench restart
 	$(CARGO) bench --bench endurance
+
+# Says what is missing, and how to install it. Without bytecode, which would be left among the sources.
+bench-peers:
+	@CARGO='$(CARGO)' python3 -B benches/peers $(PEERS_ARGS)
 
 sim:
 	$(CARGO) run --release --bin bank -- sim --seeds $(SEEDS)
