@@ -7,10 +7,10 @@ CARGO   ?= cargo
 MUTANT      ?=
 MUTANT_ARGS ?=
 
-PERF_DIR  := target/perf
-PERF_ROWS ?= 2000000
-PERF_ARGS ?=
-PERF_BANK := $(PERF_DIR)/release/bank
+PERF_DIR     := target/perf
+PERF_BANK    ?= --clusters 3 --accounts 1000000
+PERF_ARGS    ?= --cross 0.1
+PERF_SECONDS ?= 10
 
 SEEDS   ?= 0..10000
 MINUTES ?= 10
@@ -44,7 +44,7 @@ help:
 	@echo 'make bench    rates and latencies, as a page with plots; how fast a server starts, and what it holds over 50 million transfers     REPORT=$(REPORT)'
 	@echo 'make bench-peers  the same transfers on PostgreSQL, on etcd and on the bank     PEERS_ARGS="--seconds 5 --json FILE"'
 	@echo 'make deploy   linters over data/deploy: systemd unit, Dockerfile, Compose, Kubernetes'
-	@echo 'make perf     where each server spends its time under load     PERF_ROWS=$(PERF_ROWS)  PERF_ARGS='
+	@echo 'make perf     where each server spends its time under load, with flamegraphs     PERF_BANK="$(PERF_BANK)"  PERF_ARGS="$(PERF_ARGS)"  PERF_SECONDS=$(PERF_SECONDS)'
 
 run:
 	$(CARGO) run --release --bin bank -- run $(TESTSET) $(ARGS)
@@ -102,31 +102,8 @@ mutation:
 mutation-report:
 	@.ci/mutation-report $(MUTATION_DIR)
 
-# A build of its own, with frame pointers, so that call graphs are cheap to record and the usual build stays as it is.
-# Steps of 7919, which has no factor in common with 3000, spread the load over all accounts; every tenth transfer crosses
-# shards.
 perf:
-	@command -v perf >/dev/null || { \
-		echo 'make perf: perf is missing; install the package linux-perf (Debian), linux-tools-generic (Ubuntu) or perf (Fedora, Arch)' >&2; \
-		exit 1; }
-	RUSTFLAGS='-C force-frame-pointers=yes' $(CARGO) build --release --bin bank --target-dir $(PERF_DIR)
-	@awk -v rows=$(PERF_ROWS) 'BEGIN { \
-		for (i = 0; i < rows; i++) { \
-			from = (i * 7919) % 3000 + 1; \
-			to = i % 10 ? (from + 997) % 1000 + 1000 * int((from - 1) / 1000) : (from + 1499) % 3000; \
-			if (to < 1 || to == from) to = from % 3000 + 1; \
-			printf "%s,\"(%d, %d, 1)\",%s\n", i ? "" : "1", from, to, \
-				i ? "," : "\"[S1, S2, S3, S4, S5, S6, S7, S8, S9]\",\"[S1, S4, S7]\""; \
-		} }' >$(PERF_DIR)/load.csv
-	perf record -e cpu-clock -F 1499 -g --call-graph fp -o $(PERF_DIR)/perf.data -- \
-		$(PERF_BANK) run $(PERF_DIR)/load.csv --no-interactive --balance 1000000 $(PERF_ARGS) >$(PERF_DIR)/load.out
-	@echo; echo 'Hottest functions by thread (S1, S2, ... are the servers):'
-	@perf report -i $(PERF_DIR)/perf.data --stdio --no-children --no-inline -g none --sort comm,symbol --percent-limit 0.02 \
-		2>/dev/null | sed -E '/^#/d; /^ *$$/d; s/ +- +- *$$//' | sort -k2,2V -s \
-		| awk '$$2 != last { last = $$2; shown = 0; print "" } shown++ < 12'
-	@echo; echo 'Call graphs:  perf report -i $(PERF_DIR)/perf.data --no-children --sort comm,symbol'
-	@echo 'Attach to a running one:  perf record -e cpu-clock -F 1499 -g -p $$(pgrep -xo bank) -- sleep 10'
-	@echo '                   live:  perf top -e cpu-clock -p $$(pgrep -xo bank) --sort comm,symbol'
+	@CARGO='$(CARGO)' benches/perf.sh $(PERF_DIR) $(PERF_BANK) --seconds $(PERF_SECONDS) $(PERF_ARGS)
 
 clean-perf:
 	rm -rf $(PERF_DIR)
