@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use shardpaxosbank::bench::predict::{MOST_CLUSTERS, Prospect};
 use shardpaxosbank::bench::{self, BATCH_MOST, BenchArgs, End, Load, Mix, Place};
 use shardpaxosbank::config::{Keep, Topology};
 use shardpaxosbank::runtime::backup;
@@ -114,12 +115,12 @@ struct Bench {
     /// Where servers that are started keep their logs; a directory is made in it, and removed.
     #[arg(long, conflicts_with = "config")]
     data_dir: Option<PathBuf>,
-    /// Clients, each with a session and connections of its own.
+    /// Clients, each with a session and connections of its own; with --predict, of each cluster.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16_384))]
     clients: u32,
-    /// Operations that a client asks for together.
-    #[arg(long, default_value_t = 8190, value_parser = clap::value_parser!(u32).range(1..=BATCH_MOST as i64))]
-    batch: u32,
+    /// Operations that a client asks for together; 8190, with --predict 100.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=BATCH_MOST as i64))]
+    batch: Option<u32>,
     /// Batches that a client has under way at most.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: u32,
@@ -156,6 +157,22 @@ struct Bench {
     /// Make many runs instead, each of which changes one thing, and write a page with plots into this directory.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+    /// Measure what everything costs here instead, predict with it what up to 1000 clusters would do on machines of their own,
+    /// and check the prediction with what one to three do on this one.
+    #[arg(long, conflicts_with_all = ["config", "clusters", "accounts", "cross", "reads", "skew", "mix", "rate", "floor", "report"])]
+    predict: bool,
+    /// For how many clusters, with --predict and in a report.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "LIST",
+        default_values_t = Prospect::default().clusters,
+        value_parser = clap::value_parser!(u16).range(1..=MOST_CLUSTERS as i64)
+    )]
+    predict_clusters: Vec<u16>,
+    /// What a message takes from one machine to another there, in microseconds.
+    #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    network_us: u64,
     /// Print one JSON object and nothing else.
     #[arg(long)]
     json: bool,
@@ -185,7 +202,23 @@ fn seconds(text: &str) -> Result<f64, String> {
 impl Bench {
     fn args(self) -> BenchArgs {
         let span = Duration::from_secs_f64(self.seconds);
+        let predicted = Prospect {
+            clusters: self.predict_clusters,
+            network: Duration::from_micros(self.network_us),
+            ..Prospect::default()
+        };
         BenchArgs {
+            only_predict: self.predict,
+            predict: match self.predict {
+                true => Prospect {
+                    clients: self.clients,
+                    batch: self.batch.map_or(predicted.batch, |batch| batch as usize),
+                    in_flight: self.in_flight as usize,
+                    ..predicted
+                },
+                // A report's flags say what its first run is.
+                false => predicted,
+            },
             place: match (self.config, self.processes) {
                 (Some(config), _) => Place::Elsewhere(config),
                 (None, true) => Place::Processes,
@@ -201,7 +234,7 @@ impl Bench {
             load: Load {
                 clients: self.clients as usize,
                 in_flight: self.in_flight as usize,
-                batch: self.batch as usize,
+                batch: self.batch.unwrap_or(8190) as usize,
                 rate: self.rate,
                 warm_up: Duration::from_secs_f64(self.warm_up),
                 end: self.transfers.map_or(End::After(span), End::Operations),

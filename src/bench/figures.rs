@@ -44,7 +44,7 @@ fn percentiles(latencies: &Latencies) -> Value {
 }
 
 /// To three digits, as a measurement deserves.
-fn rounded(value: f64) -> f64 {
+pub fn rounded(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return 0.0;
     }
@@ -70,6 +70,11 @@ impl Figures {
     pub fn aborted_share(&self) -> f64 {
         let aborted: u64 = self.measured.aborted.values().sum();
         aborted as f64 / (self.measured.committed + aborted).max(1) as f64
+    }
+
+    /// Processor time of one server, or of the clients, for each transfer.
+    pub fn processor_ns_of(&self, name: &str) -> Option<f64> {
+        self.costs.get(name)?.processor_ns.map(|ns| self.per_transfer(ns))
     }
 
     pub fn processor_ns_per_transfer(&self) -> Option<f64> {
@@ -215,7 +220,7 @@ impl Figures {
 pub const CLIENTS: &str = "clients";
 
 /// Digits in groups of three.
-fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {

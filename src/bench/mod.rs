@@ -12,6 +12,7 @@ mod drive;
 mod figures;
 pub mod floor;
 mod plot;
+pub mod predict;
 mod report;
 mod usage;
 
@@ -67,6 +68,9 @@ pub struct BenchArgs {
     pub floor: Option<Duration>,
     /// Make many runs, and a page of them in this directory.
     pub report: Option<PathBuf>,
+    /// What a report predicts; and whether nothing else is to be done.
+    pub predict: predict::Prospect,
+    pub only_predict: bool,
     pub json: bool,
 }
 
@@ -81,23 +85,29 @@ pub fn run(args: &BenchArgs) -> Exit {
         }
         Err(e) => return fail(&e, Exit::Usage),
     }
-    let figures = match &args.report {
+    let told = |figures: Figures| match args.json {
+        true => figures.json().to_string(),
+        false => format!("{}\n{}", figures.headline(), figures.table()),
+    };
+    let text = match &args.report {
         Some(dir) => report::write(args, dir, &stop).map(|(page, figures)| {
             eprintln!("{} is written", page.display());
-            figures
+            told(figures)
         }),
+        None if args.only_predict => {
+            if let Err(e) = args.topology.validate().and_then(|()| args.work_dir().map(drop)) {
+                return fail(&e, Exit::Usage);
+            }
+            let told = |it: predict::Prediction| if args.json { it.json().to_string() } else { it.text() };
+            predict::predict(args, &stop).map(told)
+        }
         None => match Bank::start(args) {
-            Ok(bank) => measure(args, bank, &stop),
+            Ok(bank) => measure(args, bank, &stop).map(told),
             Err(e) => return fail(&e, Exit::Usage),
         },
     };
-    match figures {
-        Ok(figures) => {
-            let text = if args.json {
-                figures.json().to_string()
-            } else {
-                format!("{}\n{}", figures.headline(), figures.table())
-            };
+    match text {
+        Ok(text) => {
             // Whoever closed the pipe has seen enough.
             if let Err(e) = writeln!(std::io::stdout(), "{text}")
                 && e.kind() != ErrorKind::BrokenPipe
@@ -138,15 +148,18 @@ impl Drop for Stops {
     }
 }
 
+impl BenchArgs {
+    /// A directory for what is written, which goes with the value that is returned.
+    fn work_dir(&self) -> Result<DataDir, String> {
+        let Some(place) = &self.data_dir else { return DataDir::temporary() };
+        let made = tempfile::Builder::new().prefix("bench-").tempdir_in(place);
+        Ok(DataDir::Temporary(made.map_err(|e| format!("{}: {e}", place.display()))?))
+    }
+}
+
 impl Bank {
     fn start(args: &BenchArgs) -> Result<Bank, String> {
-        let dir = match &args.data_dir {
-            None => DataDir::temporary()?,
-            Some(place) => {
-                let made = tempfile::Builder::new().prefix("bench-").tempdir_in(place);
-                DataDir::Temporary(made.map_err(|e| format!("{}: {e}", place.display()))?)
-            }
-        };
+        let dir = args.work_dir()?;
         let mut bank = match &args.place {
             Place::Threads => {
                 let data = DataDir::Kept(dir.path().join("bank"));

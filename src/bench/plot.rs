@@ -30,6 +30,8 @@ pub struct Axis {
 pub struct Series {
     pub name: String,
     pub points: Vec<(f64, f64)>,
+    /// Whether a line leads through them.
+    pub line: bool,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -129,11 +131,18 @@ fn draw(plot: &Plot, text: &mut String) -> Result<(), Box<dyn std::error::Error>
         let place = |(x, y): &(f64, f64)| (plot.x.scale.place(*x), plot.y.scale.place(*y));
         let line: Vec<(f64, f64)> = series.points.iter().map(place).collect();
         let style = colour.stroke_width(2);
-        chart
-            .draw_series(LineSeries::new(line.iter().copied(), style))?
-            .label(series.name.as_str())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-        if line.len() <= 40 {
+        if series.line {
+            chart
+                .draw_series(LineSeries::new(line.iter().copied(), style))?
+                .label(series.name.as_str())
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+        } else {
+            chart
+                .draw_series(line.iter().map(|point| Cross::new(*point, 5, style)))?
+                .label(series.name.as_str())
+                .legend(move |(x, y)| Cross::new((x + 9, y), 5, style));
+        }
+        if series.line && line.len() <= 40 {
             chart.draw_series(line.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
         }
     }
@@ -159,6 +168,7 @@ mod tests {
         let series = |name: &str, factor| Series {
             name: name.into(),
             points: [1.0, 10.0, 100.0].map(|x| (x, x * factor)).to_vec(),
+            line: true,
         };
         let axis = |label, scale| Axis { label, scale };
         let (id, title, note) = ("load", "Latency", String::new());

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::bench::drive::INTERVAL;
 use crate::bench::figures::Figures;
 use crate::bench::plot::{Axis, Plot, Scale, Series, short, svg};
+use crate::bench::predict::{self, Prediction};
 use crate::bench::{Bank, BenchArgs, Place, draw, measure};
 use crate::metrics::Latencies;
 
@@ -49,8 +50,12 @@ pub fn write(args: &BenchArgs, dir: &Path, stop: &Arc<AtomicBool>) -> Result<(Pa
         eprintln!("run {} of {}: {} {}", n + 2, runs.len() + 1, run.series, short(run.value));
         measured.push((run.series, run.value, measure(&run.args, Bank::start(&run.args)?, stop)?));
     }
-    let plots = plots(args, &base, &measured);
-    let page = page(&base, &plots)?;
+    // A bank that runs already is not calibrated: what it costs depends on machines that are not known.
+    let here = !matches!(args.place, Place::Elsewhere(_));
+    let prediction = if here { Some(predict::predict(args, stop)?) } else { None };
+    let mut plots = plots(args, &base, &measured);
+    plots.extend(prediction.as_ref().map(Prediction::plot));
+    let page = page(&base, &plots, prediction.as_ref())?;
     let put = |name: &str, text: &str| {
         let path = dir.join(name);
         fs::write(&path, text).map(|()| path.clone()).map_err(|e| format!("{}: {e}", path.display()))
@@ -61,7 +66,8 @@ pub fn write(args: &BenchArgs, dir: &Path, stop: &Arc<AtomicBool>) -> Result<(Pa
             |(series, value, figures)| json!({ "series": series, "value": value, "figures": figures.json() }),
         )
         .collect();
-    let all = json!({ "base": base.json(), "runs": others });
+    let mut all = json!({ "base": base.json(), "runs": others });
+    all["prediction"] = prediction.map_or(Value::Null, |prediction| prediction.json());
     put("report.json", &format!("{all:#}\n"))?;
     Ok((put("index.html", &page)?, base))
 }
@@ -101,12 +107,14 @@ fn plots(args: &BenchArgs, base: &Figures, measured: &[(&'static str, f64, Figur
     let line = |wanted: &'static str, name: &str, y: &dyn Fn(&Figures) -> f64| Series {
         name: name.into(),
         points: of(wanted).map(|(_, value, figures)| (*value, y(figures))).collect(),
+        line: true,
     };
     let by_rate = |name: &str, share: f64| Series {
         name: name.into(),
         points: of("load")
             .map(|(.., figures)| (figures.operations_rate(), figures.measured.batch.quantile(share) as f64))
             .collect(),
+        line: true,
     };
     let seconds = INTERVAL.as_secs_f64();
     // The last interval is not a whole one.
@@ -115,6 +123,7 @@ fn plots(args: &BenchArgs, base: &Figures, measured: &[(&'static str, f64, Figur
     let percentiles = |name: &str, latencies: &Latencies| Series {
         name: name.into(),
         points: SHARES.map(|share| (1.0 / (1.0 - share), latencies.quantile(share) as f64)).to_vec(),
+        line: true,
     };
     let cost = |figures: &Figures| figures.processor_ns_per_transfer().unwrap_or(0.0);
     let open = format!(
@@ -128,7 +137,7 @@ fn plots(args: &BenchArgs, base: &Figures, measured: &[(&'static str, f64, Figur
             note: format!("Committed transfers of the first run, counted every {} ms.", INTERVAL.as_millis()),
             x: axis("seconds", Scale::Linear),
             y: axis("transfers/s", Scale::Linear),
-            series: vec![Series { name: "committed".into(), points: course.collect() }],
+            series: vec![Series { name: "committed".into(), points: course.collect(), line: true }],
         },
         Plot {
             id: "percentiles",
@@ -191,7 +200,7 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-fn page(base: &Figures, plots: &[Plot]) -> Result<String, String> {
+fn page(base: &Figures, plots: &[Plot], prediction: Option<&Prediction>) -> Result<String, String> {
     let (headline, table) = (escaped(&base.headline()), escaped(&base.table()));
     let mut body = format!("<p class=\"lead\">{headline}</p>\n<pre>{table}</pre>\n");
     for plot in plots {
@@ -203,6 +212,18 @@ fn page(base: &Figures, plots: &[Plot]) -> Result<String, String> {
             escaped(&plot.note),
             svg(plot)?,
             figures_of(plot)
+        );
+    }
+    if let Some(prediction) = prediction {
+        let assumptions =
+            prediction.assumptions().map(|line| format!("<li>{}</li>", escaped(&line))).join("\n");
+        let [all, checks] = [prediction.table(), prediction.check_table()].map(|table| escaped(&table));
+        let _ = writeln!(
+            body,
+            "<section id=\"prediction-check\">\n<h2>What was predicted, and how good that is</h2>\n\
+             <p>Each server and each client on a machine of its own:</p>\n<pre>{all}</pre>\n\
+             <p>The same simulation of this machine, and what it did (transfers/s, and µs of a batch):</p>\n\
+             <pre>{checks}</pre>\n<p>What is assumed:</p>\n<ul>{assumptions}</ul>\n</section>"
         );
     }
     let mut settings = String::new();

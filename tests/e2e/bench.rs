@@ -79,10 +79,43 @@ fn what_cannot_be_measured_is_refused_by_name() {
         (&["--config", "/nowhere/cluster.toml"], "/nowhere/cluster.toml"),
         (&["--config", "x.toml", "--accounts", "5"], "--accounts"),
         (&["--data-dir", "/nowhere"], "/nowhere"),
+        (&["--predict", "--clusters", "2"], "--clusters"),
+        (&["--predict", "--data-dir", "/nowhere"], "/nowhere"),
+        (&["--predict-clusters", "1001"], "--predict-clusters"),
+        (&["--predict-clusters", "3,x"], "--predict-clusters"),
+        (&["--network-us", "-1"], "--network-us"),
     ] {
         let ran = run(&[&["bench"], arguments].concat()).with_code(2);
         assert!(ran.err.contains(part), "{arguments:?}: {}", ran.err);
     }
+}
+
+/// How good it is, no test asks: only on a machine with nothing else to do would that mean something.
+#[test]
+fn a_prediction_is_made_and_checked() {
+    let quick = ["--predict", "--transfers", "300", "--warm-up", "0.1", "--predict-clusters", "2,6"];
+    let load = ["--batch", "20", "--in-flight", "2", "--network-us", "100"];
+    let said = object(run(&[&["bench", "--json"], &quick[..], &load].concat()));
+    let rows = |of: &str| said[of].as_array().unwrap_or_else(|| panic!("no {of}")).clone();
+    let shape = |row: &Value| (number(row, "/clusters"), number(row, "/cross"));
+    let predicted: Vec<_> = rows("predicted").iter().map(shape).collect();
+    assert_eq!(predicted, [(2.0, 0.0), (2.0, 0.1), (2.0, 1.0), (6.0, 0.0), (6.0, 0.1), (6.0, 1.0)]);
+    for row in rows("predicted") {
+        assert!(number(&row, "/throughput_tps") > 0.0, "{row}");
+        // There and back to the leader, and from there to a follower.
+        assert!(number(&row, "/batch_us/p50") > 400.0, "{row}");
+        assert!(number(&row, "/batch_us/p50") <= number(&row, "/batch_us/p99"), "{row}");
+    }
+    let checked = rows("checked");
+    assert_eq!(checked.len(), 7);
+    for row in checked {
+        let [predicted, measured] =
+            ["/predicted/throughput_tps", "/measured/throughput_tps"].map(|path| number(&row, path));
+        assert!((predicted / measured / number(&row, "/ratio") - 1.0).abs() < 0.01, "{row}");
+    }
+    assert!(number(&said, "/costs_ns/sync_p50") > 0.0 && number(&said, "/load/batch") == 20.0);
+    let assumptions = rows("assumptions");
+    assert!(assumptions.len() > 4 && assumptions.iter().all(Value::is_string));
 }
 
 /// A browser, with a page that says of each of its plots how large it is drawn.
@@ -92,16 +125,19 @@ fn a_report_shows_every_plot_in_a_browser() {
     let place = dir.path().join("report");
     let shown = place.display().to_string();
     let quick = ["--transfers", "300", "--warm-up", "0.1", "--batch", "20", "--accounts", "100"];
-    let ran =
-        run(&[&["bench", "--report", &shown, "--clusters", "2", "--cross", "0.5"], &quick[..]].concat());
+    let shape = ["--clusters", "2", "--cross", "0.5", "--predict-clusters", "1,2,4"];
+    let ran = run(&[&["bench", "--report", &shown], &shape[..], &quick].concat());
     assert!(ran.with_code(0).out.contains("transfers/s committed"));
     let page = std::fs::read_to_string(place.join("index.html")).expect("the page");
-    let plots = ["course", "percentiles", "load", "skew", "skew-throughput", "accounts", "clusters"]
-        .map(String::from);
+    let plots =
+        ["course", "percentiles", "load", "skew", "skew-throughput", "accounts", "clusters", "prediction"];
     let figures = std::fs::read_to_string(place.join("report.json")).expect("the figures");
     let figures: Value = serde_json::from_str(&figures).expect("JSON");
     let runs = figures["runs"].as_array().expect("runs");
     assert!(runs.len() >= 18 && runs.iter().all(|run| number(run, "/figures/throughput_tps") > 0.0));
+    let predicted = figures["prediction"]["predicted"].as_array().expect("predictions");
+    assert_eq!(predicted.len(), 7, "one cluster has no transfers across");
+    assert!(page.contains("What is assumed:") && page.contains("measured here"));
     assert!(
         !["src=", "href=", "@import", "url("].iter().any(|part| page.contains(part)),
         "nothing is fetched"
