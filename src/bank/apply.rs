@@ -105,10 +105,7 @@ pub struct Bank {
 /// The checks that need no state, in order of precedence. Whoever handles a transfer comes to the same answer.
 pub fn validate(topology: &Topology, transfer: &Transfer) -> Result<(ShardId, ShardId), Reason> {
     check(transfer)?;
-    match (topology.shard_of(transfer.from), topology.shard_of(transfer.to)) {
-        (Some(from), Some(to)) => Ok((from, to)),
-        _ => Err(Reason::UnknownAccount),
-    }
+    topology.shards_of(transfer.from, transfer.to).ok_or(Reason::UnknownAccount)
 }
 
 /// The first of these checks, for which accounts need not be known.

@@ -58,6 +58,41 @@ pub enum Mix {
     SmallBank { cross: f64 },
 }
 
+/// What latencies are told apart by.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    #[default]
+    Within,
+    Across,
+    Read,
+}
+
+/// What was asked for, until it is answered. Small, since a batch of them is no longer in the cache by then.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    pub from: AccountId,
+    pub to: AccountId,
+    pub amount: u32,
+    pub kind: Kind,
+}
+
+impl Asked {
+    /// # Panics
+    ///
+    /// If it is of a kind that no [`Source`] draws.
+    pub fn of(op: &Op, topology: &Topology) -> Asked {
+        match *op {
+            Op::Transfer(Transfer { from, to, amount }) => {
+                let within = topology.shards_of(from, to).is_some_and(|(from, to)| from == to);
+                let kind = if within { Kind::Within } else { Kind::Across };
+                Asked { from, to, amount: amount as u32, kind }
+            }
+            Op::Read(account) => Asked { from: account, to: account, amount: 0, kind: Kind::Read },
+            _ => unreachable!("nothing else is drawn"),
+        }
+    }
+}
+
 /// An endless source of operations.
 pub struct Source {
     mix: Mix,

@@ -17,14 +17,14 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-use crate::bench::draw::Source;
+use crate::bench::draw::{Asked, Kind, Source};
 use crate::config::{Timeouts, Topology};
 use crate::metrics::Latencies;
 use crate::runtime::clock::{Clock, until};
 use crate::runtime::conns::{Conns, Context, Item};
 use crate::runtime::outlet::Outlet;
 use crate::txn::{self, Coordinator, Op, Outcome, Output, Reach};
-use crate::types::{Reason, ShardId, Slot, Time, Transfer};
+use crate::types::{Reason, ShardId, Slot, Time};
 
 const WAKER: Token = Token(0);
 const TIMER: Token = Token(1);
@@ -116,7 +116,7 @@ pub struct Finished {
 
 struct Batch {
     due: Time,
-    ops: Vec<Op>,
+    asked: Vec<Asked>,
     left: usize,
     /// Those that were said to be unknown, and are not resolved.
     unknown: BTreeSet<usize>,
@@ -147,14 +147,6 @@ struct Streak {
     at: Duration,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Kind {
-    #[default]
-    Within,
-    Across,
-    Read,
-}
-
 struct Driver<'a> {
     load: Load,
     topology: Topology,
@@ -162,10 +154,11 @@ struct Driver<'a> {
     source: Source,
     clients: Vec<Client>,
     touched: Vec<usize>,
-    spare: Vec<Vec<Op>>,
+    drawn: Vec<Op>,
+    spare: Vec<Vec<Asked>>,
     streak: Streak,
     /// Committed transfers that are not in `changes` yet: apart from everything else, they are noted several times as fast.
-    done: Vec<Transfer>,
+    done: Vec<Asked>,
     changes: Vec<i64>,
     measured: Measured,
     unresolved: u64,
@@ -208,6 +201,7 @@ pub fn drive(
         source,
         touched: (0..clients.len()).collect(),
         clients,
+        drawn: Vec::new(),
         spare: Vec::new(),
         streak: Streak::default(),
         done: Vec::new(),
@@ -415,8 +409,8 @@ impl Driver<'_> {
                 }
             }
             for transfer in self.done.drain(..) {
-                self.changes[transfer.from.0 as usize - 1] -= transfer.amount;
-                self.changes[transfer.to.0 as usize - 1] += transfer.amount;
+                self.changes[transfer.from.0 as usize - 1] -= i64::from(transfer.amount);
+                self.changes[transfer.to.0 as usize - 1] += i64::from(transfer.amount);
             }
             let client = &mut self.clients[n];
             client.outlet.conns.flush(&mut received);
@@ -448,18 +442,19 @@ impl Driver<'_> {
         while self.clients[n].under_way < self.load.in_flight {
             let due = if open { self.clients[n].waiting.pop_front() } else { Some(now) };
             let Some(due) = due else { return };
-            let mut ops = self.spare.pop().unwrap_or_default();
-            while ops.len() < self.load.batch {
-                self.source.draw(&mut ops);
-            }
+            let mut asked = self.spare.pop().unwrap_or_default();
             let client = &mut self.clients[n];
             let number = client.first + client.batches.len() as u64;
-            for (index, op) in ops.iter().enumerate() {
-                let tag = number << INDEX_BITS | index as u64;
-                client.outlet.coordinator.step(now, txn::Input::Submit { tag, op: *op }, &mut client.out);
+            while asked.len() < self.load.batch {
+                self.source.draw(&mut self.drawn);
+                for op in self.drawn.drain(..) {
+                    let tag = number << INDEX_BITS | asked.len() as u64;
+                    asked.push(Asked::of(&op, &self.topology));
+                    client.submit(now, tag, op);
+                }
             }
             client.under_way += 1;
-            client.batches.push_back(Batch { due, left: ops.len(), unknown: BTreeSet::new(), ops });
+            client.batches.push_back(Batch { due, left: asked.len(), unknown: BTreeSet::new(), asked });
         }
     }
 
@@ -468,22 +463,16 @@ impl Driver<'_> {
         let place = (tag >> INDEX_BITS).checked_sub(client.first).map(|place| place as usize);
         let Some(batch) = place.and_then(|place| client.batches.get_mut(place)) else { return };
         let index = (tag & ((1 << INDEX_BITS) - 1)) as usize;
-        let op = batch.ops[index];
+        let asked = batch.asked[index];
         let counts = self.over.is_none() && now >= self.warm;
         let latency = now.since(batch.due);
         // The second answer to what was unknown changes what is known, and no figure.
         let late = !batch.unknown.is_empty() && batch.unknown.remove(&index);
         self.unresolved -= u64::from(late);
-        let kind = match op {
-            Op::Transfer(transfer) => {
-                if *outcome == Outcome::Committed {
-                    self.done.push(transfer);
-                }
-                let [from, to] = [transfer.from, transfer.to].map(|account| self.topology.shard_of(account));
-                if from == to { Kind::Within } else { Kind::Across }
-            }
-            _ => Kind::Read,
-        };
+        let kind = asked.kind;
+        if *outcome == Outcome::Committed {
+            self.done.push(asked);
+        }
         if *outcome == Outcome::Unknown {
             batch.unknown.insert(index);
             self.unresolved += 1;
@@ -553,8 +542,8 @@ impl Driver<'_> {
             && let Some(mut batch) = client.batches.pop_front()
         {
             client.first += 1;
-            batch.ops.clear();
-            self.spare.push(batch.ops);
+            batch.asked.clear();
+            self.spare.push(batch.asked);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::bank::command;
 use crate::txn::coordinator::{Coordinator, Life};
+use crate::txn::group::Group;
 use crate::txn::link::{Ask, Sent, UnitId, Work};
 use crate::txn::message::Request;
 use crate::txn::port::Output;
@@ -25,6 +26,8 @@ impl Coordinator {
             return;
         }
         let mut frame = Frame::default();
+        let groups = due.iter().filter_map(|(work, _)| Some(&self.groups[&work.group()?]));
+        frame.blocks.reserve(groups.map(Group::block_bytes).sum::<usize>().min(self.limits.frame_bytes));
         let full = self.links[index].full_until > now;
         let mut sessions = self.links[index].open_sessions();
         if let Life::Open(session) = self.life {
