@@ -121,9 +121,9 @@ struct Bench {
     /// Operations that a client asks for together; 8190, with --predict 100.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=BATCH_MOST as i64))]
     batch: Option<u32>,
-    /// Batches that a client has under way at most.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    in_flight: u32,
+    /// Batches that a client has under way at most; 4, with --predict 2.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    in_flight: Option<u32>,
     /// The share of transfers that go across shards, 0 to 1.
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     cross: f64,
@@ -213,7 +213,7 @@ impl Bench {
                 true => Prospect {
                     clients: self.clients,
                     batch: self.batch.map_or(predicted.batch, |batch| batch as usize),
-                    in_flight: self.in_flight as usize,
+                    in_flight: self.in_flight.map_or(predicted.in_flight, |batches| batches as usize),
                     ..predicted
                 },
                 // A report's flags say what its first run is.
@@ -233,7 +233,7 @@ impl Bench {
             data_dir: self.data_dir,
             load: Load {
                 clients: self.clients as usize,
-                in_flight: self.in_flight as usize,
+                in_flight: self.in_flight.unwrap_or(4) as usize,
                 batch: self.batch.unwrap_or(8190) as usize,
                 rate: self.rate,
                 warm_up: Duration::from_secs_f64(self.warm_up),

@@ -31,6 +31,29 @@ pub fn process(pid: u32) -> Result<u64, String> {
     Ok(tasks.iter().filter_map(|task| on_processor(task)).sum())
 }
 
+/// Ticks of the kernel's clock in which processors of this machine were busy, in which they could have been, and in which they
+/// were so for this process.
+///
+/// # Errors
+///
+/// The kernel does not tell.
+pub fn ticks() -> Result<[u64; 3], String> {
+    let read = |path: &str| fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
+    let machine = read("/proc/stat")?;
+    let fields = machine.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let fields: Vec<u64> = fields.filter_map(|field| field.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; what guests run is in the first two.
+    let [user, nice, system, idle, iowait, irq, softirq, steal, ..] = fields[..] else {
+        return Err("/proc/stat: is not as expected".into());
+    };
+    let busy = user + nice + system + irq + softirq + steal;
+    let own = read("/proc/self/stat")?;
+    // Behind the name, which may hold anything: user and system time are the 12th and 13th field.
+    let own = own.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let own: u64 = own.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Ok([busy, busy + idle + iowait, own])
+}
+
 /// Bytes of a process in memory now, and the most that there were.
 ///
 /// # Errors
@@ -77,6 +100,8 @@ mod tests {
         };
         let thread = std::thread::Builder::new().name(name.to_string()).spawn(busy).expect("a thread");
         thread.join().expect("its time rises");
+        let [busy, all, own] = ticks().expect("this machine");
+        assert!(own <= busy && busy <= all, "{own} of {busy} of {all} ticks");
         let (now, most) = memory(std::process::id()).expect("this process");
         assert!(now > 1 << 20 && most >= now);
     }

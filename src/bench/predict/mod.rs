@@ -29,7 +29,7 @@ use crate::bench::plot::{Axis, Plot, Scale, Series};
 use crate::bench::predict::calibrate::with_clusters;
 use crate::bench::predict::work::Costs;
 use crate::bench::predict::world::{Machines, Run, Setup, run};
-use crate::bench::{Bank, BenchArgs, End, measure, settings};
+use crate::bench::{Bank, BenchArgs, End, Place, measure, settings, usage};
 use crate::report::tables::plain;
 
 /// The shares of transfers across shards that are predicted.
@@ -61,7 +61,7 @@ pub struct Prospect {
 impl Default for Prospect {
     fn default() -> Prospect {
         let clusters = vec![1, 2, 3, 10, 30, 100, 300, 1000];
-        Prospect { clusters, clients: 1, batch: 100, in_flight: 4, network: Duration::from_micros(50) }
+        Prospect { clusters, clients: 1, batch: 100, in_flight: 2, network: Duration::from_micros(50) }
     }
 }
 
@@ -76,6 +76,9 @@ struct Point {
 struct Check {
     predicted: Point,
     measured: Figures,
+    /// The share of this machine's processors that had something else to do meanwhile, 0 to 1, if the servers are threads: of
+    /// processes it is not known what is theirs.
+    others: Option<f64>,
 }
 
 impl Check {
@@ -164,8 +167,12 @@ pub fn predict(args: &BenchArgs, stop: &Arc<AtomicBool>) -> Result<Prediction, S
         eprintln!("checking {clusters} clusters, {} % across", 100.0 * cross);
         let predicted = simulate(clusters, cross, shape.machines, span)?;
         let clients = wish.clients * u32::from(clusters);
-        checks
-            .push(Check { predicted, measured: real(clusters, clients, wish.batch, wish.in_flight, cross)? });
+        let before = usage::ticks()?;
+        let measured = real(clusters, clients, wish.batch, wish.in_flight, cross)?;
+        let after = usage::ticks()?;
+        let [busy, all, own] = [0, 1, 2].map(|n| after[n].saturating_sub(before[n]) as f64);
+        let others = (args.place == Place::Threads && all > 0.0).then(|| ((busy - own) / all).max(0.0));
+        checks.push(Check { predicted, measured, others });
     }
     let mut points = Vec::new();
     for (clusters, cross) in pairs(&wish.clusters) {
@@ -197,6 +204,7 @@ impl Prediction {
                 "predicted": point(&check.predicted),
                 "measured": check.measured.json(),
                 "ratio": rounded(check.ratio()),
+                "others_share": check.others.map(rounded),
             })
         };
         json!({
@@ -229,7 +237,7 @@ impl Prediction {
             vec![
                 point.clusters.to_string(),
                 percent(point.cross),
-                grouped(rounded(point.run.throughput) as u64),
+                grouped(rounded(point.run.throughput).round() as u64),
                 grouped(point.run.p50),
                 grouped(point.run.p99),
                 percent(point.run.aborted),
@@ -251,28 +259,30 @@ impl Prediction {
             "measured",
             "p99 predicted",
             "measured",
+            "others",
         ];
         let row = |check: &Check| {
             let (run, batch) = (&check.predicted.run, &check.measured.measured.batch);
             vec![
                 check.predicted.clusters.to_string(),
                 percent(check.predicted.cross),
-                grouped(rounded(run.throughput) as u64),
-                grouped(rounded(check.measured.throughput()) as u64),
+                grouped(rounded(run.throughput).round() as u64),
+                grouped(rounded(check.measured.throughput()).round() as u64),
                 format!("{:.2}", check.ratio()),
                 grouped(run.p50),
                 grouped(batch.quantile(0.5)),
                 grouped(run.p99),
                 grouped(batch.quantile(0.99)),
+                check.others.map_or("—".into(), percent),
             ]
         };
-        plain(&header, self.checks.iter().map(row).collect(), 0..9)
+        plain(&header, self.checks.iter().map(row).collect(), 0..10)
     }
 
     /// Everything for people.
     pub fn text(&self) -> String {
         format!(
-            "predicted, each server and client on a machine of its own:\n{}\nchecked on this machine, transfers/s and µs of a batch:\n{}\n{}",
+            "predicted, each server and client on a machine of its own:\n{}\nchecked on this machine, transfers/s and µs of a batch (others: processors that had something else to do):\n{}\n{}",
             self.table(),
             self.check_table(),
             self.assumptions().map(|line| format!("- {line}")).join("\n")

@@ -33,8 +33,8 @@ const PATIENCE_NS: u64 = 120_000_000_000;
 /// Virtual time that servers have to apply what is decided when nothing is asked for any more.
 const REST_NS: u64 = 500_000_000;
 /// A run goes on until all that was under way was answered so many times over: before it is measured, and while it is.
-const WARM_ROUNDS: u64 = 2;
-const ROUNDS: u64 = 5;
+const WARM_ROUNDS: u64 = 1;
+const ROUNDS: u64 = 3;
 /// A turn that was measured to take less counts as one that took so long: clocks are no better.
 const LEAST_NS: f64 = 1_000.0;
 
