@@ -83,11 +83,10 @@ fn the_time_of_one_transfer_is_the_sum_of_what_it_waits_for() {
     let one = Setup { batch: 1, in_flight: 1, ..setup(1, 0.0) };
     let found = run(one, &flat, None).expect("a bank");
     assert_eq!((found.p50, found.p99), (260, 260), "4 × (30 + 10) + 100 µs");
-    assert_eq!(found.leaders.0[SYNC], 1.0);
-    assert_eq!(
-        (found.leaders.0[TAKEN], found.leaders.0[APPLIED], found.followers.0[APPLIED]),
-        (1.0, 1.0, 2.0)
-    );
+    // What is measured may begin or end in the middle of a transfer.
+    let counts = [found.leaders.0[SYNC], found.leaders.0[TAKEN], found.leaders.0[APPLIED]];
+    assert!(counts.iter().all(|count| (count - 1.0).abs() < 0.1), "{counts:?}");
+    assert!((found.followers.0[APPLIED] - 2.0).abs() < 0.2, "{}", found.followers.0[APPLIED]);
 }
 
 #[test]
