@@ -83,7 +83,7 @@ fn what_cannot_be_measured_is_refused_by_name() {
         (&["--predict", "--data-dir", "/nowhere"], "/nowhere"),
         (&["--predict-clusters", "1001"], "--predict-clusters"),
         (&["--predict-clusters", "3,x"], "--predict-clusters"),
-        (&["--network-us", "-1"], "--network-us"),
+        (&["--network-us", "far"], "--network-us"),
     ] {
         let ran = run(&[&["bench"], arguments].concat()).with_code(2);
         assert!(ran.err.contains(part), "{arguments:?}: {}", ran.err);

@@ -6,10 +6,11 @@ use std::collections::VecDeque;
 use crate::bench::draw::Source;
 use crate::bench::predict::log::count_blocks;
 use crate::bench::predict::server::frame_bytes;
+use crate::bench::predict::tally::Tally;
 use crate::bench::predict::work::{
     APPLIED, BLOCK, BYTE, LINK, MESSAGE, PREPARED, SETTLED, TAKEN, TURN, Work,
 };
-use crate::bench::predict::world::{Sending, Tally, Turn, processor_ns};
+use crate::bench::predict::world::{Sending, Turn, processor_ns};
 use crate::config::{Timeouts, Topology};
 use crate::sim::{Packet, Place};
 use crate::txn::message::Request;

@@ -11,6 +11,7 @@ mod calibrate;
 mod clients;
 mod log;
 mod server;
+mod tally;
 mod work;
 mod world;
 

@@ -20,12 +20,12 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::bench::draw::{Mix, Source};
 use crate::bench::predict::clients::{Clients, Phase};
 use crate::bench::predict::server::Server;
+use crate::bench::predict::tally::Tally;
 use crate::bench::predict::work::{Costs, Fit, LOG_BYTE, Work};
 use crate::config::Topology;
 use crate::metrics::Latencies;
 use crate::sim::{Packet, Place};
-use crate::txn::Outcome;
-use crate::types::{AccountId, NodeId, Time, Transfer};
+use crate::types::{AccountId, NodeId, Time};
 use crate::workload::SplitMix64;
 
 /// Virtual time after which a run that is not over never will be.
@@ -116,53 +116,6 @@ pub struct Sending {
     pub bytes: usize,
     /// Nanoseconds into the turn at which it leaves, at its end at the earliest where that is 0; `None`: when the log is durable.
     pub at: Option<f64>,
-}
-
-/// What clients are told, all together.
-pub struct Tally {
-    pub phase: Phase,
-    pub batch: usize,
-    pub in_flight: usize,
-    /// Batches that were answered, all in all.
-    batches: u64,
-    /// Whether it is measured at present.
-    counts: bool,
-    latencies: Latencies,
-    committed: u64,
-    aborted: u64,
-    /// By account, what committed transfers made of it.
-    changes: Vec<i64>,
-}
-
-impl Tally {
-    /// A transfer is answered, and with it, if `whole` says when that was due, its batch.
-    ///
-    /// # Errors
-    ///
-    /// Nobody knows how it ended, which where nothing fails cannot be.
-    pub fn answer(
-        &mut self,
-        now_ns: u64,
-        transfer: Transfer,
-        outcome: &Outcome,
-        whole: Option<u64>,
-    ) -> Result<(), String> {
-        let counts = self.counts;
-        self.batches += u64::from(whole.is_some());
-        match outcome {
-            Outcome::Committed => {
-                self.committed += u64::from(counts);
-                self.changes[transfer.from.0 as usize - 1] -= transfer.amount;
-                self.changes[transfer.to.0 as usize - 1] += transfer.amount;
-            }
-            Outcome::Aborted(_) => self.aborted += u64::from(counts),
-            other => return Err(format!("a transfer ended with {other:?}")),
-        }
-        if let Some(due_ns) = whole.filter(|_| counts) {
-            self.latencies.record(Duration::from_nanos(now_ns - due_ns));
-        }
-        Ok(())
-    }
 }
 
 enum Body {
