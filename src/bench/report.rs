@@ -222,8 +222,8 @@ fn page(base: &Figures, plots: &[Plot], prediction: Option<&Prediction>) -> Resu
             body,
             "<section id=\"prediction-check\">\n<h2>What was predicted, and how good that is</h2>\n\
              <p>Each server and each client on a machine of its own:</p>\n<pre>{all}</pre>\n\
-             <p>The same simulation of this machine, and what it did (transfers/s, and µs of a batch; others: the \
-             share of its processors that had something else to do meanwhile):</p>\n\
+             <p>The same simulation of this machine, and what it did (transfers/s, and µs of a batch; others: \
+             what else had its processors meanwhile, and is taken off the prediction):</p>\n\
              <pre>{checks}</pre>\n<p>What is assumed:</p>\n<ul>{assumptions}</ul>\n</section>"
         );
     }

@@ -153,7 +153,7 @@ pub fn predict(args: &BenchArgs, stop: &Arc<AtomicBool>) -> Result<Prediction, S
         // With one shard there is no other.
         all.filter(|(clusters, cross)| *clusters > 1 || *cross == 0.0).collect()
     };
-    let simulate = |clusters: u16, cross: f64, machines: Machines, span: Duration| {
+    let simulate = |costs: &Costs, clusters: u16, cross: f64, machines: Machines, span: Duration| {
         if stop.load(Ordering::Relaxed) {
             return Err("interrupted".to_string());
         }
@@ -161,24 +161,32 @@ pub fn predict(args: &BenchArgs, stop: &Arc<AtomicBool>) -> Result<Prediction, S
         let setup =
             Setup { topology: with_clusters(topology, clusters), clients, machines, cross, span, ..shape };
         let setup = Setup { warm_up: span.min(shape.warm_up), ..setup };
-        run(setup, &costs, None).map(|run| Point { clusters, cross, run })
+        run(setup, costs, None).map(|run| Point { clusters, cross, run })
     };
     let mut checks = Vec::new();
     for (clusters, cross) in pairs(&CHECKED) {
         eprintln!("checking {clusters} clusters, {} % across", 100.0 * cross);
-        let predicted = simulate(clusters, cross, shape.machines, span)?;
         let clients = wish.clients * u32::from(clusters);
         let before = usage::ticks()?;
         let measured = real(clusters, clients, wish.batch, wish.in_flight, cross)?;
         let after = usage::ticks()?;
         let [busy, all, own] = [0, 1, 2].map(|n| after[n].saturating_sub(before[n]) as f64);
         let others = (args.place == Place::Threads && all > 0.0).then(|| ((busy - own) / all).max(0.0));
+        // What others took of the processors makes everything as much slower.
+        let left = costs.at_speed(1.0 - others.unwrap_or(0.0).min(0.99));
+        let predicted = simulate(&left, clusters, cross, shape.machines, span)?;
         checks.push(Check { predicted, measured, others });
     }
     let mut points = Vec::new();
     for (clusters, cross) in pairs(&wish.clusters) {
         eprintln!("predicting {clusters} clusters, {} % across", 100.0 * cross);
-        points.push(simulate(clusters, cross, Machines::Own, (span / clusters.into()).max(LEAST_SPAN))?);
+        points.push(simulate(
+            &costs,
+            clusters,
+            cross,
+            Machines::Own,
+            (span / clusters.into()).max(LEAST_SPAN),
+        )?);
     }
     let settings = settings(args, &topology);
     Ok(Prediction { wish: wish.clone(), costs, points, checks, settings })
@@ -283,7 +291,7 @@ impl Prediction {
     /// Everything for people.
     pub fn text(&self) -> String {
         format!(
-            "predicted, each server and client on a machine of its own:\n{}\nchecked on this machine, transfers/s and µs of a batch (others: processors that had something else to do):\n{}\n{}",
+            "predicted, each server and client on a machine of its own:\n{}\nchecked on this machine, transfers/s and µs of a batch (others: what else had the processors, and is taken off the prediction):\n{}\n{}",
             self.table(),
             self.check_table(),
             self.assumptions().map(|line| format!("- {line}")).join("\n")

@@ -77,6 +77,12 @@ pub struct Costs {
 }
 
 impl Costs {
+    /// The same on processors that do only this share of it in the same time, above 0.
+    pub fn at_speed(&self, share: f64) -> Costs {
+        let slower = |costs: Work| Work(costs.0.map(|cost| cost / share));
+        Costs { server: slower(self.server), client: slower(self.client), ..self.clone() }
+    }
+
     /// # Panics
     ///
     /// Where no sync was measured.
