@@ -31,6 +31,7 @@ use crate::bench::predict::calibrate::with_clusters;
 use crate::bench::predict::work::Costs;
 use crate::bench::predict::world::{Machines, Run, Setup, run};
 use crate::bench::{Bank, BenchArgs, End, Place, measure, settings, usage};
+use crate::config::Topology;
 use crate::report::tables::plain;
 
 /// The shares of transfers across shards that are predicted.
@@ -107,8 +108,7 @@ pub fn predict(args: &BenchArgs, stop: &Arc<AtomicBool>) -> Result<Prediction, S
         End::After(span) => span.min(SPAN),
         End::Operations(_) => LEAST_SPAN,
     };
-    let topology =
-        with_clusters(crate::config::Topology { clusters: 1, accounts: ACCOUNTS, ..args.topology }, 1);
+    let topology = Topology { clusters: 1, accounts: ACCOUNTS, ..args.topology };
     let shape = Setup {
         topology,
         machines: calibrate::here(),

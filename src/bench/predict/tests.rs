@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::bench::predict::work::{APPLIED, BYTE, MESSAGE, PREPARED, SETTLED, SYNC, TAKEN, TURN, Work};
-use crate::config::Topology;
 
 fn work(costs: &[(usize, f64)]) -> Work {
     let mut work = Work::default();
