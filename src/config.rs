@@ -90,29 +90,24 @@ impl Topology {
 
     /// The shard that holds an account, or `None` for one outside 1…N.
     pub fn shard_of(&self, account: AccountId) -> Option<ShardId> {
-        let index = self.index_of(account)?;
-        Some(shard_at(index, self.shard_sizes()))
+        let index = account.0.checked_sub(1).filter(|i| *i < self.accounts)?;
+        if self.clusters == 1 {
+            return Some(ShardId(1));
+        }
+        let (small, larger) = self.shard_sizes();
+        let in_larger = larger * (small + 1);
+        let shard =
+            if index < in_larger { index / (small + 1) } else { larger + (index - in_larger) / small };
+        Some(ShardId(shard as u16 + 1))
     }
 
     /// The shards of two accounts, `None` if one of them is outside 1…N.
     #[inline]
     pub fn shards_of(&self, first: AccountId, second: AccountId) -> Option<(ShardId, ShardId)> {
-        let (index, other) = (self.index_of(first)?, self.index_of(second)?);
-        if self.clusters == 1 {
-            return Some((ShardId(1), ShardId(1)));
-        }
-        let sizes @ (small, larger) = self.shard_sizes();
-        let shard = shard_at(index, sizes);
+        let shard = self.shard_of(first)?;
         // Mostly it is the same: divisions are what costs time here.
-        let before = u64::from(shard.0 - 1);
-        let start = before * small + before.min(larger);
-        let here = other >= start && other < start + small + u64::from(before < larger);
-        Some((shard, if here { shard } else { shard_at(other, sizes) }))
-    }
-
-    /// Counted from 0.
-    fn index_of(&self, account: AccountId) -> Option<u64> {
-        account.0.checked_sub(1).filter(|i| *i < self.accounts)
+        let same = self.accounts_of(shard).contains(&second.0);
+        Some((shard, if same { shard } else { self.shard_of(second)? }))
     }
 
     /// The accounts of a shard. Where the division leaves a rest, the first shards hold one more.
@@ -131,16 +126,12 @@ impl Topology {
 
     /// (size of the smaller shards, how many shards hold one account more)
     fn shard_sizes(&self) -> (u64, u64) {
+        if self.clusters == 1 {
+            return (self.accounts, 0);
+        }
         let clusters = u64::from(self.clusters);
         (self.accounts / clusters, self.accounts % clusters)
     }
-}
-
-/// The shard of an account by its index, where shards have so many accounts and so many of them one more.
-fn shard_at(index: u64, (small, larger): (u64, u64)) -> ShardId {
-    let in_larger = larger * (small + 1);
-    let shard = if index < in_larger { index / (small + 1) } else { larger + (index - in_larger) / small };
-    ShardId(shard as u16 + 1)
 }
 
 /// Time-outs of the protocol. They decide how fast failures are noticed, never whether money is safe.

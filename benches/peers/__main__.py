@@ -99,18 +99,17 @@ def measure_all(args, place, executable):
         rows.append(row)
         tell(f"{row.system}, {row.clients} clients: {row.transfers_per_second:,.0f} transfers/s")
 
-    with contextlib.ExitStack() as stack:
-        servers = postgres.Postgres(place, stack)
-        versions["PostgreSQL"] = servers.version
+    def measure_peer(name, servers):
+        versions[name] = servers.version
         for clients in args.clients:
             measured(servers.measure(clients, args.seconds, args.warm_up))
         servers.check()
+
+    with contextlib.ExitStack() as stack:
+        measure_peer("PostgreSQL", postgres.Postgres(place, stack))
     with contextlib.ExitStack() as stack:
         servers = etcd.Etcd(place, stack)
-        versions["etcd"] = servers.version
-        for clients in args.clients:
-            measured(servers.measure(clients, args.seconds, args.warm_up))
-        servers.check()
+        measure_peer("etcd", servers)
         for clients in args.clients:
             measured(servers.measure(clients, args.seconds, args.warm_up, blind=True))
     for clients in args.clients:

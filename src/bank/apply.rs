@@ -179,7 +179,7 @@ impl Bank {
             digest: 0,
             applied,
         };
-        let mut locks = Locks::new(bank.balances.len());
+        let mut locks = std::mem::replace(&mut bank.locks, Locks::new(0));
         for (id, hold) in bank.holds.iter() {
             let (account, index) =
                 bank.part(&hold.transfer).ok_or_else(|| format!("{id} locks no account of {shard}"))?;
@@ -350,7 +350,7 @@ impl Bank {
     /// a miss, and misses that nothing waits for are served side by side.
     fn warm(&self, accounts: impl Iterator<Item = AccountId>) {
         let indices = accounts.filter_map(|account| self.index(account));
-        black_box(indices.fold(0, |seen, index| seen ^ self.balances.warm(index)));
+        black_box(indices.fold(0, |seen, index| seen ^ self.balances.get(index)));
     }
 
     /// The same for transactions that are to be decided. First what is held for all of them, which may be far away, too: nothing
@@ -364,7 +364,7 @@ impl Bank {
                 count += 1;
             }
         }
-        black_box(indices[..count].iter().fold(0, |seen, index| seen ^ self.balances.warm(*index)));
+        black_box(indices[..count].iter().fold(0, |seen, index| seen ^ self.balances.get(*index)));
     }
 
     /// Does something for each transaction of a block, with the state of their session, which is looked up once.
@@ -575,10 +575,7 @@ fn ahead(records: &[TransferRecord], i: usize) -> std::slice::Iter<'_, TransferR
 
 /// The transactions of a block, in order.
 fn mentions<'a>(command: &'a Command<'_>, range: Range) -> impl Iterator<Item = Mention> + 'a {
-    range.seqs().enumerate().map(move |(i, seq)| {
-        let id = TxnId { session: range.session, seq };
-        Mention { id, name: command.name(i) }
-    })
+    range.seqs().enumerate().map(move |(i, seq)| Mention { id: range.id(seq), name: command.name(i) })
 }
 
 mod digest;

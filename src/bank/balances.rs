@@ -80,12 +80,6 @@ impl Balances {
         self.chunks[index / CHUNK][index % CHUNK]
     }
 
-    /// Reads a balance to no other end than that it is in the processor's cache when it is needed.
-    #[inline]
-    pub fn warm(&self, index: usize) -> u64 {
-        self.get(index)
-    }
-
     /// Returns what was there before.
     #[inline]
     pub fn set(&mut self, index: usize, balance: u64) -> u64 {

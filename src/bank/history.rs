@@ -11,7 +11,7 @@
 
 use crate::bank::apply::Committed;
 use crate::bank::command::{self, Command, TransferRecord, bit, bits};
-use crate::types::{Slot, TxnId, Value};
+use crate::types::{Slot, Value};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Appends what a block of a slot brought about: `committed` are its own, in order of sequences.
@@ -58,7 +58,7 @@ pub fn decode(first: Slot, values: &[Value], mut bytes: &[u8]) -> Result<Vec<Com
                         record.map_err(|e| e.to_string())?.get()
                     }
                 };
-                committed.push(Committed { slot, id: TxnId { session: range.session, seq }, transfer });
+                committed.push(Committed { slot, id: range.id(seq), transfer });
             }
         }
     }

@@ -29,18 +29,17 @@ impl Doubts {
     /// Transactions that became in doubt, and when to look after them.
     pub fn add(&mut self, range: Range, at: Time) {
         let run = Run { count: range.count, left: range.count, at };
-        self.runs.insert(TxnId { session: range.session, seq: range.first }, run);
+        self.runs.insert(range.id(range.first), run);
     }
 
     /// Transactions that are in doubt no longer.
     pub fn settle(&mut self, range: Range) {
-        let end = range.first + u64::from(range.count);
+        let end = range.seqs().end;
         let (first, last) = (range.first, end - 1);
-        let id = |seq| TxnId { session: range.session, seq };
-        let before = self.runs.range(..=id(first)).next_back().map(|(first, _)| *first);
-        let from = before.filter(|before| before.session == range.session).unwrap_or(id(first));
+        let before = self.runs.range(..=range.id(first)).next_back().map(|(first, _)| *first);
+        let from = before.filter(|before| before.session == range.session).unwrap_or(range.id(first));
         let mut over = Vec::new();
-        for (begin, run) in self.runs.range_mut(from..=id(last)) {
+        for (begin, run) in self.runs.range_mut(from..=range.id(last)) {
             let run_end = begin.seq + u64::from(run.count);
             run.left -= run_end.min(end).saturating_sub(begin.seq.max(first)) as u32;
             if run.left == 0 {

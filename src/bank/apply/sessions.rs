@@ -125,16 +125,11 @@ impl Bank {
         let state = self.sessions.get_mut(&session).expect("B3: the session was admitted first");
         let before = state.mark();
         let mut digest = self.digest;
-        let [committed, across] =
-            [Register::Committed, Register::YesCommitted].map(|register| register_stem(session, register));
+        let stems = Stems::new(session);
         state.advance(mark, |seq, register, name| {
-            if register == Register::Committed && name.is_none() {
-                digest = digest.wrapping_sub(share_of(committed, seq));
-            } else if register == Register::YesCommitted && name.is_none() {
-                digest = digest.wrapping_sub(share_of(across, seq));
-            } else if register != Register::Empty {
+            if register != Register::Empty {
                 let id = TxnId { session, seq };
-                digest = digest.wrapping_sub(register_share(id, register));
+                digest = digest.wrapping_sub(stems.register_share(id, register));
                 digest = name.iter().fold(digest, |d, name| d.wrapping_sub(name_share(id, name)));
             }
         });
@@ -153,7 +148,7 @@ impl Bank {
             state,
             held: self.holds.take(session),
             near: 0,
-            stems: STEMMED.map(|register| register_stem(session, register)),
+            stems: Stems::new(session),
             hold_stem: stem(HOLD, session.0),
         })
     }
@@ -176,11 +171,11 @@ impl Bank {
                 }
             }
             (Register::Yes, Register::YesCommitted | Register::YesAborted) => {
-                self.digest = self.digest.wrapping_sub(entered.register_share(id, before));
+                self.digest = self.digest.wrapping_sub(entered.stems.register_share(id, before));
             }
             _ => panic!("T1: the register of {id} is {before:?} and would become {register:?}"),
         }
-        self.digest = self.digest.wrapping_add(entered.register_share(id, register));
+        self.digest = self.digest.wrapping_add(entered.stems.register_share(id, register));
     }
 
     fn is_in_doubt(&self, session: Session) -> bool {
@@ -240,24 +235,32 @@ pub(super) struct Entered {
     pub held: SessionHolds,
     /// Where the last hold was that was looked for.
     pub near: usize,
-    /// What the shares of its registers have in common that hold one of [`STEMMED`].
-    stems: [u64; STEMMED.len()],
+    stems: Stems,
     /// The same of what is held.
     hold_stem: u64,
 }
 
+/// What the shares of a session's registers have in common that hold one of [`STEMMED`].
+struct Stems([u64; STEMMED.len()]);
+
 /// What by far the most registers hold.
 const STEMMED: [Register; 3] = [Register::Committed, Register::Yes, Register::YesCommitted];
 
-impl Entered {
+impl Stems {
+    fn new(session: Session) -> Stems {
+        Stems(STEMMED.map(|register| register_stem(session, register)))
+    }
+
     #[inline]
     fn register_share(&self, id: TxnId, register: Register) -> u64 {
         match STEMMED.iter().position(|stemmed| *stemmed == register) {
-            Some(i) => share_of(self.stems[i], id.seq),
+            Some(i) => share_of(self.0[i], id.seq),
             None => register_share(id, register),
         }
     }
+}
 
+impl Entered {
     #[inline]
     pub fn hold_share(&self, seq: u64, hold: &Hold) -> u64 {
         hold_share_of(self.hold_stem, seq, hold)

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::bench::draw::Source;
+use crate::bench::draw::{Asked, Kind, Source};
 use crate::bench::predict::log::count_blocks;
 use crate::bench::predict::server::frame_bytes;
 use crate::bench::predict::tally::Tally;
@@ -15,7 +15,7 @@ use crate::config::{Timeouts, Topology};
 use crate::sim::{Packet, Place};
 use crate::txn::message::Request;
 use crate::txn::{self, Coordinator, Op, Outcome};
-use crate::types::{ClientId, NodeId, Time, Transfer};
+use crate::types::{ClientId, NodeId, Time};
 
 /// Of a tag, the bits that say which transfer of its batch it is.
 const INDEX_BITS: u32 = 20;
@@ -37,7 +37,7 @@ pub enum Phase {
 struct Batch {
     due_ns: u64,
     left: usize,
-    ops: Vec<Op>,
+    asked: Vec<Asked>,
 }
 
 struct Client {
@@ -60,7 +60,8 @@ pub struct Clients {
     members: Vec<Client>,
     /// By place in `members`: for whom something came.
     touched: Vec<usize>,
-    spare: Vec<Vec<Op>>,
+    drawn: Vec<Op>,
+    spare: Vec<Vec<Asked>>,
     frame: Vec<u8>,
 }
 
@@ -83,6 +84,7 @@ impl Clients {
             topology,
             members: (first..first + count).map(client).collect(),
             touched: Vec::new(),
+            drawn: Vec::new(),
             spare: Vec::new(),
             frame: Vec::new(),
         }
@@ -193,18 +195,20 @@ impl Clients {
         let mut sent = Vec::new();
         loop {
             while tally.phase == Phase::Load && member.under_way < tally.in_flight {
-                let mut ops = self.spare.pop().unwrap_or_default();
-                while ops.len() < tally.batch {
-                    source.draw(&mut ops);
-                }
+                let mut asked = self.spare.pop().unwrap_or_default();
                 let number = member.first + member.batches.len() as u64;
-                for (index, op) in ops.iter().enumerate() {
-                    let tag = number << INDEX_BITS | index as u64;
-                    turn.work.add(if is_across(&topology, *op) { PREPARED } else { TAKEN }, 1);
-                    member.coordinator.step(now, txn::Input::Submit { tag, op: *op }, &mut member.out);
+                while asked.len() < tally.batch {
+                    source.draw(&mut self.drawn);
+                    for op in self.drawn.drain(..) {
+                        let tag = number << INDEX_BITS | asked.len() as u64;
+                        let one = Asked::of(&op, &topology);
+                        turn.work.add(if one.kind == Kind::Across { PREPARED } else { TAKEN }, 1);
+                        asked.push(one);
+                        member.coordinator.step(now, txn::Input::Submit { tag, op }, &mut member.out);
+                    }
                 }
                 member.under_way += 1;
-                member.batches.push_back(Batch { due_ns: now_ns, left: ops.len(), ops });
+                member.batches.push_back(Batch { due_ns: now_ns, left: asked.len(), asked });
             }
             member.coordinator.step(now, txn::Input::TurnEnd, &mut member.out);
             turn.work.add(LINK, topology.clusters);
@@ -232,20 +236,19 @@ impl Clients {
                 }
                 let place = (answer.tag >> INDEX_BITS) - member.first;
                 let batch = &mut member.batches[place as usize];
-                let op = batch.ops[(answer.tag & ((1 << INDEX_BITS) - 1)) as usize];
-                turn.work.add(if is_across(&topology, op) { SETTLED } else { APPLIED }, 1);
-                let Op::Transfer(transfer) = op else { return Err(format!("{op:?} is no transfer")) };
+                let asked = batch.asked[(answer.tag & ((1 << INDEX_BITS) - 1)) as usize];
+                turn.work.add(if asked.kind == Kind::Across { SETTLED } else { APPLIED }, 1);
                 batch.left -= 1;
                 let whole = (batch.left == 0).then_some(batch.due_ns);
-                tally.answer(now_ns, transfer, &answer.outcome, whole)?;
+                tally.answer(now_ns, asked, &answer.outcome, whole)?;
                 if whole.is_some() {
                     member.under_way -= 1;
                     while member.batches.front().is_some_and(|batch| batch.left == 0)
                         && let Some(mut batch) = member.batches.pop_front()
                     {
                         member.first += 1;
-                        batch.ops.clear();
-                        self.spare.push(batch.ops);
+                        batch.asked.clear();
+                        self.spare.push(batch.asked);
                     }
                 }
             }
@@ -266,12 +269,5 @@ impl Clients {
         let so_far = turn.work.at(costs);
         turn.send.iter_mut().for_each(|sending| _ = sending.at.get_or_insert(so_far));
         Ok(())
-    }
-}
-
-fn is_across(topology: &Topology, op: Op) -> bool {
-    match op {
-        Op::Transfer(Transfer { from, to, .. }) => topology.shard_of(from) != topology.shard_of(to),
-        _ => false,
     }
 }

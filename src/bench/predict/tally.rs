@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use crate::bench::draw::Asked;
 use crate::bench::predict::clients::Phase;
 use crate::metrics::Latencies;
 use crate::txn::Outcome;
-use crate::types::Transfer;
 
 /// What clients are told, all together.
 pub struct Tally {
@@ -32,7 +32,7 @@ impl Tally {
     pub fn answer(
         &mut self,
         now_ns: u64,
-        transfer: Transfer,
+        transfer: Asked,
         outcome: &Outcome,
         whole: Option<u64>,
     ) -> Result<(), String> {
@@ -41,8 +41,8 @@ impl Tally {
         match outcome {
             Outcome::Committed => {
                 self.committed += u64::from(counts);
-                self.changes[transfer.from.0 as usize - 1] -= transfer.amount;
-                self.changes[transfer.to.0 as usize - 1] += transfer.amount;
+                self.changes[transfer.from.0 as usize - 1] -= i64::from(transfer.amount);
+                self.changes[transfer.to.0 as usize - 1] += i64::from(transfer.amount);
             }
             Outcome::Aborted(_) => self.aborted += u64::from(counts),
             other => return Err(format!("a transfer ended with {other:?}")),
