@@ -311,7 +311,7 @@ impl Bank {
             Command::Outcome { range, commits, .. } => {
                 self.each(&command, range, &mut statuses, |bank, state, i, txn| {
                     if i % AHEAD == 0 {
-                        bank.warm_held(state, txn.id.seq);
+                        bank.warm_held(state, txn.id.seq, range.seqs().end);
                     }
                     bank.outcome(slot, state, txn, command::bit(commits, i), effects)
                 });
@@ -355,9 +355,9 @@ impl Bank {
 
     /// The same for transactions that are to be decided. First what is held for all of them, which may be far away, too: nothing
     /// would be side by side where each balance has to wait for its hold.
-    fn warm_held(&self, state: &Entered, first: u64) {
+    fn warm_held(&self, state: &Entered, first: u64, end: u64) {
         let (mut near, mut indices, mut count) = (state.near, [0; AHEAD], 0);
-        for seq in first..first + AHEAD as u64 {
+        for seq in first..end.min(first + AHEAD as u64) {
             let hold = state.held.get(seq, &mut near);
             if let Some((_, index)) = hold.and_then(|hold| self.part(&hold.transfer)) {
                 indices[count] = index;
@@ -449,7 +449,7 @@ impl Bank {
                 self.record(state, txn, Register::Yes);
                 let hold = Hold { transfer, participants, named: txn.name.is_some() };
                 self.digest = self.digest.wrapping_add(state.hold_share(id.seq, &hold));
-                self.locks.lock(index);
+                assert!(self.locks.lock(index), "T5: a YES locks an account that nobody else does");
                 state.held.insert(id.seq, hold, &mut state.near);
                 Range::extend(&mut effects.prepared, id);
                 Status::Yes
