@@ -13,7 +13,8 @@ use shardpaxosbank::workload::{SetFileOptions, random_set_file};
 use crate::common::{Running, bank, eventually, numbered, put, run};
 use crate::process::Processes;
 
-/// Runs transfers until it is told to stop, and counts those that committed. All can, or find too little money.
+/// Runs transfers until it is told to stop, and counts those that committed. The others find too little money, or a
+/// cluster whose servers did not hear of each other for an election time-out: all of this machine may have stood still.
 fn load(dir: &Path, config: &str, topology: Topology, stop: &AtomicBool, committed: &AtomicU64) {
     let options = SetFileOptions { sets: 1, failures: false, invalid: false, ..SetFileOptions::default() };
     for seed in 0.. {
@@ -24,7 +25,8 @@ fn load(dir: &Path, config: &str, topology: Topology, stop: &AtomicBool, committ
         let ran = Running::start(bank(&["run", &file, "--config", config, "--json"])).finish().with_code(0);
         let performance = ran.sets()[0]["performance"].clone();
         let aborted = performance["aborted"].as_object().expect("valid under the schema");
-        assert!(aborted.keys().all(|reason| reason == "insufficient-balance"), "{aborted:?}");
+        let may_be = ["insufficient-balance", "no-quorum"];
+        assert!(aborted.keys().all(|reason| may_be.contains(&reason.as_str())), "{aborted:?}");
         committed.fetch_add(performance["committed"].as_u64().expect("a number"), Ordering::Relaxed);
     }
 }
