@@ -13,7 +13,7 @@ use crate::types::NodeId;
 /// First bytes of the first frame on every connection.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"SHPXBANK");
 /// Version of the wire format; both ends must speak the same.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Frame kinds. A connection carries exactly one hello from its opener, then messages.
 pub mod kind {

@@ -233,8 +233,8 @@ impl Timeouts {
 /// How much of its past a server keeps on its disk.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Keep {
-    /// Decided values from one snapshot to the next, 1 to 1,000,000. A restart applies that much again, and twice as much
-    /// log is kept. All servers of a bank should have the same, so that they can help each other out with snapshots.
+    /// Decided values from one snapshot to the next, 1 to 1,000,000; a shard whose balances take more than a quarter of that
+    /// waits for four times what they take. A restart applies that much again, and twice as much log is kept. All servers of a bank should have the same, so that they can help each other out with snapshots.
     pub snapshot_mib: u32,
     /// Log that no restart needs: the audit log, 0 to 1,000,000,000.
     pub audit_mib: u32,
@@ -327,7 +327,7 @@ pub struct Limits {
     pub piece_bytes: u32,
     /// Servers compare the digests of their states after every slot that this divides (P4), and take snapshots there.
     pub digest_slots: u64,
-    /// Bytes of decided values from one snapshot to the next; at `u64::MAX` none is taken.
+    /// Bytes of decided values from one snapshot to the next, at least; at `u64::MAX` none is taken.
     pub snapshot_bytes: u64,
     /// Bytes of a log without space that new work may not have: see [`limits::RESERVE_BYTES`].
     pub reserve_bytes: u64,

@@ -6,18 +6,17 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bank::balances::Balances;
+use crate::bank::accounts::{Account, Accounts};
 use crate::bank::command::{self, Command, Range, TransferRecord};
 use crate::bank::holds::{Hold, Holds};
 use crate::bank::image::Parts;
-use crate::bank::locks::Locks;
 use crate::bank::session::{Register, SessionState};
 use crate::bank::{BlockResult, Status, history};
 use crate::config::limits::{SESSION_WINDOW, SESSIONS};
 use crate::config::{Limits, Topology};
 use crate::types::{AccountId, NodeId, Reason, Rejoined, Session, ShardId, Slot, Transfer, TxnId, Value};
 
-/// Transfers whose balances are looked up together, before any of them is carried out.
+/// Transfers whose accounts are looked up together, before any of them is carried out.
 const AHEAD: usize = 32;
 
 /// A transaction that a decided block mentions.
@@ -82,10 +81,8 @@ pub struct Bank {
     topology: Topology,
     shard: ShardId,
     first_account: u64,
-    /// Units by account, from `first_account` on, including what is held from them.
-    pub(super) balances: Balances,
-    /// Of the accounts for which something is held.
-    locks: Locks,
+    /// From `first_account` on. A balance includes what is held from it; locked are those for which something is held.
+    pub(super) accounts: Accounts,
     pub(super) holds: Holds,
     pub(super) sessions: BTreeMap<Session, SessionState>,
     session_window: u64,
@@ -123,15 +120,13 @@ fn check(transfer: &Transfer) -> Result<(), Reason> {
 impl Bank {
     /// The shard as it is opened: every account holds the initial balance.
     pub fn new(topology: Topology, shard: ShardId) -> Bank {
-        let accounts = topology.accounts_of(shard);
-        let count = (accounts.end() - accounts.start() + 1) as usize;
-        let balances = Balances::new(count, topology.initial_balance);
+        let range = topology.accounts_of(shard);
+        let count = (range.end() - range.start() + 1) as usize;
         let mut bank = Bank {
             topology,
             shard,
-            first_account: *accounts.start(),
-            balances,
-            locks: Locks::new(count),
+            first_account: *range.start(),
+            accounts: Accounts::new(count, topology.initial_balance),
             holds: Holds::default(),
             sessions: BTreeMap::new(),
             session_window: SESSION_WINDOW,
@@ -156,18 +151,16 @@ impl Bank {
         topology: Topology,
         shard: ShardId,
         applied: Slot,
-        balances: Balances,
+        accounts: Accounts,
         parts: Parts,
     ) -> Result<Bank, String> {
         let first_account = *topology.accounts_of(shard).start();
         let Parts { trail, next_session, members, floors, sessions, holds } = parts;
-        let locks = Locks::new(balances.len());
         let mut bank = Bank {
             topology,
             shard,
             first_account,
-            balances,
-            locks,
+            accounts,
             holds,
             sessions,
             session_window: SESSION_WINDOW,
@@ -179,15 +172,15 @@ impl Bank {
             digest: 0,
             applied,
         };
-        let mut locks = std::mem::replace(&mut bank.locks, Locks::new(0));
-        for (id, hold) in bank.holds.iter() {
-            let (account, index) =
-                bank.part(&hold.transfer).ok_or_else(|| format!("{id} locks no account of {shard}"))?;
-            if !locks.lock(index) {
+        let holds = std::mem::take(&mut bank.holds);
+        for (id, hold) in holds.iter() {
+            let part = bank.part(&hold.transfer);
+            let (account, index) = part.ok_or_else(|| format!("{id} locks no account of {shard}"))?;
+            if !bank.accounts.lock(index) {
                 return Err(format!("two transactions lock account {account}"));
             }
         }
-        bank.locks = locks;
+        bank.holds = holds;
         let undecided = bank.sessions.values().map(SessionState::undecided).sum::<usize>();
         let held = |(id, hold): (TxnId, &Hold)| {
             let name = hold.named.then_some(hold.transfer);
@@ -201,7 +194,7 @@ impl Bank {
     }
 
     fn digest_anew(&self) -> u64 {
-        let balances = digest_balances(self.first_account, self.balances.iter());
+        let balances = digest_balances(self.first_account, self.accounts.iter().map(Account::balance));
         let Bank { trail, next_session, members, floors, sessions, holds, .. } = self;
         let rest = digest_rest(*trail, *next_session, members, floors, sessions, holds);
         balances.wrapping_add(rest)
@@ -228,12 +221,12 @@ impl Bank {
 
     /// Units on an account of this shard, `None` for any other account.
     pub fn balance(&self, account: AccountId) -> Option<u64> {
-        self.index(account).map(|i| self.balances.get(i))
+        self.index(account).map(|i| self.accounts.get(i).balance())
     }
 
     /// Whether an undecided transaction locks an account.
     pub fn is_locked(&self, account: AccountId) -> bool {
-        self.index(account).is_some_and(|index| self.locks.is_locked(index))
+        self.index(account).is_some_and(|index| self.accounts.get(index).is_locked())
     }
 
     /// Every undecided YES, by transaction.
@@ -248,7 +241,7 @@ impl Bank {
 
     /// The sum of all balances of this shard.
     pub fn total(&self) -> u128 {
-        self.balances.iter().map(u128::from).sum()
+        self.accounts.iter().map(|account| u128::from(account.balance())).sum()
     }
 
     /// Applies the next decided slot. The same prefix of slots gives the same state and the same results (P4).
@@ -301,8 +294,7 @@ impl Bank {
                 let theirs = self.other_accounts(participants);
                 self.each(&command, range, &mut statuses, |bank, state, i, txn| {
                     if i % AHEAD == 0 {
-                        // Only who pays needs to have anything.
-                        bank.warm(ahead(records, i).map(|record| record.accounts()[0]));
+                        bank.warm(ahead(records, i).flat_map(TransferRecord::accounts));
                     }
                     bank.prepare(state, txn, participants, &theirs, records[i].get(), effects)
                 });
@@ -346,15 +338,15 @@ impl Bank {
         history::put(&mut effects.history, &command, &effects.committed[committed..]);
     }
 
-    /// Has the balances of those accounts that are here in the cache before they are needed. Among millions nearly every one is
-    /// a miss, and misses that nothing waits for are served side by side.
+    /// Has those accounts that are here in the cache before they are needed. Among millions nearly every one is a miss, and
+    /// misses that nothing waits for are served side by side.
     fn warm(&self, accounts: impl Iterator<Item = AccountId>) {
-        let indices = accounts.filter_map(|account| self.index(account));
-        black_box(indices.fold(0, |seen, index| seen ^ self.balances.get(index)));
+        let balances = accounts.filter_map(|account| self.balance(account));
+        black_box(balances.fold(0, |seen, balance| seen ^ balance));
     }
 
     /// The same for transactions that are to be decided. First what is held for all of them, which may be far away, too: nothing
-    /// would be side by side where each balance has to wait for its hold.
+    /// would be side by side where each account has to wait for its hold.
     fn warm_held(&self, state: &Entered, first: u64, end: u64) {
         let (mut near, mut indices, mut count) = (state.near, [0; AHEAD], 0);
         for seq in first..end.min(first + AHEAD as u64) {
@@ -364,7 +356,7 @@ impl Bank {
                 count += 1;
             }
         }
-        black_box(indices[..count].iter().fold(0, |seen, index| seen ^ self.balances.get(*index)));
+        black_box(indices[..count].iter().fold(0, |seen, index| seen ^ self.accounts.get(*index).balance()));
     }
 
     /// Does something for each transaction of a block, with the state of their session, which is looked up once.
@@ -420,12 +412,13 @@ impl Bank {
         check(transfer)?;
         let from = self.index(transfer.from).ok_or(Reason::UnknownAccount)?;
         let to = self.index(transfer.to).ok_or(Reason::UnknownAccount)?;
-        if self.locks.is_locked(from) || self.locks.is_locked(to) {
+        let (payer, payee) = (self.accounts.get(from), self.accounts.get(to));
+        if payer.is_locked() || payee.is_locked() {
             return Err(Reason::LockContention);
         }
         let amount = transfer.amount.unsigned_abs();
-        let debited = self.balances.get(from).checked_sub(amount).ok_or(Reason::InsufficientBalance)?;
-        let credited = self.balances.get(to).checked_add(amount).expect("B2: all money together fits");
+        let debited = payer.balance().checked_sub(amount).ok_or(Reason::InsufficientBalance)?;
+        let credited = payee.balance().checked_add(amount).expect("B2: all money together fits");
         self.set_balance(from, debited);
         self.set_balance(to, credited);
         Ok(())
@@ -449,7 +442,7 @@ impl Bank {
                 self.record(state, txn, Register::Yes);
                 let hold = Hold { transfer, participants, named: txn.name.is_some() };
                 self.digest = self.digest.wrapping_add(state.hold_share(id.seq, &hold));
-                assert!(self.locks.lock(index), "T5: a YES locks an account that nobody else does");
+                assert!(self.accounts.lock(index), "T5: a YES locks an account that nobody else does");
                 state.held.insert(id.seq, hold, &mut state.near);
                 Range::extend(&mut effects.prepared, id);
                 Status::Yes
@@ -476,10 +469,11 @@ impl Bank {
         if !theirs.contains(&other.0) {
             return Err(Reason::UnknownAccount);
         }
-        if self.locks.is_locked(index) {
+        let own = self.accounts.get(index);
+        if own.is_locked() {
             return Err(Reason::LockContention);
         }
-        if account == transfer.from && self.balances.get(index) < transfer.amount.unsigned_abs() {
+        if account == transfer.from && own.balance() < transfer.amount.unsigned_abs() {
             return Err(Reason::InsufficientBalance);
         }
         Ok(index)
@@ -525,14 +519,15 @@ impl Bank {
         let id = txn.id;
         let hold = state.held.remove(id.seq, &mut state.near).expect("T5: an undecided YES has its hold");
         let (account, index) = self.part(&hold.transfer).expect("T5: a hold names an account of this shard");
-        assert!(self.locks.unlock(index), "T5: an undecided YES holds its lock");
+        assert!(self.accounts.unlock(index), "T5: an undecided YES holds its lock");
         self.digest = self.digest.wrapping_sub(state.hold_share(id.seq, &hold));
         if commit {
             let amount = hold.transfer.amount.unsigned_abs();
+            let before = self.accounts.get(index).balance();
             let balance = if account == hold.transfer.from {
-                self.balances.get(index).checked_sub(amount).expect("B1: the prepare held the money")
+                before.checked_sub(amount).expect("B1: the prepare held the money")
             } else {
-                self.balances.get(index).checked_add(amount).expect("B2: all money together fits")
+                before.checked_add(amount).expect("B2: all money together fits")
             };
             self.set_balance(index, balance);
             effects.committed.push(Committed { slot, id, transfer: hold.transfer });
@@ -548,13 +543,13 @@ impl Bank {
     #[inline]
     fn index(&self, account: AccountId) -> Option<usize> {
         let index = account.0.checked_sub(self.first_account)? as usize;
-        (index < self.balances.len()).then_some(index)
+        (index < self.accounts.len()).then_some(index)
     }
 
     #[inline]
     fn set_balance(&mut self, index: usize, balance: u64) {
         let account = self.first_account + index as u64;
-        let (stem, before) = (stem(BALANCE, account), self.balances.set(index, balance));
+        let (stem, before) = (stem(BALANCE, account), self.accounts.set_balance(index, balance));
         self.digest = self.digest.wrapping_sub(share_of(stem, before)).wrapping_add(share_of(stem, balance));
     }
 

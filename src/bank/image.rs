@@ -14,21 +14,21 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bank::accounts::Accounts;
 use crate::bank::apply::{Bank, digest_balances, digest_rest};
-use crate::bank::balances::Balances;
 use crate::bank::holds::{Hold, Holds};
 use crate::bank::session::SessionState;
 use crate::codec;
 use crate::config::Topology;
 use crate::types::{Cut, NodeId, Rejoined, Session, ShardId, Slot, Transfer, TxnId, Value};
 
-/// A consistent cut of one shard's state. It shares the balances with the bank that it was taken from.
+/// A consistent cut of one shard's state. It shares the accounts with the bank that it was taken from.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Image {
     slot: Slot,
     digest: u64,
     piece_bytes: u32,
-    balances: Balances,
+    accounts: Accounts,
     rest: Arc<[u8]>,
 }
 
@@ -96,7 +96,7 @@ const MAX_REST: u64 = 1 << 32;
 
 impl Image {
     pub fn cut(&self) -> Cut {
-        let bytes = (self.balances.len() * 8 + self.rest.len()) as u64;
+        let bytes = (self.accounts.len() * 8 + self.rest.len()) as u64;
         Cut { slot: self.slot, digest: self.digest, bytes, piece_bytes: self.piece_bytes }
     }
 
@@ -105,14 +105,14 @@ impl Image {
         let (start, size) = self.cut().piece(n);
         let mut out = Vec::with_capacity(size);
         let mut index = (start / 8) as usize;
-        while out.len() < size && index < self.balances.len() {
-            let run = self.balances.run(index);
+        while out.len() < size && index < self.accounts.len() {
+            let run = self.accounts.run(index);
             let run = &run[..run.len().min((size - out.len()) / 8)];
-            run.iter().for_each(|balance| out.extend_from_slice(&balance.to_le_bytes()));
+            run.iter().for_each(|account| out.extend_from_slice(&account.balance().to_le_bytes()));
             index += run.len();
         }
         if out.len() < size {
-            let from = start as usize + out.len() - self.balances.len() * 8;
+            let from = start as usize + out.len() - self.accounts.len() * 8;
             out.extend_from_slice(&self.rest[from..from + size - out.len()]);
         }
         out
@@ -120,6 +120,11 @@ impl Image {
 }
 
 impl Bank {
+    /// Bytes of an image that all balances take, whatever else there is.
+    pub fn balances_bytes(&self) -> u64 {
+        self.accounts.len() as u64 * 8
+    }
+
     /// The state as it is now, in pieces of `piece_bytes`, a multiple of 8. Takes a reference count for every 128
     /// accounts, and a copy of all registers.
     pub fn image(&self, piece_bytes: u32) -> Image {
@@ -137,8 +142,8 @@ impl Bank {
             let bytes = (rest.len() - start - 4) as u32;
             rest[start..start + 4].copy_from_slice(&bytes.to_le_bytes());
         }
-        let (slot, digest, balances) = (self.applied(), self.digest(), self.balances.clone());
-        Image { slot, digest, piece_bytes, balances, rest: rest.into() }
+        let (slot, digest, accounts) = (self.applied(), self.digest(), self.accounts.clone());
+        Image { slot, digest, piece_bytes, accounts, rest: rest.into() }
     }
 }
 
@@ -233,10 +238,10 @@ impl Incoming {
         if bytes.len() as u64 != cut.bytes {
             return Err(format!("{} bytes of an image of {}", bytes.len(), cut.bytes));
         }
-        let accounts = accounts(&topology, shard);
-        let (dense, rest) = bytes.split_at(accounts * 8);
-        let balances = Balances::collect(accounts, numbers(dense)).expect("as many as accounts");
-        let bank = Bank::from_parts(topology, shard, cut.slot, balances, Parts::decode(rest)?)?;
+        let count = accounts(&topology, shard);
+        let (dense, rest) = bytes.split_at(count * 8);
+        let accounts = Accounts::collect(count, numbers(dense)).ok_or("a balance beyond all money")?;
+        let bank = Bank::from_parts(topology, shard, cut.slot, accounts, Parts::decode(rest)?)?;
         cut.check(bank.digest())?;
         Ok(bank)
     }

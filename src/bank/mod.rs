@@ -11,13 +11,12 @@
 //! Deliberately absent: clocks, time-outs and messages. Who asks, and what is told to whom, is known to
 //! [`crate::shard`] and [`crate::txn`] only.
 
+mod accounts;
 mod apply;
-mod balances;
 pub mod command;
 pub mod history;
 mod holds;
 mod image;
-mod locks;
 mod session;
 mod status;
 

@@ -202,7 +202,7 @@ impl Run {
         for _ in 0..20 {
             let from = 1 + self.world.rng.below(accounts);
             let to = 1 + self.world.rng.below(accounts);
-            let amount = 1 + self.world.rng.below(12) as i64;
+            let amount = (self.plan.unit * (1 + self.world.rng.below(12))) as i64;
             if from != to && self.used.insert((client, from, to, amount)) {
                 let transfer = Transfer { from: AccountId(from), to: AccountId(to), amount };
                 self.world.submit(client, Op::Transfer(transfer));

@@ -58,6 +58,10 @@ impl Run {
         let accounts = self.world.options.topology.accounts;
         let from = 1 + self.below(accounts);
         let to = 1 + (from + self.below(accounts - 1)) % accounts;
-        Transfer { from: AccountId(from), to: AccountId(to), amount: 1 + self.below(12) as i64 }
+        Transfer {
+            from: AccountId(from),
+            to: AccountId(to),
+            amount: (self.plan.unit * (1 + self.below(12))) as i64,
+        }
     }
 }

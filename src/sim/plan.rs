@@ -79,6 +79,8 @@ pub struct Plan {
     pub odd_clocks: bool,
     /// Reads among all requests, per thousand.
     pub reads: u64,
+    /// What all amounts and the initial balance are multiples of: in some worlds not every number fits into a byte.
+    pub unit: u64,
     /// How long harm is done before everything heals.
     pub chaos_us: u64,
     /// The longest that a message takes once everything has healed: a steady network, but not always a fast one.
@@ -94,11 +96,12 @@ impl Plan {
     pub fn draw(seed: u64) -> Plan {
         let rng = &mut SplitMix64::new(seed ^ 0x5eed);
         let clusters = [1, 2, 2, 2, 3, 4][rng.below(6) as usize];
+        let unit = if SplitMix64::new(seed ^ 0x1c0de).one_in(4) { 100 } else { 1 };
         let topology = Topology {
             clusters,
             servers_per_cluster: [1, 3, 3, 3, 3, 5][rng.below(6) as usize],
             accounts: u64::from(clusters) * 2 + rng.below(12),
-            initial_balance: 10 + rng.below(20),
+            initial_balance: unit * (10 + rng.below(20)),
         };
         let storm = rng.one_in(2);
         let max_delay_us = 100 + rng.below(if storm { 100_000 } else { 3_000 });
@@ -214,6 +217,7 @@ impl Plan {
             lines,
             odd_clocks,
             reads,
+            unit,
             chaos_us,
             steady_us,
         }

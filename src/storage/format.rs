@@ -22,7 +22,7 @@ use super::scan::Unreadable;
 use crate::config::Topology;
 use crate::types::{Ballot, NodeId, Slot};
 
-pub(super) const VERSION: u32 = 6;
+pub(super) const VERSION: u32 = 7;
 /// Size of the header of a segment, and of the identity file.
 pub(super) const BLOCK: u64 = 4096;
 /// Size of a record's header.
