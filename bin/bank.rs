@@ -153,7 +153,7 @@ struct Run {
     /// Keep the servers' directories here and continue from them; without it a temporary directory is used.
     #[arg(long, conflicts_with = "config")]
     data_dir: Option<PathBuf>,
-    /// Decided values from one snapshot to the next, in MiB.
+    /// Decided values from one snapshot to the next, in MiB; at least four times the balances of a shard, 8 bytes each.
     #[arg(long, default_value_t = Keep::default().snapshot_mib, conflicts_with = "config")]
     snapshot_mib: u32,
     /// Log that is kept although no restart needs it, in MiB.

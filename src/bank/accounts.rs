@@ -16,7 +16,7 @@ const CHUNK: usize = 128;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Account(u64);
 
-/// All units together stay below it ([`Topology::check`](crate::config::Topology::check)).
+/// All units together stay below it ([`Topology::validate`](crate::config::Topology::validate)).
 const LOCKED: u64 = 1 << 63;
 
 impl Account {
@@ -66,7 +66,7 @@ impl Hash for Accounts {
 
 impl Accounts {
     pub fn new(len: usize, initial: u64) -> Accounts {
-        Accounts::collect(len, std::iter::repeat(initial)).expect("there is no end of them")
+        Accounts::collect(len, std::iter::repeat(initial)).expect("B2: all money together fits")
     }
 
     /// Accounts that nobody locks, with balances from a source; `None` if it yields fewer than `len`, or one beyond all money.
@@ -107,6 +107,7 @@ impl Accounts {
     /// Returns the balance before.
     #[inline]
     pub fn set_balance(&mut self, index: usize, balance: u64) -> u64 {
+        assert!(balance < LOCKED, "B2: all money together fits");
         let account = self.get_mut(index);
         let before = *account;
         *account = Account(balance | (before.0 & LOCKED));
@@ -217,6 +218,13 @@ mod tests {
         }
         assert_eq!(accounts, Accounts::new(130, 5));
         assert_eq!(Accounts::collect(1, [LOCKED].into_iter()), None, "nobody has so much");
+    }
+
+    /// It would be taken for a lock.
+    #[test]
+    #[should_panic(expected = "B2")]
+    fn no_account_has_more_than_all_money_together() {
+        Accounts::new(1, LOCKED - 1).set_balance(0, LOCKED);
     }
 
     #[test]

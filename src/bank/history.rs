@@ -133,16 +133,13 @@ mod tests {
 
     #[test]
     fn transfers_among_a_million_accounts_take_eight_bytes() {
-        let committed = [(1, 1_000_000), (999_999, 2)].map(|(from, to)| {
-            let id = TxnId { session: Session::new(ShardId(1), 1), seq: 5 + from % 2 };
-            Committed {
-                slot: Slot(1),
-                id,
-                transfer: Transfer { from: AccountId(from), to: AccountId(to), amount: 60_000 },
-            }
+        let transfers = [(1, 1_000_000), (999_999, 2)].map(|(from, to)| Transfer {
+            from: AccountId(from),
+            to: AccountId(to),
+            amount: 60_000,
         });
         let mut bytes = Vec::new();
-        put_transfers(&mut bytes, committed.iter().map(|c| c.transfer));
+        put_transfers(&mut bytes, transfers.into_iter());
         assert_eq!((&bytes[..3], bytes.len()), (&[3, 3, 2][..], 3 + 2 * 8));
         bytes[0] = 9;
         bytes.insert(0, 3);

@@ -102,7 +102,8 @@ pub(super) fn hold_share_of(stem: u64, seq: u64, hold: &Hold) -> u64 {
     let Transfer { from, to, amount } = hold.transfer;
     let [a, b] = hold.participants.map(|shard| u64::from(shard.0));
     let how = u64::from(hold.named) << 32 | a << 16 | b;
-    let what = fold(from.0, to.0).wrapping_add(fold(amount.unsigned_abs(), how));
+    // Not their sum: who gets the money could then be taken for how it is held.
+    let what = fold(fold(from.0, to.0), fold(amount.unsigned_abs(), how));
     share_of(share_of(stem, seq), what)
 }
 
