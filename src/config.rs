@@ -234,7 +234,8 @@ impl Timeouts {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Keep {
     /// Decided values from one snapshot to the next, 1 to 1,000,000; a shard whose balances take more than a quarter of that
-    /// waits for four times what they take. A restart applies that much again, and twice as much log is kept. All servers of a bank should have the same, so that they can help each other out with snapshots.
+    /// waits for four times what they take. A restart applies that much again, and twice as much log is kept. All servers of a
+    /// bank should have the same, so that they can help each other out with snapshots.
     pub snapshot_mib: u32,
     /// Log that no restart needs: the audit log, 0 to 1,000,000,000.
     pub audit_mib: u32,

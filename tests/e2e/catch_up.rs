@@ -43,7 +43,7 @@ fn slots_with_values(place: &Path, from: u64) -> Vec<u64> {
 
 #[test]
 fn a_server_that_was_away_for_long_goes_on_from_a_snapshot() {
-    // Enough of a state for some pieces, and little log.
+    // Enough of a state for some pieces, and as little log as that allows.
     let mut all = Processes::start_clusters(1, |text| {
         let text = text.replace("accounts = 10\n", "accounts = 40000\n");
         text.replace("[servers]", "[keep]\nsnapshot_mib = 1\naudit_mib = 0\n[servers]")
