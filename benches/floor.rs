@@ -17,6 +17,9 @@ struct Options {
     /// Runs of each pattern.
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Keep each server to one core.
+    #[arg(long)]
+    pin: bool,
     /// Where the files lie; a temporary directory if not given.
     #[arg(long)]
     data_dir: Option<std::path::PathBuf>,
@@ -36,7 +39,8 @@ fn main() -> ExitCode {
         options.runs
     );
     for (connections, batch, in_flight) in PATTERNS {
-        let pattern = Pattern { followers: 2, accounts: 10_000, connections, batch, in_flight };
+        let pattern =
+            Pattern { followers: 2, accounts: 10_000, connections, batch, in_flight, pinned: options.pin };
         let mut runs = Vec::new();
         for _ in 0..options.runs.max(1) {
             let place = options.data_dir.clone().unwrap_or_else(std::env::temp_dir);

@@ -283,12 +283,14 @@ pub struct Settings {
     pub keep: Keep,
     /// Connections of clients and operators that one server has at most, 16 to 1,000,000.
     pub connections: u32,
+    /// Whether each server's thread keeps to one core, see [`cores`](crate::runtime::cores).
+    pub pinned: bool,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
         let (timeouts, keep) = (Timeouts::default(), Keep::default());
-        Settings { timeouts, keep, connections: limits::CONNECTIONS }
+        Settings { timeouts, keep, connections: limits::CONNECTIONS, pinned: false }
     }
 }
 

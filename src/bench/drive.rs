@@ -342,7 +342,7 @@ impl Driver<'_> {
                 TIMER => {}
                 Token(token) => {
                     let n = token / STRIDE - 1;
-                    self.clients[n].outlet.conns.wake(token);
+                    self.clients[n].outlet.conns.wake(event);
                     self.touched.push(n);
                 }
             }

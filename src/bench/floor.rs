@@ -20,6 +20,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 
 use crate::metrics::Latencies;
+use crate::runtime::cores;
 use crate::workload::SplitMix64;
 
 /// Bytes of a transfer: two accounts and an amount.
@@ -45,6 +46,8 @@ pub struct Pattern {
     pub batch: usize,
     /// Frames under way on each connection.
     pub in_flight: usize,
+    /// Whether each server keeps to one core.
+    pub pinned: bool,
 }
 
 /// What came of it.
@@ -76,28 +79,29 @@ pub fn measure(pattern: Pattern, span: Duration, dir: &Path) -> io::Result<Floor
         let listener = TcpListener::bind(local())?;
         followers.push(listener.local_addr()?);
         let (journal, over) = (Journal::create(&dir.join(format!("follower-{n}")))?, over.clone());
-        threads.push(thread("follower", move || follow(listener, journal, pattern.accounts, &over))?);
+        let turn = pattern.pinned.then_some(n + 1);
+        threads.push(cores::spawn("follower", turn, move || {
+            follow(listener, journal, pattern.accounts, &over)
+        })?);
     }
     let listener = TcpListener::bind(local())?;
     let address = listener.local_addr()?;
     let (journal, stop) = (Journal::create(&dir.join("leader"))?, over.clone());
-    threads.push(thread("leader", move || lead(listener, &followers, journal, pattern.accounts, &stop))?);
+    let turn = pattern.pinned.then_some(0);
+    threads.push(cores::spawn("leader", turn, move || {
+        lead(listener, &followers, journal, pattern.accounts, &stop)
+    })?);
     let measured = drive(address, pattern, span);
     over.store(true, Ordering::Relaxed);
     for thread in threads {
-        thread.join().map_err(|_| io::Error::other("a thread of the floor has panicked"))??;
+        let ended = thread.join().map_err(|_| io::Error::other("a thread of the floor has panicked"))?;
+        ended.transpose()?;
     }
     measured
 }
 
 fn local() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
-}
-
-type Worker = std::thread::JoinHandle<io::Result<()>>;
-
-fn thread(name: &str, run: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Worker> {
-    std::thread::Builder::new().name(name.into()).spawn(run)
 }
 
 /// How long a loop sleeps before it looks whether all is over.
@@ -430,7 +434,8 @@ mod tests {
     #[test]
     fn it_moves_what_is_there_and_answers_every_frame() {
         let dir = tempfile::tempdir().expect("a directory");
-        let pattern = Pattern { followers: 2, accounts: 10, connections: 3, batch: 2, in_flight: 2 };
+        let pattern =
+            Pattern { followers: 2, accounts: 10, connections: 3, batch: 2, in_flight: 2, pinned: true };
         let floor = measure(pattern, Duration::from_millis(300), dir.path()).expect("a floor");
         assert!(floor.transfers > 0 && floor.transfers.is_multiple_of(2));
         assert_eq!(floor.latency.summary().count, floor.transfers / 2);

@@ -55,6 +55,8 @@ pub enum Place {
 #[derive(Clone, Debug)]
 pub struct BenchArgs {
     pub place: Place,
+    /// Whether each server that is a thread keeps to one core, as those of the floor do then.
+    pub pinned: bool,
     /// Of a bank that is started for the run.
     pub topology: Topology,
     /// Where that keeps its logs: a directory of its own is made in it, and removed.
@@ -163,7 +165,8 @@ impl Bank {
         let mut bank = match &args.place {
             Place::Threads => {
                 let data = DataDir::Kept(dir.path().join("bank"));
-                let fleet = Box::new(Cluster::start(args.topology, Settings::default(), data)?);
+                let settings = Settings { pinned: args.pinned, ..Settings::default() };
+                let fleet = Box::new(Cluster::start(args.topology, settings, data)?);
                 Bank { fleet, pids: BTreeMap::new(), threads: true, _stops: None, dir }
             }
             Place::Processes => {
@@ -294,6 +297,7 @@ fn measure_floor(
         connections: args.load.clients,
         batch: args.load.batch,
         in_flight: args.load.in_flight,
+        pinned: args.pinned,
     };
     floor::measure(pattern, span, dir).map_err(|e| format!("the floor cannot be measured: {e}"))
 }
@@ -313,6 +317,7 @@ fn settings(args: &BenchArgs, topology: &Topology) -> Value {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     json!({
         "servers_are": place,
+        "pinned": args.pinned,
         "clusters": topology.clusters,
         "servers_per_cluster": topology.servers_per_cluster,
         "accounts": topology.accounts,

@@ -1,9 +1,11 @@
 //! One non-blocking TCP connection with its two bounded buffers.
 //!
 //! **Edge-triggered.** mio reports that a socket *became* readable or writable, once. Two rules follow, and this file
-//! keeps both: reading goes on until the system says `WouldBlock`, or tells the caller to come back
-//! ([`ReadStatus::More`]); writing goes on until everything is out or the system says `WouldBlock`. A short read is no
-//! reason to stop: the end of the stream may already stand behind it, and would not be reported again.
+//! keeps both: reading goes on until nothing is left, or tells the caller to come back ([`ReadStatus::More`]); writing goes
+//! on until everything is out or the system says `WouldBlock`. A read that did not fill its space has taken what there
+//! was, and whatever arrives later is another event: that spares the call which would only say `WouldBlock`, for half of
+//! all reads. It does not show the end of the stream, which may stand behind those bytes and is not reported again. So who
+//! gets an event passes on whether it told of the end ([`Connection::announce_end`]); from then on only the end will do.
 //!
 //! **Interest** is both directions, registered once. Because [`Connection::flush`] leaves bytes behind only after
 //! `WouldBlock`, each such moment is followed by an edge when there is room again, and no edge can be missed; while
@@ -51,6 +53,8 @@ pub enum ReadStatus {
 pub struct Connection {
     stream: TcpStream,
     connecting: bool,
+    /// An event said that the peer sends no more, or that the connection is broken.
+    ending: bool,
     limits: Limits,
     received: FrameReader,
     /// Encoded frames; what stands before `written` has left. A short write only moves `written`.
@@ -82,6 +86,7 @@ impl Connection {
         Ok(Connection {
             stream,
             connecting,
+            ending: false,
             limits,
             received: FrameReader::new(),
             outgoing: Vec::new(),
@@ -140,6 +145,11 @@ impl Connection {
         }
     }
 
+    /// An event told of the end of the stream, or of an error: reading goes on until it is met.
+    pub fn announce_end(&mut self) {
+        self.ending = true;
+    }
+
     /// Reads what has arrived, up to the budget. An error concerns this connection alone: close it.
     pub fn fill(&mut self) -> io::Result<ReadStatus> {
         self.fill_up_to(Self::READ_BUDGET)
@@ -162,6 +172,9 @@ impl Connection {
                     self.received.filled(count);
                     self.bytes_in += count as u64;
                     budget -= count;
+                    if count < room && !self.ending {
+                        return Ok(ReadStatus::Drained);
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(ReadStatus::Drained),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -310,9 +310,7 @@ impl Replica {
     /// Everything of this turn has been stepped: entries go out, and what the leader appended is acknowledged by itself.
     pub fn turn_end(&mut self, now: Time, out: &mut Output) {
         if self.is_leader() {
-            for peer in self.peers() {
-                self.send_entries(peer, out);
-            }
+            let told = self.peers().into_iter().fold(true, |told, peer| self.send_entries(peer, out) & told);
             let (me, ballot, position, decided) = (self.me, self.promised, self.position, self.decided);
             let incarnation = self.membership.mine();
             let leader = self.leading();
@@ -322,7 +320,9 @@ impl Replica {
                 // P1: the leader's own vote counts when it is durable, like everybody else's.
                 out.after.push((me, Message::Accepted(Accepted { ballot, position, incarnation })));
             }
-            if leader.told < decided && leader.tell_due.is_none() {
+            if told {
+                (leader.told, leader.tell_due) = (decided, None);
+            } else if leader.told < decided && leader.tell_due.is_none() {
                 leader.tell_due = Some(now + TELL_DELAY);
             }
         }
@@ -543,31 +543,30 @@ impl Replica {
         out.now.extend(peers.into_iter().map(|p| (p, Message::Heartbeat(heartbeat.clone()))));
     }
 
-    /// Sends the next entries to a follower, as far as its window allows.
-    fn send_entries(&mut self, to: NodeId, out: &mut Output) {
+    /// Sends the next entries to a follower, as far as its window allows; true if there are any, which also tell what is decided.
+    fn send_entries(&mut self, to: NodeId, out: &mut Output) -> bool {
         let (ballot, decided, floor, last) = (self.promised, self.decided, self.log.floor(), self.log.last());
-        let window = self.limits.window_slots;
+        let mut sent = false;
         loop {
-            let Role::Leader(leader) = &mut self.role else { return };
+            let Role::Leader(leader) = &mut self.role else { return sent };
             let round = leader.round;
             let progress = leader.progress.get_mut(&to).expect("a leader tracks every server of its cluster");
-            let Some(acked) = progress.acked else { return };
-            let end = last.min(Slot(acked.0 + window));
+            let Some(acked) = progress.acked else { return sent };
+            let end = last.min(Slot(acked.0 + self.limits.window_slots));
             if progress.reading || progress.gone || progress.sent >= end {
-                return;
+                return sent;
             }
             let first = progress.sent.next();
             // Whoever has no room is told again when it has: until then every round would bring the same in vain.
             let room = progress.room.unwrap_or(u64::MAX);
             let bytes = self.log.get(first).map_or(RECORD_BYTES, |(_, value)| record_bytes(value));
             if bytes > room {
-                return;
+                return sent;
             }
             if first <= floor {
                 progress.reading = true;
-                let read = self.read_log(Purpose::CatchUp(to), first);
-                out.reads.push(read);
-                return;
+                out.reads.push(self.read_log(Purpose::CatchUp(to), first));
+                return sent;
             }
             let values: Vec<Value> = self
                 .log
@@ -578,6 +577,7 @@ impl Replica {
             progress.sent = Slot(progress.sent.0 + values.len() as u64);
             progress.sent_in_round = round;
             out.now.push((to, Message::Accept(Accept { ballot, decided, first, values })));
+            sent = true;
         }
     }
 

@@ -215,7 +215,7 @@ impl Worker {
         }
         let now = self.clock.now();
         for event in events.iter().filter(|e| e.token() != WAKER) {
-            self.outlet.conns.wake(event.token().0);
+            self.outlet.conns.wake(event);
         }
         let mut out = Output::default();
         self.outlet.conns.dial_resolved(now);

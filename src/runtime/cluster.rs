@@ -25,6 +25,7 @@ use crate::runtime::admin::{self, AskError};
 use crate::runtime::clock::Clock;
 use crate::runtime::config_file::ClusterConfig;
 use crate::runtime::conns::{Context, Door, Endpoints};
+use crate::runtime::cores;
 use crate::runtime::gates::affordable;
 use crate::runtime::node::{self, Control, Setup, poll_and_waker};
 use crate::runtime::order::{Order, Report};
@@ -144,7 +145,7 @@ struct Running {
     control: Sender<Control>,
     waker: Arc<Waker>,
     status: Arc<Mutex<Status>>,
-    thread: JoinHandle<io::Result<()>>,
+    thread: JoinHandle<Option<io::Result<()>>>,
 }
 
 /// The servers of a bank as threads of this process.
@@ -217,9 +218,8 @@ impl Cluster {
                 admin: false,
             },
         )?;
-        let thread = std::thread::Builder::new()
-            .name(server.to_string())
-            .spawn(move || node::run(setup))
+        let turn = self.settings.pinned.then(|| server.index());
+        let thread = cores::spawn(&server.to_string(), turn, move || node::run(setup))
             .map_err(|e| format!("{server}: no thread: {e}"))?;
         let slot = self.servers.get_mut(&server).expect("the topology names every server");
         slot.state = ServerState::Live;
@@ -283,7 +283,7 @@ pub fn prepare<D: Disk>(
         ),
     }
     let now = clock.now();
-    let Settings { timeouts, keep, connections } = settings;
+    let Settings { timeouts, keep, connections, .. } = settings;
     let limits = Limits { snapshot_bytes: keep.snapshot_bytes(), ..Limits::default() };
     let shard = drive::restore(
         server,

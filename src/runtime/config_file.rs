@@ -172,7 +172,7 @@ fn parse(text: &str) -> Result<ClusterConfig, (Option<usize>, String)> {
     let context = Context { cluster_id, topology, timeouts, addresses };
     Ok(ClusterConfig {
         context,
-        settings: Settings { timeouts, keep, connections },
+        settings: Settings { timeouts, keep, connections, pinned: false },
         allow_admin: file.allow_admin,
     })
 }

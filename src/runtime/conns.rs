@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Registry, Token, Waker};
 use serde::Serialize;
@@ -379,8 +380,18 @@ impl Conns {
         }
     }
 
-    /// An event arrived for this token.
-    pub fn wake(&mut self, token: usize) {
+    /// An event arrived for one of its connections.
+    pub fn wake(&mut self, event: &Event) {
+        let Token(token) = event.token();
+        if let Some(conn) = self.conns.get_mut(&token)
+            && (event.is_read_closed() || event.is_error())
+        {
+            conn.connection.announce_end();
+        }
+        self.look_at(token);
+    }
+
+    fn look_at(&mut self, token: usize) {
         self.step_leaving(token);
         if self.conns.contains_key(&token) {
             self.ready.insert(token);

@@ -7,6 +7,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use mio::event::Event;
+
 use crate::config::{Timeouts, Topology};
 use crate::metrics::{Durations, Served};
 use crate::report::Scope;
@@ -114,8 +116,8 @@ impl Gateway {
     }
 
     /// An event arrived for one of its own connections.
-    pub fn wake(&mut self, token: usize) {
-        self.outlet.conns.wake(token);
+    pub fn wake(&mut self, event: &Event) {
+        self.outlet.conns.wake(event);
     }
 
     /// Whether it has something to do without waiting for an event.

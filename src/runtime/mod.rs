@@ -14,6 +14,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config_file;
 pub mod conns;
+pub mod cores;
 pub mod doorman;
 pub mod gates;
 pub mod gateway;

@@ -191,8 +191,8 @@ impl<D: Disk> Node<D> {
                 match event.token() {
                     WAKER => {}
                     token @ (LISTENER | SECOND_LISTENER) => self.gates.knock(token, now),
-                    Token(token) if token >= GATEWAY_FIRST_CONN => self.gateway.wake(token),
-                    Token(token) => self.conns.wake(token),
+                    Token(token) if token >= GATEWAY_FIRST_CONN => self.gateway.wake(event),
+                    _ => self.conns.wake(event),
                 }
             }
             self.gates.accept(self.me, now, &mut self.conns, &mut received);

@@ -158,6 +158,8 @@ pub struct Comparison {
     views: BTreeMap<Slot, View>,
     /// The last slot that this server applied.
     reached: Slot,
+    /// Whether something came in since the last turn's end.
+    news: bool,
     confirmed: Option<(Slot, u64)>,
     /// When the latest view goes once more to those who have not shown the same.
     repeat_due: Option<Time>,
@@ -176,6 +178,7 @@ impl Comparison {
             patience: timeouts.election() * PATIENCE,
             views: BTreeMap::new(),
             reached: Slot::ZERO,
+            news: false,
             confirmed: None,
             repeat_due: None,
             dispute_ends: None,
@@ -207,6 +210,7 @@ impl Comparison {
         self.reached = slot;
         if slot.0.is_multiple_of(self.every) {
             self.views.entry(slot).or_default().reports.insert(self.me, digest);
+            self.news = true;
             self.trim();
         }
     }
@@ -217,6 +221,7 @@ impl Comparison {
         if !expected || from == self.me || !self.servers.contains(&from) {
             return;
         }
+        self.news = true;
         let view = self.views.entry(m.slot).or_default();
         let known = view.reports.len();
         for (server, digest) in &m.reports {
@@ -249,10 +254,15 @@ impl Comparison {
     /// This server stood still; whoever is to tell who is right gets its time anew.
     pub fn resume(&mut self) {
         self.views.values_mut().for_each(|view| view.disputed = None);
+        self.news = true;
     }
 
     /// Everything of this turn has been heard and applied: reports go out, and views are judged.
     pub fn turn_end(&mut self, now: Time, out: &mut Output) {
+        let due = self.next_deadline().is_some_and(|due| due <= now);
+        if !std::mem::take(&mut self.news) && !due {
+            return;
+        }
         self.dispute_ends = None;
         let majority = self.servers.len() / 2 + 1;
         let mut stop = None;

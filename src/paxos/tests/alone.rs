@@ -414,6 +414,30 @@ fn followers_are_told_what_is_decided_a_millisecond_later_and_once() {
     assert_eq!(s1.next_deadline(), idle, "there is nothing more to tell");
 }
 
+/// Under load a leader sent a heartbeat each millisecond for what its proposals had told long ago, and had answers to all.
+#[test]
+fn who_gets_the_next_entries_need_not_be_told_again() {
+    let (mut s1, now) = leader();
+    let ballot = s1.promised();
+    step(&mut s1, now, |r, out| r.message(now, S3, accepted(ballot, 3), out));
+    let idle = s1.next_deadline();
+    step(&mut s1, now, |r, out| _ = r.propose(value(1), out));
+    step(&mut s1, now, |r, out| r.message(now, S2, accepted(ballot, 4), out));
+    assert_eq!(s1.next_deadline(), now + millis(1));
+    let sent = step(&mut s1, now, |r, out| _ = r.propose(value(2), out));
+    assert_eq!((slots(&sent, S2), slots(&sent, S3)), (vec![5], vec![5]));
+    assert_eq!(s1.next_deadline(), idle, "both have heard that slot 4 is decided");
+    // S3's window is closed, so that the entry tells S2 alone.
+    let mut last = 5;
+    while !slots(&step(&mut s1, now, |r, out| _ = r.propose(value(3), out)), S3).is_empty() {
+        last += 1;
+    }
+    step(&mut s1, now, |r, out| r.message(now, S2, accepted(ballot, last), out));
+    let sent = step(&mut s1, now, |r, out| _ = r.propose(value(4), out));
+    assert!(!slots(&sent, S2).is_empty() && slots(&sent, S3).is_empty());
+    assert_eq!(s1.next_deadline(), now + millis(1), "S3 has not");
+}
+
 #[test]
 fn a_decided_slot_is_written_down_once() {
     let start = (Ballot::ZERO, Slot(3), Vec::new());

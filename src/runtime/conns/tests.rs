@@ -64,7 +64,7 @@ impl End {
             }
             assert!(start.elapsed() < PATIENCE, "nothing was closed");
             self.poll.poll(&mut events, Some(PATIENCE)).expect("a poll");
-            events.iter().for_each(|event| self.conns.wake(event.token().0));
+            events.iter().for_each(|event| self.conns.wake(event));
         }
     }
 }
@@ -191,7 +191,7 @@ fn a_connection_that_falls_silent_gives_its_memory_back() {
     other.write_all(b"PING\r\n").expect("room");
     let mut received = Vec::new();
     while received.is_empty() {
-        end.conns.wake(token);
+        end.conns.look_at(token);
         end.conns.receive(START, &mut received);
     }
 }
@@ -265,7 +265,7 @@ fn a_peer_that_sends_nothing_is_dialled_anew_and_dead_ends_are_found_by_the_syst
     for round in 0..60 {
         let now = START + round * Duration::from_millis(50);
         talks.write_all(&bytes).expect("room");
-        end.conns.wake(from_talking);
+        end.conns.look_at(from_talking);
         end.conns.receive(now, &mut received);
         assert!(end.conns.send(to_silent, kind::PEER, &message));
         assert!(end.conns.send(to_talking, kind::PEER, &message));
@@ -293,14 +293,14 @@ fn what_is_queued_leaves_before_a_connection_ends() {
         }
         let mut received = Vec::new();
         while received.len() < 3 {
-            end.conns.wake(token);
+            end.conns.look_at(token);
             end.conns.receive(START, &mut received);
         }
         for _ in 0..3 {
             end.conns.reply(token, 1, &reply);
         }
         if half_closed {
-            end.conns.wake(token);
+            end.conns.look_at(token);
             end.conns.receive(START, &mut received);
         } else {
             end.conns.leave(token, "it asked for that", &mut received);
@@ -317,7 +317,7 @@ fn what_is_queued_leaves_before_a_connection_ends() {
         while !reader.is_finished() {
             assert!(start.elapsed() < PATIENCE, "the end does not come");
             end.poll.poll(&mut events, Some(Duration::from_millis(20))).expect("a poll");
-            events.iter().for_each(|event| end.conns.wake(event.token().0));
+            events.iter().for_each(|event| end.conns.wake(event));
         }
         assert_eq!(reader.join().expect("no panic").expect("the end of the stream"), 3 << 20);
         end.conns.tend(START + Duration::from_secs(10));
@@ -347,7 +347,7 @@ fn behind_a_protocol_error_nothing_is_read() {
     let mut received = Vec::new();
     for _ in 0..20 {
         other.write_all(&b"*99999\r\n".repeat(1000)).expect("room");
-        end.conns.wake(token);
+        end.conns.look_at(token);
         end.conns.receive(START, &mut received);
     }
     assert_eq!(received.len(), 1);
