@@ -227,7 +227,7 @@ fn an_acknowledgement_of_an_earlier_ballot() {
 
 #[test]
 fn a_coordinator_that_dies() {
-    let (pauses, duplicates, states) = if is_full() { (2, 1, 410_762) } else { (1, 0, 770) };
+    let (pauses, duplicates, states) = if is_full() { (2, 1, 402_375) } else { (1, 0, 770) };
     let budget = Budget { deaths: 1, pauses, duplicates, ..Budget::default() };
     let mut bounds = shards("A coordinator that dies, two recoverers, late prepares", budget);
     bounds.must.extend([
@@ -243,7 +243,7 @@ fn a_coordinator_that_dies() {
 
 #[test]
 fn servers_that_crash_in_a_transfer() {
-    let (pauses, states) = if is_full() { (2, 204_310) } else { (1, 7_632) };
+    let (pauses, states) = if is_full() { (2, 200_357) } else { (1, 7_415) };
     let budget = Budget { deaths: 1, pauses, crashes: 1, ..Budget::default() };
     let mut bounds = shards("A coordinator that dies, and servers that crash", budget);
     let crashes = [Seen::Crash, Seen::DiedBeforeSync, Seen::DiedBeforeRelease];
