@@ -25,8 +25,8 @@ pub struct Bench {
     /// Start the servers as processes instead of threads.
     #[arg(long, conflicts_with = "config")]
     processes: bool,
-    /// Keep each server's thread to one core, S1's to the first, and let it interrupt no other: for machines that do nothing
-    /// else. Short turns get faster, long ones slower.
+    /// Keep each server's thread to one core, and let it interrupt no other server: for machines that do nothing else. Short
+    /// turns get faster, long ones slower.
     #[arg(long, conflicts_with_all = ["config", "processes"])]
     pin: bool,
     /// Drive a bank that runs already; needs allow_admin, and nobody else may use it meanwhile.

@@ -216,12 +216,10 @@ impl Driver {
         }
     }
 
-    /// The same for an event of a connection alone, which hears if it was its end.
+    /// The same for events of a connection alone, which hears of them.
     fn wait_with(&mut self, connection: &mut Connection) {
         self.wait();
-        if self.events.iter().any(|event| event.is_read_closed() || event.is_error()) {
-            connection.announce_end();
-        }
+        self.events.iter().for_each(|event| connection.announce(event));
     }
 }
 

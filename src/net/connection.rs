@@ -5,9 +5,10 @@
 //! on until everything is out or the system says `WouldBlock`. A read that did not fill its space has taken what there
 //! was, and whatever arrives later is another event: that spares the call which would only say `WouldBlock`, for half of
 //! all reads. It does not show the end of the stream, which may stand behind those bytes and is not reported again. So who
-//! gets an event passes on whether it told of the end ([`Connection::announce_end`]); from then on only the end will do.
+//! gets an event passes it on ([`Connection::announce`]), and once it told of the end, reading goes on until that is met. The
+//! same goes for urgent data, at which a read stops though more is there.
 //!
-//! **Interest** is both directions, registered once. Because [`Connection::flush`] leaves bytes behind only after
+//! **Interest** is both directions and urgent data, registered once. Because [`Connection::flush`] leaves bytes behind only after
 //! `WouldBlock`, each such moment is followed by an edge when there is room again, and no edge can be missed; while
 //! nothing is stuck, the kernel does not wake anybody for a socket that stays writable. So there is no system call to
 //! change interest, and no state that could disagree with the poll.
@@ -19,6 +20,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustix::net::sockopt;
@@ -53,8 +55,8 @@ pub enum ReadStatus {
 pub struct Connection {
     stream: TcpStream,
     connecting: bool,
-    /// An event said that the peer sends no more, or that the connection is broken.
-    ending: bool,
+    /// An event said that a short read may have left something.
+    thorough: bool,
     limits: Limits,
     received: FrameReader,
     /// Encoded frames; what stands before `written` has left. A short write only moves `written`.
@@ -86,7 +88,7 @@ impl Connection {
         Ok(Connection {
             stream,
             connecting,
-            ending: false,
+            thorough: false,
             limits,
             received: FrameReader::new(),
             outgoing: Vec::new(),
@@ -99,7 +101,8 @@ impl Connection {
 
     /// Once per connection, before the first `fill` or `flush`. Dropping the connection ends the registration.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        registry.register(&mut self.stream, token, interest)
     }
 
     /// Lets the system find out when the other end is gone without a word, as after a loss of power: within about this time, it
@@ -145,9 +148,10 @@ impl Connection {
         }
     }
 
-    /// An event told of the end of the stream, or of an error: reading goes on until it is met.
-    pub fn announce_end(&mut self) {
-        self.ending = true;
+    /// An event of this connection. If it tells of the end of the stream, of an error or of urgent data, reads go on until
+    /// nothing is left for certain.
+    pub fn announce(&mut self, event: &Event) {
+        self.thorough |= event.is_read_closed() || event.is_error() || event.is_priority();
     }
 
     /// Reads what has arrived, up to the budget. An error concerns this connection alone: close it.
@@ -172,7 +176,7 @@ impl Connection {
                     self.received.filled(count);
                     self.bytes_in += count as u64;
                     budget -= count;
-                    if count < room && !self.ending {
+                    if count < room && !self.thorough {
                         return Ok(ReadStatus::Drained);
                     }
                 }

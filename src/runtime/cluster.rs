@@ -218,7 +218,10 @@ impl Cluster {
                 admin: false,
             },
         )?;
-        let turn = self.settings.pinned.then(|| server.index());
+        // Leaders, who are the first of their clusters unless something happens, get different cores.
+        let topology = &self.context.topology;
+        let within = server.index() % usize::from(topology.servers_per_cluster);
+        let turn = self.settings.pinned.then(|| topology.shard_of_server(server).index() + within);
         let thread = cores::spawn(&server.to_string(), turn, move || node::run(setup))
             .map_err(|e| format!("{server}: no thread: {e}"))?;
         let slot = self.servers.get_mut(&server).expect("the topology names every server");

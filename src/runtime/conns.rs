@@ -383,10 +383,8 @@ impl Conns {
     /// An event arrived for one of its connections.
     pub fn wake(&mut self, event: &Event) {
         let Token(token) = event.token();
-        if let Some(conn) = self.conns.get_mut(&token)
-            && (event.is_read_closed() || event.is_error())
-        {
-            conn.connection.announce_end();
+        if let Some(conn) = self.conns.get_mut(&token) {
+            conn.connection.announce(event);
         }
         self.look_at(token);
     }

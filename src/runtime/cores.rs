@@ -5,7 +5,7 @@
 //! has just written to interrupt that leader before it has written to the next one, and it leaves threads queued behind each
 //! other on one core while another is idle, as it moves only what pays for the move. So a thread that is told to keeps to one
 //! core, in turns with the others, and does not interrupt (`SCHED_BATCH`: whoever wakes up waits until the one that runs
-//! waits). That is for machines that serve the bank alone: beside somebody else's busy thread on its core, a server
+//! waits, or has had a time slice). That is for machines that serve the bank alone: beside somebody else's busy thread on its core, a server
 //! now waits for a time slice of it.
 
 use std::io;
@@ -27,12 +27,14 @@ pub fn spawn<T: Send + 'static>(
     let (tell, told) = bounded(1);
     let thread = Builder::new().name(name.into()).spawn(move || {
         let kept = turn.map_or(Ok(()), keep_to);
-        let goes_on = kept.is_ok();
+        // What it was to run with is free again before anybody hears that it does not.
+        let run = kept.is_ok().then_some(run);
         // Whoever started it waits for this.
         let _ = tell.send(kept);
-        goes_on.then(run)
+        run.map(|run| run())
     })?;
-    told.recv().map_err(io::Error::other)??;
+    let named = |e| io::Error::other(format!("it cannot keep to a core: {e}"));
+    told.recv().map_err(io::Error::other)?.map_err(named)?;
     Ok(thread)
 }
 
@@ -47,10 +49,12 @@ fn keep_to(turn: usize) -> io::Result<()> {
     only.set(*core);
     sched_setaffinity(None, &only)?;
     let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the pointer is to parameters that live until the call returns, and 0 is the calling thread.
-    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
+    // SAFETY: the pointer is to parameters that live until the call returns, which is about the calling thread.
+    match unsafe {
+        libc::pthread_setschedparam(libc::pthread_self(), libc::SCHED_BATCH, &raw const parameters)
+    } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
@@ -60,8 +64,12 @@ mod tests {
 
     fn where_it_runs() -> (Vec<usize>, i32) {
         let allowed = sched_getaffinity(None).expect("the cores of a thread");
-        // SAFETY: it takes nothing but the number of a thread, 0 for this one.
-        let policy = unsafe { libc::sched_getscheduler(0) };
+        let (mut policy, mut parameters) = (0, libc::sched_param { sched_priority: 0 });
+        // SAFETY: the pointers are to variables that live until the call returns, which is about the calling thread.
+        let error = unsafe {
+            libc::pthread_getschedparam(libc::pthread_self(), &raw mut policy, &raw mut parameters)
+        };
+        assert_eq!(error, 0);
         ((0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect(), policy)
     }
 

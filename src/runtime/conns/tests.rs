@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream as StdStream};
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use mio::{Events, Poll};
@@ -354,4 +355,50 @@ fn behind_a_protocol_error_nothing_is_read() {
     assert!(matches!(received[0].received, Received::Resp(Err(_))));
     let said = end.conns.name(token);
     assert_eq!(said, format!("Resp at {}", other.local_addr().expect("an address")));
+}
+
+/// A short read says that nothing is left, but for two things that stand behind it and bring no event of their own: the end of
+/// the stream, and what follows urgent data. The event in which they were must be remembered.
+#[test]
+fn what_stands_behind_a_short_read_is_met() {
+    let urgent = |other: &StdStream| {
+        // SAFETY: the byte lives until the call returns, and the descriptor as long as `other`.
+        let sent = unsafe { libc::send(other.as_raw_fd(), c"!".as_ptr().cast(), 1, libc::MSG_OOB) };
+        assert_eq!(sent, 1);
+    };
+    for ends in [true, false] {
+        let mut end = End::new(&[]);
+        let (token, mut other) = end.accept(START);
+        let mut received = Vec::new();
+        // All that a new connection brings of events is over when this has come.
+        other.write_all(b"PING\r\n").expect("room");
+        let (mut events, start) = (Events::with_capacity(16), Instant::now());
+        while received.is_empty() {
+            assert!(start.elapsed() < PATIENCE, "the first request does not come");
+            end.poll.poll(&mut events, Some(PATIENCE)).expect("a poll");
+            events.iter().for_each(|event| end.conns.wake(event));
+            end.conns.receive(START, &mut received);
+            end.conns.receive(START, &mut received);
+        }
+        end.conns.reply(token, 1, b"+PONG\r\n");
+        end.conns.flush(&mut received);
+
+        other.write_all(b"PING\r\n").expect("room");
+        if ends {
+            other.shutdown(std::net::Shutdown::Write).expect("a socket");
+        } else {
+            urgent(&other);
+            other.write_all(b"PING\r\n").expect("room");
+        }
+        // Loopback delivers before the call that sent returns, so that one event has all of it.
+        end.poll.poll(&mut events, Some(PATIENCE)).expect("a poll");
+        events.iter().for_each(|event| end.conns.wake(event));
+        received.clear();
+        while end.conns.has_more() {
+            end.conns.receive(START, &mut received);
+        }
+        let requests = received.iter().filter(|item| matches!(item.received, Received::Resp(Ok(_)))).count();
+        assert_eq!(requests, if ends { 1 } else { 2 });
+        assert_eq!(end.conns.conns[&token].ended, ends);
+    }
 }
