@@ -5,8 +5,8 @@
 //! has just written to interrupt that leader before it has written to the next one, and it leaves threads queued behind each
 //! other on one core while another is idle, as it moves only what pays for the move. So a thread that is told to keeps to one
 //! core, in turns with the others, and does not interrupt (`SCHED_BATCH`: whoever wakes up waits until the one that runs
-//! waits, or has had a time slice). That is for machines that serve the bank alone: beside somebody else's busy thread on its core, a server
-//! now waits for a time slice of it.
+//! waits, or has had a time slice). That is for machines that serve the bank alone: beside somebody else's busy thread on its
+//! core, a server now waits for a time slice of it.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
